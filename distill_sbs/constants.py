@@ -1,0 +1,38 @@
+"""Names and numbers that every stage shares: record fields, feature keys, task ids, prefixes."""
+
+from __future__ import annotations
+
+# Record fields; teacher fields are f"{teacher}_label" and f"{teacher}_rationale".
+ID = "id"
+INDEX = "index"  # position in the prepared split, 0 .. examples - 1
+INPUT = "input"
+LABEL = "label"
+
+# Task features (SeqIO output features, the keys of TASK_FEATURE_LENGTHS).
+INPUTS = "inputs"
+TARGETS = "targets"
+TASK_IDS = "task_ids"
+
+# One task id stands beside every target token; 0 is padding, as SeqIO packing demands
+# (it casts to int32 and drops zeros).
+PADDING_TASK_ID = 0
+LABEL_TASK_ID = 1
+RATIONALE_TASK_ID = 2
+
+# Model features, T5X's names and ours.
+ENCODER_INPUT_TOKENS = "encoder_input_tokens"
+ENCODER_SEGMENT_IDS = "encoder_segment_ids"
+ENCODER_POSITIONS = "encoder_positions"
+DECODER_INPUT_TOKENS = "decoder_input_tokens"
+DECODER_TARGET_TOKENS = "decoder_target_tokens"
+DECODER_SEGMENT_IDS = "decoder_segment_ids"
+DECODER_POSITIONS = "decoder_positions"
+DECODER_LOSS_WEIGHTS = "decoder_loss_weights"
+DECODER_TASK_IDS = "decoder_task_ids"
+
+# Prefixes of the published implementation; the paper's text prints them as [label], [rationale].
+LABEL_PREFIX = "predict: "
+RATIONALE_PREFIX = "explain: "
+
+PAD_ID = 0
+EOS_ID = 1

@@ -1,0 +1,76 @@
+"""What a dataset is: a reader of its raw examples, its teachers, and how an answer is scored.
+
+Enters: the description that a file in `tasks/` gives. Leaves: a `DatasetSpec` that `prepare`
+(writes records) and `registration` (builds SeqIO tasks and mixtures) share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+from etils import epath
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherOutput:
+    """A teacher's parsed answer to one input.
+
+    Both fields are None where the raw text could not be parsed: such a row gives no teacher
+    label and no rationale, and is counted as unparsed.
+    """
+
+    label: str | None
+    rationale: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One raw example: text in, gold label, and what each teacher said of it."""
+
+    id: str
+    input: str
+    label: str | None  # None where there is no gold label
+    teacher_outputs: Mapping[str, TeacherOutput] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawSplit:
+    """One split as a reader hands it over; `examples()` streams, and can be called again."""
+
+    size: int
+    examples: Callable[[], Iterator[Example]]
+
+
+# (source_dir, split) -> RawSplit. Raises `SourceError` on a missing or malformed file.
+Reader = Callable[[epath.Path, str], RawSplit]
+
+# (gold label, predicted label) -> is it right?
+AnswerCheck = Callable[[str, str], bool]
+
+
+class SourceError(ValueError):
+    """Raw data that cannot be read; the message names the file, the line and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset by name.
+
+    Attributes:
+      name: lower-case identifier, the first word of every task and mixture name.
+      reader: streams the raw examples of one split.
+      is_correct: compares a gold label with a predicted one.
+      teachers: the teachers whose outputs the prepared records hold.
+      splits: the splits that exist; a dataset without validation or test cannot be evaluated.
+      needs_source_dir: False where the reader makes or finds its data itself.
+    """
+
+    name: str
+    reader: Reader
+    is_correct: AnswerCheck
+    teachers: tuple[str, ...] = ()
+    splits: tuple[str, ...] = SPLITS
+    needs_source_dir: bool = True
