@@ -1,0 +1,281 @@
+"""From a dataset's description to its SeqIO tasks and mixtures.
+
+Enters: a `DatasetSpec` (one file in `tasks/`, or a user's own). Leaves: the tasks and mixtures
+that DESIGN.md names, in SeqIO's registries. Nothing is read before a task's data is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from distill_sbs import constants, resources
+from distill_sbs.data import metrics, preprocessors, records, settings, vocabulary
+from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
+
+DATASETS: dict[str, DatasetSpec] = {}
+_DATASET_OF_TASK: dict[str, str] = {}
+_loaded_files: set[pathlib.Path] = set()
+
+OUTPUT_FEATURES = {
+    constants.INPUTS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
+    constants.TARGETS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
+    constants.TASK_IDS: seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False),
+}
+
+
+class RecordsDataSource(seqio.DataSource):
+    """Prepared records as a SeqIO source; the folder is looked up when data is asked for."""
+
+    def __init__(self, spec: DatasetSpec) -> None:
+        super().__init__(splits=spec.splits)
+        self._spec = spec
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"RecordsDataSource({self._spec.name})"
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return records.split_files(settings.current().folder, self._spec.name, split)
+
+    def num_input_examples(self, split: str) -> int:
+        info = records.read_info(settings.current().folder, self._spec.name)
+        return info["splits"][split]["examples"]
+
+    def get_dataset(  # type: ignore[override]
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """The records of `split`, each with `is_train`; see `seqio.DataSource.get_dataset`.
+
+        Raises:
+          records.UnpreparedDataError: the split has not been prepared.
+        """
+        files = self.list_shards(split)
+        if shard_info:
+            files = files[shard_info.index :: shard_info.num_shards]
+        dataset = tf.data.Dataset.from_tensor_slices(files)
+        if shuffle:
+            dataset = dataset.shuffle(len(files), seed=seed)
+        dataset = dataset.interleave(
+            tf.data.TFRecordDataset, cycle_length=1 if not shuffle else 8, deterministic=True
+        )
+        parse = functools.partial(records.parse_record, teachers=self._spec.teachers)
+
+        def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {**parse(serialized), "is_train": tf.constant(split == "train")}
+
+        return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _accuracy_metric(is_correct: AnswerCheck) -> Callable[..., Mapping[str, float]]:
+    def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+        """Share of right answers, 0 to 1."""
+        pairs = zip(targets, predictions, strict=True)
+        return {"accuracy": sum(is_correct(*pair) for pair in pairs) / max(len(targets), 1)}
+
+    return accuracy
+
+
+def _joint_answer(text: str, **_: Any) -> str:
+    """SeqIO postprocessor of joint tasks: scores the label, not the rationale."""
+    return preprocessors.answer_after_marker(text)
+
+
+def _add_task(
+    spec: DatasetSpec,
+    name: str,
+    convert: Callable[[preprocessors.Record], preprocessors.TextPair],
+    task_id: int,
+    metric: Callable[..., Mapping[str, float]],
+    postprocess: Callable[..., Any] | None = None,
+) -> None:
+    seqio.TaskRegistry.add(
+        name,
+        source=RecordsDataSource(spec),
+        preprocessors=[
+            functools.partial(preprocessors.to_text_pair, convert=convert),
+            preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            # After the cache: one cache serves every fraction and every length.
+            functools.partial(preprocessors.keep_fraction, dataset_name=spec.name),
+            seqio.preprocessors.append_eos_after_trim,
+            functools.partial(preprocessors.tag_task_ids, task_id=task_id),
+        ],
+        postprocess_fn=postprocess,
+        output_features=OUTPUT_FEATURES,
+        metric_fns=[metric],
+    )
+    _DATASET_OF_TASK[name] = spec.name
+
+
+def _rationale_rate(_: seqio.Task) -> float:
+    """λ, read when the mixture is sampled."""
+    return settings.current().rationale_rate
+
+
+def register_dataset(spec: DatasetSpec) -> None:
+    """Registers every task and mixture of a dataset.
+
+    Raises:
+      ValueError: a dataset of that name is registered already.
+    """
+    if spec.name in DATASETS:
+        raise ValueError(
+            f"dataset {spec.name!r} is registered already; give yours another name in DatasetSpec"
+        )
+    DATASETS[spec.name] = spec
+    name, is_label = spec.name, _accuracy_metric(spec.is_correct)
+    label, rationale = constants.LABEL_TASK_ID, constants.RATIONALE_TASK_ID
+
+    _add_task(spec, f"{name}_label", preprocessors.label_task(None), label, is_label)
+    seqio.MixtureRegistry.add(f"{name}_finetune", [(f"{name}_label", 1.0)])
+    for teacher in spec.teachers:
+        teacher_labels = f"{name}_label_{teacher}"
+        rationales = f"{name}_rationale_{teacher}"
+        _add_task(spec, teacher_labels, preprocessors.label_task(teacher), label, is_label)
+        _add_task(
+            spec,
+            rationales,
+            preprocessors.rationale_task(teacher),
+            rationale,
+            metrics.rationale_overlap,
+        )
+        _add_task(
+            spec,
+            f"{name}_joint_{teacher}",
+            preprocessors.joint_task(teacher),
+            label,
+            is_label,
+            _joint_answer,
+        )
+        _add_task(
+            spec, f"{name}_pinto_{teacher}", preprocessors.pinto_task(teacher), label, is_label
+        )
+        seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", [(teacher_labels, 1.0)])
+        seqio.MixtureRegistry.add(
+            f"{name}_dss_{teacher}", [(f"{name}_label", 1.0), (rationales, _rationale_rate)]
+        )
+        seqio.MixtureRegistry.add(
+            f"{name}_dss_distill_{teacher}",
+            [(teacher_labels, 1.0), (rationales, _rationale_rate)],
+        )
+
+
+def register_augmented(name: str, base: str, augmentation: str, teacher: str) -> None:
+    """Registers mixtures of a labelled dataset and one that only the teacher has labelled.
+
+    The paper augments SVAMP with ASDiv so (section 4.4): `base` keeps its gold labels in
+    `{name}_dss_{teacher}`, `augmentation` has the teacher's. Each dataset is drawn in proportion
+    to its number of training examples. Evaluation is on `base`, whose task comes first.
+    """
+
+    def share(dataset: str, rate: Callable[[seqio.Task], float]) -> Callable[[seqio.Task], float]:
+        return lambda task: rate(task) * float(task.source.num_input_examples("train"))
+
+    def one(_: seqio.Task) -> float:
+        return 1.0
+
+    def labels(base_task: str, augmentation_task: str) -> list[tuple[str, Any]]:
+        return [(base_task, share(base, one)), (augmentation_task, share(augmentation, one))]
+
+    rationales = [
+        (f"{dataset}_rationale_{teacher}", share(dataset, _rationale_rate))
+        for dataset in (base, augmentation)
+    ]
+    gold = labels(f"{base}_label", f"{augmentation}_label")
+    taught = labels(f"{base}_label_{teacher}", f"{augmentation}_label_{teacher}")
+    mixed = labels(f"{base}_label", f"{augmentation}_label_{teacher}")
+    seqio.MixtureRegistry.add(f"{name}_finetune", gold)
+    seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", taught)
+    seqio.MixtureRegistry.add(f"{name}_dss_{teacher}", mixed + rationales)
+    seqio.MixtureRegistry.add(f"{name}_dss_distill_{teacher}", taught + rationales)
+
+
+def load_task_files(extra: Sequence[str] = ()) -> None:
+    """Runs the project's registration files, then the user's own; each file once.
+
+    Raises:
+      ValueError: a file is missing or does not run; the message names it.
+    """
+    own = sorted(resources.task_folder().glob("*.py"))
+    for path in [*own, *(pathlib.Path(file) for file in extra)]:
+        path = path.resolve()
+        if path in _loaded_files:
+            continue
+        if not path.is_file():
+            raise ValueError(f"--task_file={path}: no such file")
+        module_spec = importlib.util.spec_from_file_location(f"distill_sbs_task_{path.stem}", path)
+        assert module_spec and module_spec.loader
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[module_spec.name] = module
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            raise ValueError(f"{path} could not be loaded: {error}") from error
+        _loaded_files.add(path)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    listed = ", ".join(matches) if matches else ", ".join(sorted(known)[:12])
+    return f"did you mean: {listed}?" if matches else f"known: {listed} …"
+
+
+def get_dataset(name: str) -> DatasetSpec:
+    """Looks a dataset up; raises ValueError with near matches where there is none."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; {_near(name, list(DATASETS))}")
+    return DATASETS[name]
+
+
+def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
+    """Looks a task or mixture up; raises ValueError with near matches where there is none."""
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        raise ValueError(
+            f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; {_near(name, known)}"
+        )
+    return seqio.get_mixture_or_task(name)
+
+
+def dataset_of(task: seqio.Task) -> DatasetSpec:
+    """The dataset that a task of ours reads."""
+    return DATASETS[_DATASET_OF_TASK[task.name]]
+
+
+def tasks_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    """The tasks of a mixture in the order of registration; a task is its own only one."""
+    if isinstance(mixture_or_task, seqio.Task):
+        return [mixture_or_task]
+    order = list(mixture_or_task.rate_per_task_name)
+    return sorted(mixture_or_task.tasks, key=lambda task: order.index(task.name))
+
+
+def is_rationale(task: seqio.Task) -> bool:
+    """Whether a task's targets are rationales (its label tasks are what accuracy is about)."""
+    return "_rationale_" in task.name
+
+
+def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
+    """The task whose accuracy the run reports: the first that is not a rationale task."""
+    tasks = tasks_of(mixture_or_task)
+    return next((task for task in tasks if not is_rationale(task)), tasks[0])

@@ -1,0 +1,77 @@
+"""The few data settings that a run chooses: where records lie, how many to use, λ, the vocabulary.
+
+Enters: values from an entry point (or from gin, through `provide`). Leaves: `current()`, which
+SeqIO tasks read when their data is asked for, never at import; so registering a task does no I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+
+DATA_DIR_VARIABLE = "DISTILL_SBS_DATA_DIR"
+
+
+def default_data_dir() -> str:
+    """Returns `$DISTILL_SBS_DATA_DIR`, or `~/.cache/distill_sbs` where it is unset."""
+    return os.environ.get(DATA_DIR_VARIABLE) or os.path.expanduser("~/.cache/distill_sbs")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What a run chooses about its data.
+
+    Attributes:
+      data_dir: folder of prepared records; None is `default_data_dir()`.
+      data_fraction: share in (0, 1] of the training examples that is used.
+      fraction_seed: seed of the permutation that chooses them.
+      rationale_rate: λ, the mixing rate of the rationale task (label task: 1).
+      vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems).
+
+    Raises:
+      ValueError: a value is out of range.
+    """
+
+    data_dir: str | None = None
+    data_fraction: float = 1.0
+    fraction_seed: int = 0
+    rationale_rate: float = 1.0
+    vocabulary_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.data_fraction <= 1.0:
+            raise ValueError(
+                f"DATA_FRACTION={self.data_fraction} is not in (0, 1]; "
+                "1.0 is the whole training set, 0.125 an eighth of it"
+            )
+        if not (math.isfinite(self.rationale_rate) and self.rationale_rate >= 0.0):
+            raise ValueError(
+                f"RATIONALE_RATE={self.rationale_rate} is not a finite number ≥ 0; "
+                "0 trains on labels alone, 1 is the paper's λ"
+            )
+
+    @property
+    def folder(self) -> str:
+        """The folder of prepared records."""
+        return self.data_dir or default_data_dir()
+
+
+_provider: Callable[[], DataSettings] = DataSettings
+
+
+def provide(provider: Callable[[], DataSettings]) -> None:
+    """Sets where `current()` gets its answer, for example a gin-configurable `DataSettings`."""
+    global _provider
+    _provider = provider
+
+
+def use(settings: DataSettings) -> None:
+    """Makes `settings` the current ones."""
+    provide(lambda: settings)
+
+
+def current() -> DataSettings:
+    """Returns the settings in force."""
+    return _provider()
