@@ -1,0 +1,254 @@
+"""Prepared records: TFRecord shards and `info.json`, the one form that every dataset takes.
+
+Enters: a stream of `Example`s (writing); `DATA_DIR/{dataset}` (reading). Leaves: files
+`{split}.tfrecord-00000-of-0000N` and `info.json`; parsed records and shard names.
+
+A record is a `tf.train.Example`: bytes `id`, int64 `index` (its position in the split), bytes
+`input`, bytes `label` ('' where there is no gold label), and for each teacher bytes
+`{teacher}_label` and `{teacher}_rationale` ('' where its output could not be parsed or is absent).
+`info.json` is `{"dataset": …, "format_version": 1, "splits": {split: {"examples": N, "teachers":
+{teacher: {"unparsed": …, "label_accuracy": …, "mean_rationale_words": …}}}}}`.
+
+Paths may be `gs://`: everything goes through etils' epath and `tf.io`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from etils import epath
+
+from distill_sbs import constants
+from distill_sbs.data.dataset import AnswerCheck, Example, SourceError
+from distill_sbs.errors import UserError
+
+FORMAT_VERSION = 1
+INFO_FILE = "info.json"
+
+# About 8 MB of NLI pairs a shard: enough shards to spread e-SNLI over hosts, few for the others.
+EXAMPLES_PER_SHARD = 16384
+
+
+class UnpreparedDataError(UserError):
+    """The records asked for are not there; the message holds the command that makes them."""
+
+
+def _unprepared(dataset: str, data_dir: epath.PathLike, problem: str, split: str | None = None):
+    command = f"python -m distill_sbs.prepare --dataset={dataset} " + shlex.quote(
+        f"--data_dir={data_dir}"
+    )
+    if split:
+        command += f" --splits={split}"
+    return UnpreparedDataError(
+        f"{problem} Prepare the data first:\n  {command}\n"
+        "(with --source_dir=FOLDER for raw data that DISTILL_SBS_SOURCE_DIR does not point to)"
+    )
+
+
+def label_key(teacher: str) -> str:
+    """The record field of a teacher's label."""
+    return f"{teacher}_label"
+
+
+def rationale_key(teacher: str) -> str:
+    """The record field of a teacher's rationale."""
+    return f"{teacher}_rationale"
+
+
+class _TeacherCounts:
+    """What `info.json` says of one teacher in one split."""
+
+    def __init__(self) -> None:
+        self.outputs = self.unparsed = self.gold_labels = self.right = 0
+        self.rationales = self.rationale_words = 0
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "unparsed": self.unparsed,
+            "label_accuracy": self.right / self.gold_labels if self.gold_labels else None,
+            "mean_rationale_words": (
+                self.rationale_words / self.rationales if self.rationales else None
+            ),
+        }
+
+
+def _bytes_feature(text: str) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode("utf-8")]))
+
+
+def _serialize(example: Example, index: int, teachers: Sequence[str]) -> bytes:
+    features = {
+        constants.ID: _bytes_feature(example.id),
+        constants.INDEX: tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
+        constants.INPUT: _bytes_feature(example.input),
+        constants.LABEL: _bytes_feature(example.label or ""),
+    }
+    for teacher in teachers:
+        output = example.teacher_outputs.get(teacher)
+        features[label_key(teacher)] = _bytes_feature(output and output.label or "")
+        features[rationale_key(teacher)] = _bytes_feature(output and output.rationale or "")
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+
+def _count(example: Example, counts: dict[str, _TeacherCounts], is_correct: AnswerCheck) -> None:
+    for teacher, count in counts.items():
+        output = example.teacher_outputs.get(teacher)
+        if output is not None:
+            count.outputs += 1
+            count.unparsed += output.label is None
+            if output.rationale is not None:
+                count.rationales += 1
+                count.rationale_words += len(output.rationale.split())
+        if example.label is not None:
+            count.gold_labels += 1
+            label = output.label if output else None
+            count.right += label is not None and is_correct(example.label, label)
+
+
+def write_split(
+    folder: epath.Path,
+    split: str,
+    examples: Iterable[Example],
+    size: int,
+    teachers: Sequence[str],
+    is_correct: AnswerCheck,
+) -> dict[str, Any]:
+    """Writes one split into `folder` as it streams, and returns its entry of `info.json`.
+
+    In it, `unparsed` counts outputs that gave no label; `label_accuracy` (a fraction of 0..1; None
+    without gold labels) is taken over all rows with a gold label, an unparsed one counting as
+    wrong; `mean_rationale_words` is the mean over the rows that have a rationale. A teacher that
+    answered no row of the split is left out.
+
+    Raises:
+      SourceError: an id stands twice, or the stream does not hold `size` examples.
+    """
+    shards = max(1, -(-size // EXAMPLES_PER_SHARD))
+    counts = {teacher: _TeacherCounts() for teacher in teachers}
+    seen_ids: set[int] = set()  # 64-bit hashes: half a million whole ids are too much to hold
+    index = 0
+    stream = iter(examples)
+    for shard in range(shards):
+        path = folder / f"{split}.tfrecord-{shard:05d}-of-{shards:05d}"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            while index < min(size, (shard + 1) * EXAMPLES_PER_SHARD):
+                example = next(stream, None)
+                if example is None:
+                    raise SourceError(f"{split} ended after {index} examples, expected {size}")
+                if hash(example.id) in seen_ids:
+                    raise SourceError(
+                        f"{split}: id {example.id!r} (example {index}) stands twice; ids choose "
+                        "the training subset, so each may stand once"
+                    )
+                seen_ids.add(hash(example.id))
+                _count(example, counts, is_correct)
+                writer.write(_serialize(example, index, teachers))
+                index += 1
+    if next(stream, None) is not None:
+        raise SourceError(f"{split} goes on after its {size} examples; correct the reader's size")
+    answered = {teacher: count for teacher, count in counts.items() if count.outputs}
+    return {
+        "examples": size,
+        "teachers": {teacher: count.summary() for teacher, count in answered.items()},
+    }
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields an empty sibling folder that takes `folder`'s place only if the block succeeds.
+
+    After an error the sibling is removed and `folder` is as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    partial = folder.parent / f".{folder.name}.partial-{tag}"
+    previous = folder.parent / f".{folder.name}.previous-{tag}"
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(previous)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            if previous.exists():
+                previous.rename(folder)
+            raise
+    except BaseException:
+        if partial.exists():
+            partial.rmtree()
+        raise
+    if previous.exists():
+        previous.rmtree()
+
+
+def write_info(folder: epath.Path, dataset: str, splits: dict[str, Any]) -> dict[str, Any]:
+    """Writes `info.json`, and returns what it says."""
+    info = {"dataset": dataset, "format_version": FORMAT_VERSION, "splits": splits}
+    (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
+    return info
+
+
+def read_info(data_dir: epath.PathLike, dataset: str) -> dict[str, Any]:
+    """What `info.json` says of a prepared dataset.
+
+    Raises:
+      UnpreparedDataError: it is not prepared, or in a format that this version does not read.
+    """
+    path = epath.Path(data_dir) / dataset / INFO_FILE
+    if not path.exists():
+        raise _unprepared(dataset, data_dir, f"{dataset} is not prepared: {path} is missing.")
+    try:
+        info = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise _unprepared(dataset, data_dir, f"{path} is broken ({error}).") from error
+    if info.get("format_version") != FORMAT_VERSION:
+        raise _unprepared(
+            dataset,
+            data_dir,
+            f"{path} has format version {info.get('format_version')}, expected {FORMAT_VERSION}.",
+        )
+    return info
+
+
+def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]:
+    """The shards of a prepared split, in order.
+
+    Raises:
+      UnpreparedDataError: the split is not prepared, or one of its shards is missing.
+    """
+    info = read_info(data_dir, dataset)
+    if split not in info["splits"]:
+        raise _unprepared(
+            dataset,
+            data_dir,
+            f"{dataset} has no prepared {split} split in {data_dir}, only "
+            f"{', '.join(info['splits']) or 'none'}.",
+            split,
+        )
+    folder = epath.Path(data_dir) / dataset
+    paths = sorted(folder.glob(f"{split}.tfrecord-*-of-*"))
+    expected = int(match[1]) if paths and (match := re.search(r"-of-(\d+)$", paths[0].name)) else 1
+    if len(paths) != expected:
+        problem = f"{folder} holds {len(paths)} of {expected} shards of {split}."
+        raise _unprepared(dataset, data_dir, problem, split)
+    return [str(path) for path in paths]
+
+
+def parse_record(serialized: tf.Tensor, teachers: Sequence[str]) -> dict[str, tf.Tensor]:
+    """A record's fields as scalar tensors, for a tf.data map; absent texts are ''."""
+    texts = [constants.ID, constants.INPUT, constants.LABEL]
+    for teacher in teachers:
+        texts += [label_key(teacher), rationale_key(teacher)]
+    features: dict[str, Any] = {
+        name: tf.io.FixedLenFeature([], tf.string, default_value="") for name in texts
+    }
+    features[constants.INDEX] = tf.io.FixedLenFeature([], tf.int64)
+    return tf.io.parse_single_example(serialized, features)

@@ -1,0 +1,90 @@
+"""Raw text of a few-shot prompted teacher, taken apart into rationale and label.
+
+Enters: one generation, run-on text included. Leaves: a `TeacherOutput`, both fields None where
+the text cannot be parsed.
+
+The generations were cut at a fixed length, not at a stop string, so each goes on to invent the
+next demonstration; what follows the next block marker (`Q:`, `Premise:`) is dropped. The rules are
+those of the published implementation (google-research/distilling-step-by-step, data_utils.py)
+with two repairs: an unparsable output is None, never the blank text `' '`; and an NLI label is
+one of the three words, completed where the length limit cut it short ("entail") and freed of
+the cut-off marker behind it ("neutral\\n\\nPre").
+"""
+
+from __future__ import annotations
+
+import re
+
+from distill_sbs.data.dataset import TeacherOutput
+
+NLI_LABELS = ("entailment", "neutral", "contradiction")
+
+UNPARSED = TeacherOutput(label=None, rationale=None)
+
+_CHOICE = re.compile(r"\(.\)")
+_PARENTHESISED = re.compile(r"\(.*\)")
+
+
+def split_rationale(text: str, next_block: str, answer_marker: str) -> tuple[str, str] | None:
+    """(rationale, text of the answer) of the first block, or None without exactly one answer."""
+    parts = text.split(next_block)[0].strip().split(answer_marker)
+    if len(parts) != 2:
+        return None
+    rationale, answer = parts
+    return rationale.rstrip(), answer.strip()
+
+
+def _output(rationale: str, label: str | None) -> TeacherOutput:
+    """An output that lacks either half is unparsed: neither half is trained on."""
+    return TeacherOutput(label, rationale) if label and rationale else UNPARSED
+
+
+def _nli_label(answer: str, *, cut_off: bool) -> str | None:
+    """The label that `answer` states; if the text was cut off here, its start is enough."""
+    if answer in NLI_LABELS:
+        return answer
+    candidates = [label for label in NLI_LABELS if answer and label.startswith(answer)]
+    return candidates[0] if cut_off and len(candidates) == 1 else None
+
+
+def parse_cqa(text: str) -> TeacherOutput:
+    """`<rationale> So the answer is (c) <choice text>.`; the label is the choice's text."""
+    parts = split_rationale(text, "Q:", "So the answer is")
+    if parts is None:
+        return UNPARSED
+    rationale, answer = parts
+    around_letters = _CHOICE.split(answer)
+    if len(around_letters) < 2:
+        return UNPARSED
+    return _output(rationale, around_letters[1].strip().removesuffix("."))
+
+
+def parse_svamp(text: str) -> TeacherOutput:
+    """`<rationale> The answer is (<expression>).`; the label keeps its parentheses.
+
+    The expression is not checked for being arithmetic: PaLM's "(2 * x)" is an answer, and wrong.
+    """
+    parts = split_rationale(text, "Q:", "The answer is")
+    if parts is None:
+        return UNPARSED
+    rationale, answer = parts
+    match = _PARENTHESISED.search(answer)
+    return _output(rationale, match[0] if match else None)
+
+
+def parse_esnli(text: str) -> TeacherOutput:
+    """`<rationale>` newline `Answer: <label>`; the answer ends with its line."""
+    rationale, marker, rest = text.partition("Answer:")
+    if not marker:
+        return UNPARSED
+    answer, _, run_on = rest.strip().partition("\n")
+    return _output(rationale.strip(), _nli_label(answer.strip(), cut_off=not run_on))
+
+
+def parse_anli(text: str) -> TeacherOutput:
+    """`<rationale> So the answer is <label>.`"""
+    parts = split_rationale(text, "Premise:", "So the answer is")
+    if parts is None:
+        return UNPARSED
+    rationale, answer = parts
+    return _output(rationale, _nli_label(answer.removesuffix("."), cut_off="Premise:" not in text))

@@ -1,0 +1,131 @@
+"""`python -m distill_sbs.prepare`: raw data in, prepared records and a table of their figures out.
+
+    python -m distill_sbs.prepare --dataset=cqa --source_dir=datasets --data_dir=prepared
+
+Enters: the published files (or a user's own, read by a registered dataset). Leaves:
+`DATA_DIR/{dataset}/{train,validation,test}.tfrecord*` and `info.json`; what was there before stays
+as it was if anything goes wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from distill_sbs import command_line
+from distill_sbs.errors import UserError
+
+SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
+DESCRIPTION = "Prepares a dataset: raw inputs and teacher outputs become records to train on."
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_list(
+        "dataset",
+        None,
+        "The dataset to prepare, such as cqa; several with commas, or 'all'.",
+        flag_values=values,
+        required=True,
+    )
+    flags.DEFINE_string(
+        "source_dir",
+        None,
+        f"Folder of the raw data, local or gs://. Default: ${SOURCE_DIR_VARIABLE}.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of the prepared records, local or gs://. "
+        "Default: $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "splits",
+        None,
+        "Prepares only these, such as validation,test; splits prepared earlier stay.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "task_file",
+        [],
+        "A registration file of your own; repeatable.",
+        flag_values=values,
+    )
+
+
+def print_summary(info: Mapping[str, Any]) -> None:
+    """Prints a prepared dataset's figures, one line a split and teacher; accuracies in percent."""
+    import rich.box
+    import rich.console
+    import rich.table
+
+    table = rich.table.Table(title=info["dataset"], title_justify="left", box=rich.box.SIMPLE)
+    for name in ("split", "teacher"):
+        table.add_column(name)
+    for name in ("examples", "unparsed", "teacher accuracy", "mean rationale words"):
+        table.add_column(name, justify="right")
+    for split, entry in info["splits"].items():
+        examples = f"{entry['examples']:,}"
+        if not entry["teachers"]:
+            table.add_row(split, "-", examples, "-", "-", "-")
+        for teacher, figures in entry["teachers"].items():
+            accuracy, words = figures["label_accuracy"], figures["mean_rationale_words"]
+            table.add_row(
+                split,
+                teacher,
+                examples,
+                f"{figures['unparsed']:,}",
+                "-" if accuracy is None else f"{accuracy:.2%}",
+                "-" if words is None else f"{words:.1f}",
+            )
+    rich.console.Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepares what the command line asks for; returns the exit status (2: the user can mend it)."""
+    try:
+        values = command_line.parse_flags(
+            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
+        )
+        source_dir = values.source_dir or os.environ.get(SOURCE_DIR_VARIABLE) or None
+        if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
+            raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
+        return _prepare(values, source_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
+    # TensorFlow reads this when it is imported, a few lines below; importing it takes seconds,
+    # so what can be refused without it has been.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from distill_sbs.data import preparation, registration, settings
+    from distill_sbs.data.dataset import SourceError
+
+    registration.load_task_files(values.task_file)
+    names = list(registration.DATASETS) if values.dataset == ["all"] else values.dataset
+    specs = [registration.get_dataset(name) for name in names]
+    for spec in specs:
+        preparation.check_splits(spec, values.splits)
+    data_dir = values.data_dir or settings.default_data_dir()
+    failed = 0
+    for spec in specs:
+        try:
+            info = preparation.prepare_dataset(spec, source_dir, data_dir, values.splits)
+        except SourceError as error:
+            print(f"error: {spec.name}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        print_summary(info)
+        print(f"written to {os.path.join(data_dir, spec.name)}")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

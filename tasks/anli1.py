@@ -1,0 +1,13 @@
+"""Adversarial natural language inference, round 1, PaLM-540B's rationales."""
+
+from distill_sbs.data import metrics, published, registration
+from distill_sbs.data.dataset import DatasetSpec
+
+registration.register_dataset(
+    DatasetSpec(
+        name="anli1",
+        reader=published.read_anli1,
+        is_correct=metrics.answers_match,
+        teachers=("palm",),
+    )
+)

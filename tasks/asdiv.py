@@ -1,0 +1,14 @@
+"""Arithmetic word problems (ASDiv), training only: the unlabelled data that augments SVAMP."""
+
+from distill_sbs.data import metrics, published, registration
+from distill_sbs.data.dataset import DatasetSpec
+
+registration.register_dataset(
+    DatasetSpec(
+        name="asdiv",
+        reader=published.read_asdiv,
+        is_correct=metrics.equations_match,
+        teachers=("palm",),
+        splits=("train",),
+    )
+)

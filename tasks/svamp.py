@@ -1,0 +1,13 @@
+"""Arithmetic word problems (SVAMP) whose label is an equation, PaLM-540B's rationales."""
+
+from distill_sbs.data import metrics, published, registration
+from distill_sbs.data.dataset import DatasetSpec
+
+registration.register_dataset(
+    DatasetSpec(
+        name="svamp",
+        reader=published.read_svamp,
+        is_correct=metrics.equations_match,
+        teachers=("palm",),
+    )
+)
