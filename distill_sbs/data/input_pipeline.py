@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import seqio
 
+from distill_sbs.errors import UserError
 from distill_sbs import constants
 from distill_sbs.data import layout, registration
 
@@ -52,6 +53,34 @@ class TokenisedTask:
         return np.array(pairs, np.int64).reshape(-1, 2)
 
 
+def check_feature_lengths(lengths: Mapping[str, int]) -> None:
+    """Raises UserError where TASK_FEATURE_LENGTHS does not name the three features with lengths."""
+    expected = (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
+    form = "{'inputs': 128, 'targets': 64, 'task_ids': 64}"
+    if set(lengths) != set(expected):
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS names {sorted(lengths)}, expected exactly {sorted(expected)}, "
+            f"such as {form}"
+        )
+    bad = {key: value for key, value in lengths.items() if not isinstance(value, int) or value < 2}
+    if bad or lengths[constants.TASK_IDS] != lengths[constants.TARGETS]:
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS={dict(lengths)}: expected whole numbers of at least 2 tokens, "
+            f"and task_ids as long as targets, such as {form}"
+        )
+
+
+def cut_warnings(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
+    """One line for each feature of which the lengths cut more than `share` of the examples."""
+    return [
+        f"TASK_FEATURE_LENGTHS cuts {cut:.1%} of the {feature} of {task.name}; "
+        f"raise TASK_FEATURE_LENGTHS['{feature}']"
+        for task in tasks
+        for feature, cut in (("inputs", task.cut_inputs), ("targets", task.cut_targets))
+        if cut > share
+    ]
+
+
 def _cut(tokens: np.ndarray, length: int, ends: bool) -> np.ndarray:
     """Cuts to `length`, keeping the end token last, as `seqio.append_eos_after_trim` does."""
     if len(tokens) <= length:
@@ -66,7 +95,7 @@ def tokenise(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> Tokeni
     """Reads and tokenises one split of a task.
 
     Raises:
-      ValueError: the split holds no example of this task.
+      UserError: the split holds no example of this task.
     """
     # Whole sequences, cut here: so the share that was cut is known.
     dataset = task.get_dataset(
@@ -97,7 +126,7 @@ def tokenise(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> Tokeni
             text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
         )
     if not sequences:
-        raise ValueError(
+        raise UserError(
             f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
             "label or no rationale for it; prepare them with the teacher's outputs"
         )
@@ -119,7 +148,7 @@ class MixtureSampler:
         self, tasks: Sequence[TokenisedTask], rates: Sequence[float], seed: int
     ) -> None:
         if sum(rates) <= 0:
-            raise ValueError(f"the mixing rates are {list(rates)}: at least one must be positive")
+            raise UserError(f"the mixing rates are {list(rates)}: at least one must be positive")
         self._tasks = list(tasks)
         self._seed = seed
         self._orders: dict[str, tuple[int, np.ndarray]] = {}

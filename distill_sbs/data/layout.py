@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distill_sbs.errors import UserError
 from distill_sbs import constants
 
 Batch = dict[str, np.ndarray]
@@ -123,12 +124,12 @@ def fill(sequences: Sequence[Sequence2Sequence], shape: BatchShape) -> Batch:
       padding is 0 everywhere.
 
     Raises:
-      ValueError: a sequence is longer than a row.
+      UserError: a sequence is longer than a row.
     """
     lengths = np.array([(len(each.inputs), len(each.targets)) for each in sequences])
     longest = lengths.max(axis=0)
     if longest[0] > shape.input_tokens or longest[1] > shape.target_tokens:
-        raise ValueError(
+        raise UserError(
             f"a sequence of {longest[0]} input and {longest[1]} target tokens does not fit a row "
             f"of {shape.input_tokens} and {shape.target_tokens}; raise TASK_FEATURE_LENGTHS"
         )

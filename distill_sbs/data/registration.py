@@ -17,8 +17,9 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
+from distill_sbs.errors import UserError
 from distill_sbs import constants, resources
-from distill_sbs.data import metrics, preprocessors, records, settings, vocabulary
+from distill_sbs.data import metrics, preparation, preprocessors, records, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
 
 DATASETS: dict[str, DatasetSpec] = {}
@@ -136,10 +137,10 @@ def register_dataset(spec: DatasetSpec) -> None:
     """Registers every task and mixture of a dataset.
 
     Raises:
-      ValueError: a dataset of that name is registered already.
+      UserError: a dataset of that name is registered already.
     """
     if spec.name in DATASETS:
-        raise ValueError(
+        raise UserError(
             f"dataset {spec.name!r} is registered already; give yours another name in DatasetSpec"
         )
     DATASETS[spec.name] = spec
@@ -214,7 +215,7 @@ def load_task_files(extra: Sequence[str] = ()) -> None:
     """Runs the project's registration files, then the user's own; each file once.
 
     Raises:
-      ValueError: a file is missing or does not run; the message names it.
+      UserError: a file is missing or does not run; the message names it.
     """
     own = sorted(resources.task_folder().glob("*.py"))
     for path in [*own, *(pathlib.Path(file) for file in extra)]:
@@ -222,7 +223,7 @@ def load_task_files(extra: Sequence[str] = ()) -> None:
         if path in _loaded_files:
             continue
         if not path.is_file():
-            raise ValueError(f"--task_file={path}: no such file")
+            raise UserError(f"--task_file={path}: no such file")
         module_spec = importlib.util.spec_from_file_location(f"distill_sbs_task_{path.stem}", path)
         assert module_spec and module_spec.loader
         module = importlib.util.module_from_spec(module_spec)
@@ -230,7 +231,7 @@ def load_task_files(extra: Sequence[str] = ()) -> None:
         try:
             module_spec.loader.exec_module(module)
         except Exception as error:
-            raise ValueError(f"{path} could not be loaded: {error}") from error
+            raise UserError(f"{path} could not be loaded: {error}") from error
         _loaded_files.add(path)
 
 
@@ -241,17 +242,17 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def get_dataset(name: str) -> DatasetSpec:
-    """Looks a dataset up; raises ValueError with near matches where there is none."""
+    """Looks a dataset up; raises UserError with near matches where there is none."""
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; {_near(name, list(DATASETS))}")
+        raise UserError(f"unknown dataset {name!r}; {_near(name, list(DATASETS))}")
     return DATASETS[name]
 
 
 def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
-    """Looks a task or mixture up; raises ValueError with near matches where there is none."""
+    """Looks a task or mixture up; raises UserError with near matches where there is none."""
     known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; {_near(name, known)}"
         )
     return seqio.get_mixture_or_task(name)
@@ -279,3 +280,25 @@ def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
     """The task whose accuracy the run reports: the first that is not a rationale task."""
     tasks = tasks_of(mixture_or_task)
     return next((task for task in tasks if not is_rationale(task)), tasks[0])
+
+
+def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Raises `records.UnpreparedDataError`, with the command to type, where records are missing.
+
+    `wordproblems` and whatever else needs no source folder is prepared on the spot.
+    """
+    folder = settings.current().folder
+    for task in tasks_of(mixture_or_task):
+        spec = dataset_of(task)
+        if not spec.needs_source_dir:
+            _prepare_if_missing(spec, folder)
+        for split in spec.splits:
+            records.split_files(folder, spec.name, split)
+
+
+def _prepare_if_missing(spec: DatasetSpec, folder: str) -> None:
+    try:
+        for split in spec.splits:
+            records.split_files(folder, spec.name, split)
+    except records.UnpreparedDataError:
+        preparation.prepare_dataset(spec, None, folder, None)

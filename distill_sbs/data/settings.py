@@ -11,6 +11,8 @@ import math
 import os
 from collections.abc import Callable
 
+from distill_sbs.errors import UserError
+
 DATA_DIR_VARIABLE = "DISTILL_SBS_DATA_DIR"
 
 
@@ -31,7 +33,7 @@ class DataSettings:
       vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems).
 
     Raises:
-      ValueError: a value is out of range.
+      UserError: a value is out of range.
     """
 
     data_dir: str | None = None
@@ -42,12 +44,12 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"DATA_FRACTION={self.data_fraction} is not in (0, 1]; "
                 "1.0 is the whole training set, 0.125 an eighth of it"
             )
         if not (math.isfinite(self.rationale_rate) and self.rationale_rate >= 0.0):
-            raise ValueError(
+            raise UserError(
                 f"RATIONALE_RATE={self.rationale_rate} is not a finite number ≥ 0; "
                 "0 trains on labels alone, 1 is the paper's λ"
             )

@@ -19,6 +19,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from distill_sbs.errors import UserError
 from distill_sbs import constants, resources
 from distill_sbs.data import settings
 
@@ -35,18 +36,18 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     """Loads a vocabulary.
 
     Raises:
-      ValueError: no vocabulary is named, the file is missing, or it is no SentencePiece model
+      UserError: no vocabulary is named, the file is missing, or it is no SentencePiece model
         with padding 0 and end-of-sequence 1, which T5 takes for granted.
     """
     if not vocabulary_file:
-        raise ValueError(
+        raise UserError(
             "VOCABULARY_FILE is not set: give a SentencePiece model's path, 'bytes' or 'embedded'"
         )
     if vocabulary_file == BYTES:
         return seqio.ByteVocabulary()
     path = str(resources.embedded_vocabulary()) if vocabulary_file == EMBEDDED else vocabulary_file
     if not epath.Path(path).exists():
-        raise ValueError(
+        raise UserError(
             f"VOCABULARY_FILE={vocabulary_file!r}: no such file; "
             "give a SentencePiece model's path, 'bytes' or 'embedded'"
         )
@@ -54,11 +55,11 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     try:
         ids = (loaded.pad_id, loaded.tokenizer.pad_id(), loaded.eos_id)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"VOCABULARY_FILE={vocabulary_file!r} is no SentencePiece model: {error}"
         ) from error
     if ids != (constants.PAD_ID, constants.PAD_ID, constants.EOS_ID):
-        raise ValueError(
+        raise UserError(
             f"VOCABULARY_FILE={vocabulary_file!r} has padding id {ids[1]} and end-of-sequence id "
             f"{ids[2]}, expected 0 and 1 as in T5; train it with --pad_id=0 --eos_id=1"
         )
@@ -168,14 +169,14 @@ def from_description(description: Mapping[str, Any]) -> str:
     """Writes the described vocabulary to a file of this machine and returns a `VOCABULARY_FILE`.
 
     Raises:
-      ValueError: the description's checksum does not match its content.
+      UserError: the description's checksum does not match its content.
     """
     if description["kind"] == BYTES:
         return BYTES
     model = base64.b64decode(description["model_base64"])
     sha256 = hashlib.sha256(model).hexdigest()
     if sha256 != description["sha256"]:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint's vocabulary has sha256 {sha256}, expected {description['sha256']}: "
             "the checkpoint is damaged"
         )

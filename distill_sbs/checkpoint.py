@@ -1,0 +1,237 @@
+"""Checkpoints that describe themselves, written while training goes on.
+
+Enters: the train state, the progress of the run (data position, evaluation history) and the
+run's description (student, vocabulary, prefixes, mixture). Leaves: `MODEL_DIR/checkpoints/STEP/`
+with all three, complete or absent: orbax renames a finished folder into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from distill_sbs.errors import UserError
+
+FORMAT_VERSION = 1
+CHECKPOINTS_FOLDER = "checkpoints"
+_STATE, _PROGRESS, _DESCRIPTION = "state", "progress", "description"
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows besides its arrays.
+
+    Attributes:
+      position: sequences drawn so far, by task (`data.input_pipeline.Position`).
+      evaluations: [{"step": …, "accuracy": …}, …] on validation, in order.
+      best_step: the evaluated step of highest accuracy, the earliest of equals; None before one.
+    """
+
+    position: dict[str, int]
+    evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    best_step: int | None = None
+
+    def add_evaluation(self, step: int, accuracy: float) -> None:
+        """Notes an evaluation and moves `best_step` where the accuracy is higher."""
+        best = max((each["accuracy"] for each in self.evaluations), default=-1.0)
+        self.evaluations.append({"step": step, "accuracy": accuracy})
+        if accuracy > best:
+            self.best_step = step
+
+
+class _NewestAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest `keep` checkpoints and the best one."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.best_step: int | None = None
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        oldest_kept = len(checkpoints) - self.keep
+        return [
+            number >= oldest_kept or each.step == self.best_step
+            for number, each in enumerate(checkpoints)
+        ]
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run, asynchronously.
+
+    Args:
+      model_dir: the run's folder, local or gs://.
+      keep: how many of the newest checkpoints stay; the best one stays besides.
+    """
+
+    def __init__(self, model_dir: str, keep: int = 2) -> None:
+        if keep < 1:
+            raise UserError(f"KEEP_CHECKPOINTS={keep}: expected at least 1")
+        _quiet_orbax()
+        self._policy = _NewestAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            epath.Path(model_dir).absolute() / CHECKPOINTS_FOLDER
+            if "://" not in model_dir
+            else epath.Path(model_dir) / CHECKPOINTS_FOLDER,
+            item_names=(_STATE, _PROGRESS, _DESCRIPTION),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+        )
+
+    def save(self, step: int, state: Any, progress: Progress, description: Mapping) -> None:
+        """Starts writing `step`; returns as soon as the arrays have left the devices."""
+        self._policy.best_step = progress.best_step
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _STATE: ocp.args.StandardSave(state),
+                    _PROGRESS: ocp.args.JsonSave(dataclasses.asdict(progress)),
+                    _DESCRIPTION: ocp.args.JsonSave(dict(description)),
+                }
+            ),
+            force=True,
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def read_description(self, step: int) -> dict[str, Any]:
+        """The description that was saved with `step`."""
+        args = ocp.args.Composite(**{_DESCRIPTION: ocp.args.JsonRestore()})
+        return dict(self._manager.restore(step, args=args)[_DESCRIPTION])
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
+        """Restores the state of `step` straight into the shardings of `abstract_state`."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _STATE: ocp.args.StandardRestore(abstract_state),
+                    _PROGRESS: ocp.args.JsonRestore(),
+                }
+            ),
+        )
+        progress = Progress(**restored[_PROGRESS])
+        self._policy.best_step = progress.best_step
+        return restored[_STATE], progress
+
+    def wait(self) -> None:
+        """Waits until everything that was saved is on disk; raises what writing raised."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self._manager.close()
+
+
+def find_step_folder(checkpoint: str) -> epath.Path:
+    """The folder of one step, from a MODEL_DIR, its `checkpoints/`, or the step's folder itself.
+
+    A MODEL_DIR whose run has finished gives the best step, as `results.json` names it; else the
+    newest.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    folder = epath.Path(checkpoint)
+    if (folder / _DESCRIPTION).exists():
+        return folder
+    steps_folder = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).exists() else folder
+    steps = (
+        sorted(
+            (int(child.name) for child in steps_folder.iterdir() if child.name.isdigit()),
+        )
+        if steps_folder.exists()
+        else []
+    )
+    if not steps:
+        raise UserError(
+            f"--checkpoint={checkpoint}: no checkpoint there; give a run's MODEL_DIR, its "
+            f"{CHECKPOINTS_FOLDER}/ folder, or one step's folder in it"
+        )
+    newest = steps_folder / str(steps[-1])
+    best = Progress(**_read_json(newest / _PROGRESS)).best_step
+    return steps_folder / str(best) if best in steps else newest
+
+
+def _read_json(folder: epath.Path) -> dict[str, Any]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return dict(reader.restore(folder))
+
+
+def read_description(step_folder: epath.Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+      UserError: it was written in a format that this version does not know.
+    """
+    description = _read_json(step_folder / _DESCRIPTION)
+    if description.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{step_folder} has checkpoint format {description.get('format_version')}, expected "
+            f"{FORMAT_VERSION}; use the version of distill_sbs that wrote it"
+        )
+    return description
+
+
+def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
+    """Restores the parameters alone, straight into the shardings of `abstract_params`.
+
+    Raises:
+      UserError: a parameter is missing or of another shape.
+    """
+    path = step_folder / _STATE
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path).item_metadata.tree["params"]
+        _check_shapes(step_folder, stored, abstract_params)
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item={"params": abstract_params},
+                restore_args={
+                    "params": ocp.checkpoint_utils.construct_restore_args(abstract_params)
+                },
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            stored, is_leaf=lambda node: hasattr(node, "shape")
+        )
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in shapes:
+            raise UserError(f"{step_folder} has no parameter {name}; is it another student?")
+        if shapes[name] != tuple(leaf.shape):
+            raise UserError(
+                f"{step_folder}: parameter {name} has shape {shapes[name]}, expected "
+                f"{tuple(leaf.shape)}; is it a student of another size?"
+            )
+
+
+def _quiet_orbax() -> None:
+    """Orbax and absl report every file at INFO; errors still come through."""
+    with contextlib.suppress(ImportError):
+        from absl import logging as absl_logging
+
+        absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("orbax").setLevel(logging.ERROR)

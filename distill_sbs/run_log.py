@@ -1,0 +1,168 @@
+"""What a run tells: a progress bar, `metrics.jsonl`, TensorBoard events, a table at the end.
+
+Enters: metrics a step, as sums and counts. Leaves: lines and files; nothing flows back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from clu import metric_writers
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Turns the metrics of some steps into the values that are reported.
+
+    Sums are divided by counts here and nowhere else: `label_loss` is cross-entropy in nats a
+    label token over all steps of the window, `label_token_accuracy` the share of label tokens
+    that teacher forcing gets right; a task that had no token is left out.
+    """
+    values = {
+        "loss": sum(float(each["loss"]) for each in window) / len(window),
+        "gradient_norm": float(window[-1]["gradient_norm"]),
+    }
+    for task in ("label", "rationale"):
+        tokens = sum(float(each[f"{task}_tokens"]) for each in window)
+        if tokens:
+            loss = sum(float(each[f"{task}_loss_sum"]) for each in window)
+            correct = sum(float(each[f"{task}_correct"]) for each in window)
+            values[f"{task}_loss"] = loss / tokens
+            values[f"{task}_token_accuracy"] = correct / tokens
+    return values
+
+
+class RunLog:
+    """Reports one run.
+
+    Args:
+      model_dir: the run's folder.
+      first_step: steps done before; later lines of an interrupted run are dropped.
+      train_steps: steps in all.
+      examples_per_step: BATCH_SIZE.
+    """
+
+    def __init__(
+        self, model_dir: str, first_step: int, train_steps: int, examples_per_step: int
+    ) -> None:
+        self.console = Console(file=sys.stderr, soft_wrap=True)
+        self._examples_per_step = examples_per_step
+        self._train_steps = train_steps
+        self._writer = metric_writers.SummaryWriter(model_dir)
+        self._path = epath.Path(model_dir) / METRICS_FILE
+        kept = [line for line in self.read(model_dir) if line["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = tf.io.gfile.GFile(str(self._path), "a")
+        self._since = time.monotonic()
+        self._last_step = first_step
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "training", total=train_steps, completed=first_step, status="compiling …"
+        )
+
+    @staticmethod
+    def read(model_dir: str) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`; a torn last line, of a killed run, is dropped."""
+        path = epath.Path(model_dir) / METRICS_FILE
+        lines: list[dict[str, float]] = []
+        for text in path.read_text().splitlines() if path.exists() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._bar.update(self._task, completed=step)
+
+    def pause(self) -> None:
+        """The time until the next `write` is not training time; call after evaluating."""
+        self._since = time.monotonic()
+
+    def write(self, step: int, values: Mapping[str, float], steps_timed: int) -> None:
+        """Writes one object to `metrics.jsonl`, the same to TensorBoard, and the console."""
+        values = dict(values)
+        seconds = time.monotonic() - self._since
+        if steps_timed and seconds > 0:
+            values["examples_per_second"] = steps_timed * self._examples_per_step / seconds
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        self._writer.write_scalars(step, {key: value for key, value in values.items()})
+        status = _status(values)
+        self._bar.update(self._task, completed=step, status=status)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self._train_steps}: {status}", highlight=False)
+        self._since = time.monotonic()
+
+    def say(self, message: str) -> None:
+        """Prints a line above the progress bar."""
+        self.console.print(message, highlight=False)
+
+    def close(self) -> None:
+        """Ends the bar and the files."""
+        self._bar.stop()
+        self._file.close()
+        self._writer.flush()
+        self._writer.close()
+
+
+def _status(values: Mapping[str, float]) -> str:
+    parts = []
+    for key, name in (("label_loss", "label loss"), ("rationale_loss", "rationale loss")):
+        if key in values:
+            parts.append(f"{name} {values[key]:.3f}")
+    if "validation_accuracy" in values:
+        parts.append(f"validation accuracy {values['validation_accuracy']:.1%}")
+    if "examples_per_second" in values:
+        parts.append(f"{values['examples_per_second']:.0f} examples/s")
+    return ", ".join(parts)
+
+
+def print_summary(
+    results: Mapping[str, Any], lines: Sequence[Mapping[str, float]], model_dir: str
+) -> None:
+    """Prints the table at the end of a run, to standard output."""
+    table = Table(title=f"{results['mixture']}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+
+    def row(name: str, value: float | None, form: str) -> None:
+        if value is not None and math.isfinite(value):
+            table.add_row(name, format(value, form))
+
+    row("data fraction", results["data_fraction"], "g")
+    row("rationale rate λ", results["rationale_rate"], "g")
+    row("steps", results["train_steps"], "d")
+    for task in ("label", "rationale"):
+        logged = [line[f"{task}_loss"] for line in lines if f"{task}_loss" in line]
+        if logged:
+            table.add_row(f"{task} loss, first → last", f"{logged[0]:.3f} → {logged[-1]:.3f}")
+    row("best step", results["best_step"], "d")
+    for split in ("validation", "test"):
+        row(f"{split} accuracy", results[split]["accuracy"], ".1%")
+    console = Console()
+    console.print(table)
+    console.print(f"written to {model_dir}", highlight=False, soft_wrap=True)

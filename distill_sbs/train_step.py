@@ -1,0 +1,147 @@
+"""One training step, a pure function: state and batch in, state and metrics out.
+
+Enters: a `TrainState` and the model features of one batch, int32 [rows, S] and [rows, T], with one
+task id a target token. Leaves: the next state, and per task the (sum, count) of its cross-entropy.
+
+The objective is Eq. 3 of the paper, L = mean over label tokens + λ · mean over rationale tokens,
+each mean over the whole global batch: rows on all devices and all microbatches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from distill_sbs import constants
+from distill_sbs.model import losses
+from distill_sbs.model.network import Transformer
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that a step changes: the number of steps taken, the parameters, the optimizer's state."""
+
+    step: jax.Array
+    params: Any
+    optimizer_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How tokens become a loss.
+
+    Attributes:
+      rationale_rate: λ of Eq. 3.
+      label_smoothing: as in T5X, 0 is none.
+      z_loss: weight of log(Z)², 0 is none.
+    """
+
+    rationale_rate: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+def initial_parameters(model: Transformer, seed: int) -> Any:
+    """Random parameters; what they are depends on the seed and the student alone."""
+    tokens = jnp.ones((1, 8), jnp.int32)
+    return model.init(jax.random.key(seed), tokens, tokens, tokens)["params"]
+
+
+def initial_state(
+    model: Transformer, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """The state before the first step. Jit it with `out_shardings` to create it in shards."""
+    params = initial_parameters(model, seed)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _microbatches(batch: Batch, count: int) -> Batch:
+    """[rows, …] → [count, rows / count, …], every device keeping its own rows."""
+    return {
+        key: array.reshape(-1, count, *array.shape[1:]).swapaxes(0, 1)
+        for key, array in batch.items()
+    }
+
+
+def make_train_step(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    seed: int,
+    num_microbatches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds the step function, to be jitted by the caller.
+
+    Args:
+      model: the student.
+      optimizer: an optax transformation.
+      objective: the loss.
+      seed: of the dropout masks, together with the step's number.
+      num_microbatches: parts that the rows are split into; gradients are summed over them, and
+        every mean is still over the whole batch.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`,
+      `gradient_norm`, and `{task}_loss_sum`, `{task}_tokens`, `{task}_correct` for the two tasks.
+    """
+
+    def loss_of(
+        params: Any, part: Batch, counts: losses.TaskCounts, key: jax.Array
+    ) -> tuple[jax.Array, losses.TaskSums]:
+        return losses.batch_loss(
+            model,
+            params,
+            part,
+            counts,
+            rationale_rate=objective.rationale_rate,
+            dropout_rng=key,
+            label_smoothing=objective.label_smoothing,
+            z_loss=objective.z_loss,
+        )
+
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        counts = losses.task_token_counts(batch[constants.DECODER_TASK_IDS])
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if num_microbatches == 1:
+            (loss, sums), gradients = value_and_grad(state.params, batch, counts, key)
+        else:
+            def accumulate(carry: Any, numbered: Any) -> tuple[Any, None]:
+                number, part = numbered
+                part_key = jax.random.fold_in(key, number)
+                (loss, sums), gradients = value_and_grad(state.params, part, counts, part_key)
+                return jax.tree.map(jnp.add, carry, ((loss, sums), gradients)), None
+
+            parts = _microbatches(batch, num_microbatches)
+            first = jax.tree.map(lambda array: array[0], parts)
+            shapes = jax.eval_shape(value_and_grad, state.params, first, counts, key)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            ((loss, sums), gradients), _ = jax.lax.scan(
+                accumulate, zeros, (jnp.arange(num_microbatches), parts)
+            )
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "label_loss_sum": sums.label_loss,
+            "label_tokens": counts.label,
+            "label_correct": sums.label_correct,
+            "rationale_loss_sum": sums.rationale_loss,
+            "rationale_tokens": counts.rationale,
+            "rationale_correct": sums.rationale_correct,
+        }
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return step
