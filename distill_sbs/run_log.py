@@ -33,13 +33,11 @@ def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "loss": sum(float(each["loss"]) for each in window) / len(window),
         "gradient_norm": float(window[-1]["gradient_norm"]),
     }
-    for task in ("label", "rationale"):
-        tokens = sum(float(each[f"{task}_tokens"]) for each in window)
-        if tokens:
-            loss = sum(float(each[f"{task}_loss_sum"]) for each in window)
-            correct = sum(float(each[f"{task}_correct"]) for each in window)
-            values[f"{task}_loss"] = loss / tokens
-            values[f"{task}_token_accuracy"] = correct / tokens
+    for name in window[0]:
+        if isinstance(window[0][name], tuple):
+            total, count = (sum(float(each[name][i]) for each in window) for i in (0, 1))
+            if count:
+                values[name] = total / count
     return values
 
 

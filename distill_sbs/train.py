@@ -26,6 +26,9 @@ CONFIG_FILE = "config.gin"
 # A preempted process: 128 + SIGTERM, so that a scheduler starts it again.
 PREEMPTED_EXIT_STATUS = 128 + signal.SIGTERM
 
+# Float32 logits alive at once on a device; a larger batch's are computed in chunks.
+LOGITS_BYTES_PER_DEVICE = 2**28
+
 # Above this share of cut examples a warning names the feature and the share.
 CUT_SHARE_WARNED = 0.01
 
@@ -183,7 +186,8 @@ def train(
             state = state.replace(params=params)
 
     # ---------------------------------- step ------------------------------------
-    objective = Objective(rationale_rate, label_smoothing, z_loss)
+    chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
+    objective = Objective(rationale_rate, label_smoothing, z_loss, chunk_tokens)
     step_function = make_train_step(model, update, objective, random_seed, num_microbatches)
     jitted_step = jax.jit(
         step_function,

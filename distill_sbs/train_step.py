@@ -20,10 +20,10 @@ import optax
 
 from distill_sbs import constants
 from distill_sbs.model import losses
-from distill_sbs.model.network import Transformer
+from distill_sbs.model.network import Transformer, initial_parameters
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # scalars, and `losses.SumAndCount`s of each task
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -42,24 +42,20 @@ class Objective:
       rationale_rate: λ of Eq. 3.
       label_smoothing: as in T5X, 0 is none.
       z_loss: weight of log(Z)², 0 is none.
+      logits_chunk_tokens: target positions whose logits may be alive at once; None is all.
     """
 
     rationale_rate: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-
-
-def initial_parameters(model: Transformer, seed: int) -> Any:
-    """Random parameters; what they are depends on the seed and the student alone."""
-    tokens = jnp.ones((1, 8), jnp.int32)
-    return model.init(jax.random.key(seed), tokens, tokens, tokens)["params"]
+    logits_chunk_tokens: int | None = None
 
 
 def initial_state(
     model: Transformer, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """The state before the first step. Jit it with `out_shardings` to create it in shards."""
-    params = initial_parameters(model, seed)
+    params = initial_parameters(model.config, jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -89,23 +85,27 @@ def make_train_step(
         every mean is still over the whole batch.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; metrics are float32 scalars `loss`,
-      `gradient_norm`, and `{task}_loss_sum`, `{task}_tokens`, `{task}_correct` for the two tasks.
+      `step(state, batch) -> (state, metrics)`; metrics are the scalars `loss` and
+      `gradient_norm`, and `losses.task_metrics` of the whole batch, as sums and counts.
     """
 
     def loss_of(
-        params: Any, part: Batch, counts: losses.TaskCounts, key: jax.Array
-    ) -> tuple[jax.Array, losses.TaskSums]:
-        return losses.batch_loss(
+        params: Any, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        task_ids = part[constants.DECODER_TASK_IDS]
+        token_losses = losses.batch_token_losses(
             model,
             params,
             part,
-            counts,
-            rationale_rate=objective.rationale_rate,
             dropout_rng=key,
             label_smoothing=objective.label_smoothing,
             z_loss=objective.z_loss,
+            logits_chunk_tokens=objective.logits_chunk_tokens,
         )
+        loss = losses.step_by_step_loss(
+            token_losses.cross_entropy, task_ids, objective.rationale_rate, counts
+        )
+        return loss, losses.task_metrics(token_losses, task_ids)
 
     value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -115,11 +115,12 @@ def make_train_step(
         if num_microbatches == 1:
             (loss, sums), gradients = value_and_grad(state.params, batch, counts, key)
         else:
-            def accumulate(carry: Any, numbered: Any) -> tuple[Any, None]:
+
+            def accumulate(total: Any, numbered: Any) -> tuple[Any, None]:
                 number, part = numbered
                 part_key = jax.random.fold_in(key, number)
-                (loss, sums), gradients = value_and_grad(state.params, part, counts, part_key)
-                return jax.tree.map(jnp.add, carry, ((loss, sums), gradients)), None
+                one = value_and_grad(state.params, part, counts, part_key)
+                return jax.tree.map(jnp.add, total, one), None
 
             parts = _microbatches(batch, num_microbatches)
             first = jax.tree.map(lambda array: array[0], parts)
@@ -132,16 +133,7 @@ def make_train_step(
             gradients, state.optimizer_state, state.params
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
-            "label_loss_sum": sums.label_loss,
-            "label_tokens": counts.label,
-            "label_correct": sums.label_correct,
-            "rationale_loss_sum": sums.rationale_loss,
-            "rationale_tokens": counts.rationale,
-            "rationale_correct": sums.rationale_correct,
-        }
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **sums}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return step
