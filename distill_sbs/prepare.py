@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line
+from distill_sbs import command_line, quiet_tensorflow
 from distill_sbs.errors import UserError
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
@@ -87,7 +87,7 @@ def print_summary(info: Mapping[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepares what the command line asks for; returns the exit status (2: the user can mend it)."""
+    """Prepares what the command line asks for; returns the exit status (2: see the message)."""
     try:
         values = command_line.parse_flags(
             sys.argv if argv is None else argv, _define_flags, DESCRIPTION
@@ -102,9 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
-    # TensorFlow reads this when it is imported, a few lines below; importing it takes seconds,
-    # so what can be refused without it has been.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Importing TensorFlow takes seconds: what can be refused without it has been.
+    quiet_tensorflow.import_tensorflow()
     from distill_sbs.data import preparation, registration, settings
     from distill_sbs.data.dataset import SourceError
 

@@ -38,7 +38,7 @@ def prepare_dataset(
     splits = check_splits(spec, splits)
     if source_dir is None and spec.needs_source_dir:
         raise SourceError(
-            f"{spec.name} needs raw data and no folder was given; "
+            "its raw data is needed and no folder was given; "
             "pass --source_dir or set DISTILL_SBS_SOURCE_DIR"
         )
     source_dir = epath.Path(source_dir or ".")

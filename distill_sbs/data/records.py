@@ -40,7 +40,9 @@ class UnpreparedDataError(UserError):
     """The records asked for are not there; the message holds the command that makes them."""
 
 
-def _unprepared(dataset: str, data_dir: epath.PathLike, problem: str, split: str | None = None):
+def _unprepared(
+    dataset: str, data_dir: epath.PathLike, problem: str, split: str | None = None
+) -> UnpreparedDataError:
     command = f"python -m distill_sbs.prepare --dataset={dataset} " + shlex.quote(
         f"--data_dir={data_dir}"
     )

@@ -1,0 +1,33 @@
+"""Imports TensorFlow without its start-up lines on the terminal.
+
+Enters: nothing. Leaves: TensorFlow imported. TensorFlow's C++ side logs a screenful (oneDNN, CUDA
+drivers it did not find) before it reads `TF_CPP_MIN_LOG_LEVEL`, straight to file descriptor 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow; what it logs is dropped, or shown after all if the import fails."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    imported = False
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            importlib.import_module("tensorflow")
+            imported = True
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            if not imported:
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace"))
