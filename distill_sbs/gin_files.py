@@ -213,8 +213,10 @@ def references(value: Any) -> Iterator[MacroReference | ConfigurableReference]:
             yield from references(item)
 
 
-# gin finds included files through its readers. This one asks the search path of the current call,
-# so that one call's folders do not leak into the next, as gin.add_config_file_search_path does.
+# gin finds included files through its readers. Ours asks the search path of the current call, so that
+# one call's folders do not leak into the next, as with gin.add_config_file_search_path. It stands
+# first, which register_file_reader cannot do: a reader of gin's logs an error, and sets up logging
+# for the whole program, for every name that it does not find.
 _current: SearchPath | None = None
 
 
@@ -235,4 +237,4 @@ def _open_for_gin(name: str) -> IO[str]:
     return _open(path)
 
 
-gin.config.register_file_reader(_open_for_gin, _locate_for_gin)
+gin.config._FILE_READERS.insert(0, (_open_for_gin, _locate_for_gin))
