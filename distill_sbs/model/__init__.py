@@ -1,1 +1,1 @@
-"""The student: T5 in Flax, its decoding and its losses. JAX only; runs without TensorFlow and seqio."""
+"""The student: T5 in Flax, decoding, losses. JAX only: runs without TensorFlow and seqio."""

@@ -1,0 +1,178 @@
+"""The student's shape and numerics: `T5Config`, and the published sizes by name.
+
+In: a size's name and overrides, or a plain dict (what a checkpoint stores beside its weights).
+Out: a frozen, hashable `T5Config` that every model function takes.
+
+Sizes are those of google-research/t5x (`t5x/examples/t5/t5_1_{0,1}/*.gin`), which equal the
+`config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "minimal", "full")
+# Names of activation functions that a feed-forward block may use ('linear' is the identity).
+ACTIVATIONS = ("gelu", "relu", "silu", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Hyper-parameters of one encoder-decoder T5. Immutable and hashable.
+
+    Attributes:
+      vocab_size: rows of the embedding, V. T5 pads its 32,100 pieces to 32,128.
+      emb_dim: width of the residual stream, D.
+      num_heads: attention heads, H.
+      head_dim: width of one head; num_heads * head_dim need not be emb_dim.
+      mlp_dim: width of the feed-forward block.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      mlp_activations: ('gelu', 'linear') is T5 v1.1's gated GELU; ('relu',) is T5 1.0.
+      dropout_rate: probability of dropping, at every place where T5 drops.
+      logits_via_embedding: T5 1.0 multiplies by the embedding, scaled by emb_dim ** -0.5, to get
+        logits; v1.1 has a projection of its own.
+      relative_attention_num_buckets: buckets of the relative position bias.
+      relative_attention_max_distance: distance, in tokens, from which all share a bucket.
+      layer_norm_epsilon: added to the mean square in RMS normalisation.
+      dtype: 'float32' or 'bfloat16', of the computation; parameters are always float32.
+      float32_attention_logits: keep query-key products and their softmax in float32.
+      scan_layers: store layers stacked along a leading axis and loop over them in one compiled
+        body (fast compilation), instead of one parameter tree and one body a layer.
+      remat_policy: what the backward pass recomputes: 'none' keeps all activations, 'minimal'
+        keeps the outputs of the weight products, 'full' keeps only each layer's input.
+
+    Raises:
+      ValueError: a value that no model can have, named with what is allowed.
+    """
+
+    vocab_size: int = 32128
+    emb_dim: int = 512
+    num_heads: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    dropout_rate: float = 0.1
+    logits_via_embedding: bool = False
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dtype: str = "float32"
+    float32_attention_logits: bool = True
+    scan_layers: bool = False
+    remat_policy: str = "none"
+
+    def __post_init__(self) -> None:
+        # gin and JSON bring lists; a frozen config must hash.
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        positive = (
+            "vocab_size emb_dim num_heads head_dim mlp_dim num_encoder_layers "
+            "num_decoder_layers relative_attention_num_buckets "
+            "relative_attention_max_distance"
+        ).split()
+        for name in positive:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"T5Config.{name}={value!r}: expected a whole number >= 1")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(f"T5Config.dropout_rate={self.dropout_rate!r}: expected 0 <= rate < 1")
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
+        if len(self.mlp_activations) not in (1, 2):
+            raise ValueError(
+                f"T5Config.mlp_activations={self.mlp_activations!r}: expected one "
+                "name, or two for a gated block, such as ('gelu', 'linear')"
+            )
+        for name in self.mlp_activations:
+            _check_choice("mlp_activations", name, ACTIVATIONS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, so that JSON can hold it; `from_dict` reads it back, equal."""
+        values = dataclasses.asdict(self)
+        values["mlp_activations"] = list(self.mlp_activations)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> T5Config:
+        """Reads what `to_dict` wrote; fields left out take their defaults.
+
+        Raises:
+          ValueError: an unknown field, with its near matches.
+        """
+        _check_fields(values)
+        return cls(**values)
+
+
+def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"T5Config.{field}={value!r}: expected one of {', '.join(allowed)}"
+            + _near(str(value), allowed)
+        )
+
+
+def _near(name: str, known: tuple[str, ...]) -> str:
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    known = tuple(field.name for field in dataclasses.fields(T5Config))
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"T5Config has no field {name!r}{_near(name, known)} (fields: {', '.join(known)})"
+            )
+
+
+def _size(emb_dim: int, num_heads: int, head_dim: int, mlp_dim: int, layers: int) -> dict[str, int]:
+    return dict(
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        mlp_dim=mlp_dim,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+    )
+
+
+_V1_1 = dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
+_V1_0 = dict(mlp_activations=("relu",), logits_via_embedding=True)
+
+#                        D     H  head    mlp  layers (encoder and decoder each)
+_NAMED: dict[str, dict[str, Any]] = {
+    "t5_1_1_tiny": _size(128, 4, 32, 256, 2) | _V1_1,  # ours: trains on a laptop's CPU
+    "t5_1_1_small": _size(512, 6, 64, 1024, 8) | _V1_1,
+    "t5_1_1_base": _size(768, 12, 64, 2048, 12) | _V1_1,
+    "t5_1_1_large": _size(1024, 16, 64, 2816, 24) | _V1_1,
+    "t5_1_1_xl": _size(2048, 32, 64, 5120, 24) | _V1_1,
+    "t5_1_1_xxl": _size(4096, 64, 64, 10240, 24) | _V1_1,
+    "t5_1_0_small": _size(512, 8, 64, 2048, 6) | _V1_0,
+    "t5_1_0_base": _size(768, 12, 64, 3072, 12) | _V1_0,
+    "t5_1_0_large": _size(1024, 16, 64, 4096, 24) | _V1_0,
+    "t5_1_0_3b": _size(1024, 32, 128, 16384, 24) | _V1_0,
+    "t5_1_0_11b": _size(1024, 128, 128, 65536, 24) | _V1_0,
+}
+
+CONFIG_NAMES = tuple(_NAMED)
+
+
+def named_config(name: str, **overrides: Any) -> T5Config:
+    """The published size `name` (one of `CONFIG_NAMES`), with fields replaced by `overrides`.
+
+    Raises:
+      ValueError: an unknown name or field, with near matches; a value out of range.
+    """
+    if name not in _NAMED:
+        raise ValueError(
+            f"unknown model size {name!r}{_near(str(name), CONFIG_NAMES)} "
+            f"(sizes: {', '.join(CONFIG_NAMES)})"
+        )
+    _check_fields(overrides)
+    return T5Config(**(_NAMED[name] | overrides))

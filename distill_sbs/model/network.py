@@ -1,0 +1,468 @@
+"""The student: T5 1.0 and T5 v1.1 in Flax linen.
+
+In: token ids int32 [B, S] and [B, T], 0 where padded, and segment ids where rows are packed.
+Out: encoder states [B, S, D], decoder states [B, T, D], logits float32 [B, T, V].
+
+Parameter names and shapes are those of google-research/t5x (`t5x/examples/t5/network.py`), so
+that its checkpoints fit; with `scan_layers` the layers of a stack are one subtree `layers` with
+a leading layer axis (see `parameter_axes.py`). Parameters are plain float32 arrays; sharding
+them is the caller's business, by path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from distill_sbs.model.attention import (
+    Dense,
+    MultiHeadAttention,
+    RelativePositionBias,
+    dropout_multiplier,
+)
+from distill_sbs.model.config import T5Config
+
+HIDDEN_AXES = ("batch", "length", "embed")
+
+_fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+_ACTIVATIONS = {
+    # T5 v1.1's GELU is the tanh approximation (HuggingFace: gelu_new).
+    "gelu": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
+
+
+class Dropout(nn.Module):
+    """Dropout that, as in T5X, draws once for all positions of a row (`broadcast_length`)."""
+
+    rate: float
+    broadcast_length: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+        """Inputs [B, length, features]; takes the rng 'dropout' unless `deterministic`."""
+        if deterministic or self.rate == 0.0:
+            return inputs
+        batch, length, features = inputs.shape
+        shape = (batch, 1 if self.broadcast_length else length, features)
+        return inputs * dropout_multiplier(self.make_rng("dropout"), self.rate, shape, inputs.dtype)
+
+
+class RootMeanSquareNorm(nn.Module):
+    """x / rms(x) * scale, the mean square taken in float32; no mean, no bias (T5LayerNorm)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[B, length, D] -> [B, length, D] in the compute dtype."""
+        dtype = self.config.dtype
+        scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],), jnp.float32)
+        wide = inputs.astype(jnp.float32)
+        mean_square = jnp.mean(jax.lax.square(wide), axis=-1, keepdims=True)
+        normalised = wide * jax.lax.rsqrt(mean_square + self.config.layer_norm_epsilon)
+        return normalised.astype(dtype) * scale.astype(dtype)
+
+
+class FeedForward(nn.Module):
+    """The feed-forward block: `wi` (T5 1.0), or the product of `wi_0` and `wi_1` (gated)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
+        """[B, length, D] -> [B, length, D]."""
+        config = self.config
+        names = ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]
+        hidden = None
+        for name, activation in zip(names, config.mlp_activations, strict=True):
+            dense = Dense(config.mlp_dim, config.dtype, _fan_in_truncated, name=name)
+            branch = _ACTIVATIONS[activation](dense(inputs))  # [B, length, mlp_dim]
+            hidden = branch if hidden is None else hidden * branch
+        hidden = Dropout(config.dropout_rate)(hidden, deterministic)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        return Dense(config.emb_dim, config.dtype, _fan_in_truncated, name="wo")(hidden)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each pre-normalised, with residuals."""
+
+    config: T5Config
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, bias: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, None]:
+        """Inputs [B, S, D], bias [1, H, S, S], mask [B, 1, S, S] -> (outputs, None)."""
+        config, deterministic = self.config, self.deterministic
+        inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
+        x = RootMeanSquareNorm(config, name="pre_attention_layer_norm")(inputs)
+        x = MultiHeadAttention(config, name="attention")(x, x, bias, mask, deterministic)
+        x = inputs + Dropout(config.dropout_rate)(x, deterministic)
+        x = nn.with_logical_constraint(x, HIDDEN_AXES)
+        y = RootMeanSquareNorm(config, name="pre_mlp_layer_norm")(x)
+        y = FeedForward(config, name="mlp")(y, deterministic)
+        y = x + Dropout(config.dropout_rate)(y, deterministic)
+        return nn.with_logical_constraint(y, HIDDEN_AXES), None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention on the encoder, feed-forward; pre-normalised."""
+
+    config: T5Config
+    deterministic: bool = True
+
+    def setup(self) -> None:
+        """Submodules, by T5X's names."""
+        config = self.config
+        self.pre_self_attention_layer_norm = RootMeanSquareNorm(config)
+        self.self_attention = MultiHeadAttention(config)
+        self.pre_cross_attention_layer_norm = RootMeanSquareNorm(config)
+        self.encoder_decoder_attention = MultiHeadAttention(config)
+        self.pre_mlp_layer_norm = RootMeanSquareNorm(config)
+        self.mlp = FeedForward(config)
+        self.self_attention_dropout = Dropout(config.dropout_rate)
+        self.cross_attention_dropout = Dropout(config.dropout_rate)
+        self.mlp_dropout = Dropout(config.dropout_rate)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        encoded: jax.Array,
+        bias: jax.Array,
+        self_mask: jax.Array,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, None]:
+        """Inputs [B, T, D], encoded [B, S, D], bias [1, H, T, T] -> (outputs [B, T, D], None)."""
+        deterministic = self.deterministic
+        inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
+        x = self.pre_self_attention_layer_norm(inputs)
+        x = self.self_attention(x, x, bias, self_mask, deterministic)
+        x = inputs + self.self_attention_dropout(x, deterministic)
+        x = nn.with_logical_constraint(x, HIDDEN_AXES)
+        y = self.pre_cross_attention_layer_norm(x)
+        y = self.encoder_decoder_attention(y, encoded, None, cross_mask, deterministic)
+        y = x + self.cross_attention_dropout(y, deterministic)
+        return self._feed_forward(y), None
+
+    def _feed_forward(self, inputs: jax.Array) -> jax.Array:
+        inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
+        z = self.mlp(self.pre_mlp_layer_norm(inputs), self.deterministic)
+        z = inputs + self.mlp_dropout(z, self.deterministic)
+        return nn.with_logical_constraint(z, HIDDEN_AXES)
+
+
+def _layer_stack(
+    layer_class: type[nn.Module],
+    config: T5Config,
+    deterministic: bool,
+    length: int,
+    hidden: jax.Array,
+    *shared: jax.Array,
+) -> jax.Array:
+    """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
+    if config.remat_policy != "none":
+        policies = {
+            "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+            "full": None,
+        }
+        layer_class = nn.remat(
+            layer_class,
+            prevent_cse=not config.scan_layers,  # inside a scan XLA cannot undo it anyway
+            policy=policies[config.remat_policy],
+        )
+    if config.scan_layers:
+        scanned = nn.scan(
+            layer_class,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=length,
+        )
+        hidden, _ = scanned(config, deterministic, name="layers")(hidden, *shared)
+        return hidden
+    for index in range(length):
+        layer = layer_class(config, deterministic, name=f"layers_{index}")
+        hidden, _ = layer(hidden, *shared)
+    return hidden
+
+
+class Encoder(nn.Module):
+    """The encoder's stack, from embedded tokens to normalised states."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+        """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
+        config = self.config
+        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
+        bias = RelativePositionBias(config, True, name="relpos_bias")(positions, positions)
+        hidden = Dropout(config.dropout_rate)(embedded, deterministic)
+        hidden = _layer_stack(
+            EncoderLayer, config, deterministic, config.num_encoder_layers, hidden, bias, mask
+        )
+        hidden = RootMeanSquareNorm(config, name="encoder_norm")(hidden)
+        # The one hidden dropout that T5X draws for every position.
+        return Dropout(config.dropout_rate, broadcast_length=False)(hidden, deterministic)
+
+
+class TokenEmbedder(nn.Module):
+    """The table of token vectors, shared by encoder and decoder (and by T5 1.0's logits)."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """The table."""
+        shape = (self.config.vocab_size, self.config.emb_dim)
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Tokens int32 [B, length] -> [B, length, D]; NaN for a token outside the vocabulary."""
+        # Clamping, the other choice, would train silently on a wrong vocabulary.
+        embedded = jnp.take(self.embedding, tokens, axis=0, mode="fill")
+        return nn.with_logical_constraint(embedded.astype(self.config.dtype), HIDDEN_AXES)
+
+
+def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -> jax.Array:
+    """Logits float32 [..., V] of decoder states [..., D].
+
+    Args:
+      hidden: decoder states.
+      weights: the embedding [V, D] where `config.logits_via_embedding`, else the kernel [D, V].
+      config: its dtype is that of the factors; sums are float32 in any case.
+    """
+    hidden, weights = hidden.astype(config.dtype), weights.astype(config.dtype)
+    if not config.logits_via_embedding:
+        return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
+    return logits * jnp.float32(config.emb_dim**-0.5)
+
+
+def output_weights(params: Any, config: T5Config) -> jax.Array:
+    """The parameter that `vocabulary_logits` takes, out of the whole tree."""
+    if config.logits_via_embedding:
+        return params["token_embedder"]["embedding"]
+    return params["decoder"]["logits_dense"]["kernel"]
+
+
+class OutputProjection(nn.Module):
+    """T5 v1.1's own projection to the vocabulary."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32 [B, T, V]."""
+        shape = (self.config.emb_dim, self.config.vocab_size)
+        kernel = self.param("kernel", _fan_in_truncated, shape, jnp.float32)
+        return vocabulary_logits(hidden, kernel, self.config)
+
+
+class Decoder(nn.Module):
+    """The decoder's stack, and v1.1's projection to the vocabulary."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """The projection, which is called apart from the stack."""
+        if not self.config.logits_via_embedding:
+            self.logits_dense = OutputProjection(self.config)
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: jax.Array,
+        encoded: jax.Array,
+        self_mask: jax.Array,
+        cross_mask: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
+        config = self.config
+        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
+        bias = RelativePositionBias(config, False, name="relpos_bias")(positions, positions)
+        hidden = Dropout(config.dropout_rate)(embedded, deterministic)
+        hidden = _layer_stack(
+            DecoderLayer,
+            config,
+            deterministic,
+            config.num_decoder_layers,
+            hidden,
+            encoded,
+            bias,
+            self_mask,
+            cross_mask,
+        )
+        hidden = RootMeanSquareNorm(config, name="decoder_norm")(hidden)
+        return Dropout(config.dropout_rate)(hidden, deterministic)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden [B, T, D] -> float32 [B, T, V]; v1.1 only."""
+        return self.logits_dense(hidden)
+
+
+def encoder_attention_mask(tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    """Bool [B, 1, S, S]: real tokens see real tokens of their own segment."""
+    return _attention_mask(tokens > 0, tokens > 0, segment_ids, segment_ids)
+
+
+def decoder_attention_mask(
+    target_tokens: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+    """Bool [B, 1, T, T]: real targets see real targets of their segment, up to themselves."""
+    real = target_tokens > 0
+    positions = jnp.arange(target_tokens.shape[1])
+    causal = positions[:, None] >= positions[None, :]
+    return _attention_mask(real, real, segment_ids, segment_ids) & causal
+
+
+def cross_attention_mask(
+    target_tokens: jax.Array,
+    input_tokens: jax.Array,
+    decoder_segment_ids: jax.Array | None = None,
+    encoder_segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Bool [B, 1, T, S]: real targets see the real inputs of their segment."""
+    return _attention_mask(
+        target_tokens > 0, input_tokens > 0, decoder_segment_ids, encoder_segment_ids
+    )
+
+
+def _attention_mask(
+    query_real: jax.Array,
+    key_real: jax.Array,
+    query_segments: jax.Array | None,
+    key_segments: jax.Array | None,
+) -> jax.Array:
+    if (query_segments is None) != (key_segments is None):
+        raise ValueError(
+            "segment ids were given for only one of encoder and decoder; packed rows need "
+            "encoder_segment_ids and decoder_segment_ids, other rows neither"
+        )
+    mask = query_real[:, :, None] & key_real[:, None, :]
+    if query_segments is not None:
+        mask &= query_segments[:, :, None] == key_segments[:, None, :]
+    return mask[:, None]
+
+
+class Transformer(nn.Module):
+    """The whole student. `apply({"params": params}, ..., method="encode")` and so on."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Submodules, by T5X's names."""
+        self.token_embedder = TokenEmbedder(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(
+        self,
+        encoder_input_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """Tokens int32 [B, S] (0: padding) -> encoder states [B, S, D]."""
+        mask = encoder_attention_mask(encoder_input_tokens, encoder_segment_ids)
+        embedded = self.token_embedder(encoder_input_tokens)
+        return self.encoder(embedded, mask, not enable_dropout)
+
+    def decoder_hidden(
+        self,
+        encoded: jax.Array,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """Final decoder states [B, T, D], all that logits need; see `__call__` for arguments.
+
+        encoded is [B, S, D], from `encode`; the encoder's tokens only say where it is padding.
+        """
+        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
+        cross_mask = cross_attention_mask(
+            decoder_target_tokens, encoder_input_tokens, decoder_segment_ids, encoder_segment_ids
+        )
+        embedded = self.token_embedder(decoder_input_tokens)
+        return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Decoder states [B, T, D] -> logits float32 [B, T, V]."""
+        if self.config.logits_via_embedding:
+            logits = vocabulary_logits(hidden, self.token_embedder.embedding, self.config)
+        else:
+            logits = self.decoder.logits(hidden)
+        return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+    def hidden(
+        self,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """`encode`, then `decoder_hidden`: [B, T, D]. What a loss needs, without the logits."""
+        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
+        return self.decoder_hidden(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            enable_dropout,
+        )
+
+    def __call__(
+        self,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        enable_dropout: bool = False,
+    ) -> jax.Array:
+        """Logits float32 [B, T, V] under teacher forcing.
+
+        Args:
+          encoder_input_tokens: int32 [B, S], 0 is padding.
+          decoder_input_tokens: int32 [B, T], the targets shifted right inside every segment,
+            0 at its start.
+          decoder_target_tokens: int32 [B, T], 0 is padding; used only as a mask.
+          encoder_segment_ids: int32 [B, S] for packed rows: which sequence of the row a token
+            belongs to. No token sees another sequence's. Relative positions are differences of
+            positions in the row, which inside a segment equal those of the unpacked sequence.
+          decoder_segment_ids: int32 [B, T], likewise; both or neither.
+          enable_dropout: draw dropout from the rng 'dropout'.
+
+        Raises:
+          ValueError: segment ids for only one of the two sides.
+        """
+        return self.logits(
+            self.hidden(
+                encoder_input_tokens,
+                decoder_input_tokens,
+                decoder_target_tokens,
+                encoder_segment_ids,
+                decoder_segment_ids,
+                enable_dropout,
+            )
+        )
+
+
+def initial_parameters(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+    """A fresh parameter tree, drawn by T5X's initialisers; jit with out_shardings to shard it."""
+    tokens = jnp.ones((1, 1), jnp.int32)
+    return Transformer(config).init({"params": rng}, tokens, tokens, tokens)["params"]
