@@ -1,0 +1,14 @@
+"""Generated arithmetic word problems whose label is an equation: embedded, nothing to download."""
+
+from distill_sbs.data import metrics, registration, wordproblems
+from distill_sbs.data.dataset import DatasetSpec
+
+registration.register_dataset(
+    DatasetSpec(
+        name="wordproblems",
+        reader=wordproblems.read,
+        is_correct=metrics.equations_match,
+        teachers=(wordproblems.TEACHER,),
+        needs_source_dir=False,
+    )
+)
