@@ -196,20 +196,20 @@ class TrainingData:
     Attributes:
       sampler: draws sequences.
       batch_size: sequences a step.
-      shape: the batch's static shape.
+      layout: the shapes of its batches.
       tasks: the tokenised tasks.
     """
 
     sampler: MixtureSampler
     batch_size: int
-    shape: layout.BatchShape
+    layout: layout.Layout
     tasks: Sequence[TokenisedTask]
 
     def batches(self, position: Position) -> Iterator[tuple[layout.Batch, Position]]:
         """Batches from `position` on, without end, each with the position after it."""
         while True:
             sequences, position = self.sampler.draw(position, self.batch_size)
-            yield layout.fill(sequences, self.shape), position
+            yield layout.fill(sequences, self.layout), position
 
 
 def training_data(
@@ -241,21 +241,16 @@ def training_data(
     if pack:
         position = sampler.start()
         batches = []
-        for _ in range(64):
+        for _ in range(256):
             sequences, position = sampler.draw(position, batch_size)
             batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
-        shape = layout.choose_shape(batches, row_multiple)
-        # A longer sequence than the first batches hold may come later: it must fit a row too.
         longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
-        shape = dataclasses.replace(
-            shape,
-            input_tokens=max(shape.input_tokens, int(longest[0])),
-            target_tokens=max(shape.target_tokens, int(longest[1])),
-        )
+        chosen = layout.choose_layout(batches, longest, row_multiple)
     else:
         rows = -(-batch_size // row_multiple) * row_multiple
         shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
-    return TrainingData(sampler, batch_size, shape, tasks)
+        chosen = layout.Layout(shape, shape)
+    return TrainingData(sampler, batch_size, chosen, tasks)
 
 
 class Prefetcher(Iterator[Any]):

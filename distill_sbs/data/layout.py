@@ -42,82 +42,157 @@ class BatchShape:
         return self.rows * (self.input_tokens + self.target_tokens)
 
 
+# Loads are sums of fractions of a row, so a full row may come out a rounding error above 1.
+_FULL = 1.0 + 1e-9
+_MOST_SWAPS = 64
+
+
 def assign_rows(lengths: np.ndarray, shape: BatchShape) -> list[list[int]] | None:
-    """First-fit decreasing: which sequences stand in which row.
+    """Decides which sequences stand in which row.
+
+    The longest first, each into the row that it leaves least full; then sequences of an overfull
+    row are swapped with others while that helps. (First-fit decreasing, good in one dimension,
+    fails in two: it fills the first rows' targets with rationales, no label then fits beside
+    them, and their inputs stay empty.)
 
     Args:
       lengths: int [B, 2], the sequences' input and target lengths in tokens.
       shape: the rows to fill.
 
     Returns:
-      One list of sequence numbers a row, or None where the sequences do not fit.
+      One list of sequence numbers a row, or None where they are not made to fit.
     """
-    capacity = np.array([shape.input_tokens, shape.target_tokens])
-    free = np.tile(capacity, (shape.rows, 1))
-    rows: list[list[int]] = [[] for _ in range(shape.rows)]
-    # Largest first, by the dimension in which a sequence takes most of a row; ties in drawing
-    # order, so the layout is a function of the batch alone.
-    order = np.argsort(-(lengths / capacity).max(axis=1), kind="stable")
-    for sequence in order:
-        fits = (free >= lengths[sequence]).all(axis=1)
-        row = int(fits.argmax())
-        if not fits[row]:
+    relative = lengths / np.array([shape.input_tokens, shape.target_tokens])  # [B, 2]
+    if (relative.sum(axis=0) > shape.rows * _FULL).any():
+        return None
+    load = np.zeros((shape.rows, 2))
+    row_of = np.empty(len(lengths), int)
+    # Ties in drawing order, so the layout is a function of the batch alone.
+    for sequence in np.argsort(-relative.max(axis=1), kind="stable"):
+        row = int((load + relative[sequence]).max(axis=1).argmin())
+        row_of[sequence] = row
+        load[row] += relative[sequence]
+    for _ in range(_MOST_SWAPS):
+        fullest = int(load.max(axis=1).argmax())
+        if load[fullest].max() <= _FULL:
+            return [np.flatnonzero(row_of == row).tolist() for row in range(shape.rows)]
+        inside, outside = np.flatnonzero(row_of == fullest), np.flatnonzero(row_of != fullest)
+        if not len(outside):
             return None
-        free[row] -= lengths[sequence]
-        rows[row].append(int(sequence))
-    return rows
+        # What every swap of one inside with one outside would leave in the two rows it touches.
+        change = relative[inside][:, None] - relative[outside][None]  # [inside, outside, 2]
+        here = (load[fullest] - change).max(axis=-1)
+        there = (load[row_of[outside]][None] + change).max(axis=-1)
+        worst = np.maximum(here, there)
+        first, second = np.unravel_index(int(worst.argmin()), worst.shape)
+        if worst[first, second] >= load[fullest].max():
+            return None
+        other = row_of[outside[second]]
+        load[fullest] -= change[first, second]
+        load[other] += change[first, second]
+        row_of[inside[first]], row_of[outside[second]] = other, fullest
+    return None
 
 
-def choose_shape(
-    batches: Sequence[np.ndarray], row_multiple: int, rarely: float = 0.1, padding: float = 0.04
-) -> BatchShape:
-    """Chooses the rows that hold most batches with little padding.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The shapes that a run's batches take: nearly all `usual`, the rare one `larger`."""
+
+    usual: BatchShape
+    larger: BatchShape
+
+    def shape_for(self, lengths: np.ndarray) -> tuple[BatchShape, list[list[int]]]:
+        """The first shape that sequences of these lengths [B, 2] fit, and their rows.
+
+        What does not even fit `larger` takes its rows twice, three times …: for correctness, at
+        the price of one more compilation.
+        """
+        if (rows := assign_rows(lengths, self.usual)) is not None:
+            return self.usual, rows
+        multiple = 1
+        while True:
+            shape = dataclasses.replace(self.larger, rows=self.larger.rows * multiple)
+            if (rows := assign_rows(lengths, shape)) is not None:
+                return shape, rows
+            multiple += 1
+
+
+def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
+    """The two totals [2] of a usual batch that make the mean number of positions smallest."""
+    candidates = np.quantile(totals, np.linspace(0.5, 0.98, 13), axis=0)  # [13, 2]
+    best, fewest = larger, float(larger.sum())
+    for inputs in candidates[:, 0]:
+        for targets in candidates[:, 1]:
+            share = (totals <= (inputs, targets)).all(axis=1).mean()
+            positions = share * (inputs + targets) + (1.0 - share) * larger.sum()
+            if positions < fewest:
+                best, fewest = np.array([inputs, targets]), positions
+    return best
+
+
+def choose_layout(
+    batches: Sequence[np.ndarray],
+    longest: np.ndarray,
+    row_multiple: int,
+    padding: float = 0.05,
+    packed_batches: int = 32,
+) -> Layout:
+    """Chooses rows that hold the batches of a run with little padding.
 
     Short rows are cheaper in attention, long rows waste fewer positions: the shortest rows whose
-    padding stays below `padding` win, and the least padding where none does.
+    mean padding stays below `padding` win. Some padding no row length avoids, since the sum of a
+    batch's lengths varies; where that alone passes `padding`, a hundredth more is good enough.
 
     Args:
-      batches: the lengths [B, 2] of some batches as the run will draw them.
+      batches: the lengths, int [B, 2], of some batches as the run will draw them.
+      longest: the longest input and target of all, int [2]; every row can hold them.
       row_multiple: what the number of rows must be a multiple of (data axis × microbatches).
-      rarely: share of the batches that may need the larger shape.
-      padding: the share of padded positions that is good enough.
-
-    Returns:
-      The shape; a batch that does not fit it takes the same rows twice (`fill`).
+      padding: the mean share of padded positions that is good enough.
+      packed_batches: how many of the batches are laid out to try a shape.
     """
-    longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
-    totals = np.array([batch.sum(axis=0) for batch in batches])
-    sequences = len(batches[0])
-    best: tuple[float, BatchShape] | None = None
-    rows = -(-sequences // row_multiple) * row_multiple
-    tried: set[int] = set()
-    while rows not in tried and rows >= row_multiple:
-        tried.add(rows)
-        needed = np.quantile(totals, 1.0 - rarely, axis=0) / rows
-        for slack in (1.0, 1.01, 1.02, 1.03, 1.05, 1.08, 1.12, 1.2, 1.35, 1.6, 2.0):
-            size = np.maximum(np.ceil(needed * slack), longest).astype(int)
-            shape = BatchShape(rows, int(size[0]), int(size[1]))
-            fitting = sum(assign_rows(batch, shape) is not None for batch in batches)
-            if fitting >= (1.0 - rarely) * len(batches):
+    totals = np.array([batch.sum(axis=0) for batch in batches])  # [batches, 2]
+    # Sums of many lengths are nearly normal: one in thousands passes 3.5 deviations.
+    larger_total = np.maximum(totals.mean(axis=0) + 3.5 * totals.std(axis=0), totals.max(axis=0))
+    usual_total = _best_sizes(totals, larger_total)
+    could_fit = [batch for batch in batches if (batch.sum(axis=0) <= usual_total).all()]
+    usual_share = len(could_fit) / len(batches)
+    one_row = usual_share * usual_total.sum() + (1.0 - usual_share) * larger_total.sum()
+    good_enough = max(padding, 1.0 - totals.sum(axis=1).mean() / one_row + 0.01)
+    best: tuple[float, Layout] | None = None
+    rows = -(-len(batches[0]) // row_multiple) * row_multiple
+    while True:
+        for slack in _SLACKS:
+            layout = Layout(
+                *(
+                    BatchShape(rows, *(int(size) for size in np.maximum(sizes, longest)))
+                    for sizes in (
+                        np.ceil(total * slack / rows) for total in (usual_total, larger_total)
+                    )
+                )
+            )
+            tried = could_fit[:packed_batches]
+            if sum(assign_rows(batch, layout.usual) is not None for batch in tried) >= 0.9 * len(
+                tried
+            ):
                 break
-        else:
-            shape = BatchShape(rows, int(longest[0]), int(longest[1]))
-            fitting = sum(assign_rows(batch, shape) is not None for batch in batches)
-        padded = 1.0 - totals.sum(axis=1).mean() / (
-            shape.positions * (2.0 - fitting / len(batches))
-        )
+        shapes = [layout.shape_for(batch)[0] for batch in batches[:packed_batches]]
+        positions = np.mean([shape.positions for shape in shapes])
+        padded = 1.0 - totals[:packed_batches].sum(axis=1).mean() / positions
         if best is None or padded < best[0]:
-            best = (padded, shape)
-        if padded <= padding:
-            break
-        # Fewer rows by a quarter, in whole multiples.
-        rows = max(int(rows * 0.75) // row_multiple, 1) * row_multiple
-    assert best is not None
-    return best[1]
+            best = (float(padded), layout)
+        if padded <= good_enough or rows == row_multiple:
+            return best[1]
+        # A quarter fewer rows, in whole multiples, and one multiple fewer at least.
+        multiples = rows // row_multiple
+        rows = max(min(int(multiples * 0.75), multiples - 1), 1) * row_multiple
 
 
-def fill(sequences: Sequence[Sequence2Sequence], shape: BatchShape) -> Batch:
-    """Lays the sequences out in `shape`, or in two, three … times its rows where they do not fit.
+# How much longer than their even share rows are tried, until the sequences go in.
+_SLACKS = (1.0, 1.001, 1.002, 1.004, 1.007, 1.01, 1.02, 1.03, 1.05, 1.08, 1.12, 1.2, 1.5, 2.0, 3.0)
+
+
+def fill(sequences: Sequence[Sequence2Sequence], layout: Layout) -> Batch:
+    """Lays the sequences of one batch out.
 
     Returns:
       The model features: tokens, segment ids (from 1), positions and `decoder_task_ids`, int32;
@@ -128,14 +203,13 @@ def fill(sequences: Sequence[Sequence2Sequence], shape: BatchShape) -> Batch:
     """
     lengths = np.array([(len(each.inputs), len(each.targets)) for each in sequences])
     longest = lengths.max(axis=0)
-    if longest[0] > shape.input_tokens or longest[1] > shape.target_tokens:
+    if longest[0] > layout.larger.input_tokens or longest[1] > layout.larger.target_tokens:
         raise UserError(
             f"a sequence of {longest[0]} input and {longest[1]} target tokens does not fit a row "
-            f"of {shape.input_tokens} and {shape.target_tokens}; raise TASK_FEATURE_LENGTHS"
+            f"of {layout.larger.input_tokens} and {layout.larger.target_tokens}; "
+            "raise TASK_FEATURE_LENGTHS"
         )
-    multiple = 1
-    while (rows := assign_rows(lengths, dataclasses.replace(shape, rows=shape.rows * multiple))) is None:
-        multiple += 1
+    shape, rows = layout.shape_for(lengths)
 
     encoder = np.zeros((3, len(rows), shape.input_tokens), np.int32)
     decoder = np.zeros((5, len(rows), shape.target_tokens), np.int32)
