@@ -5,11 +5,12 @@ Enters: metrics a step, as sums and counts. Leaves: lines and files; nothing flo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -63,7 +64,6 @@ class RunLog:
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = tf.io.gfile.GFile(str(self._path), "a")
         self._since = time.monotonic()
-        self._last_step = first_step
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -92,28 +92,29 @@ class RunLog:
                 break
         return lines
 
-    def advance(self, step: int) -> None:
-        """Moves the progress bar."""
-        self._bar.update(self._task, completed=step)
+    def advance(self, step: int, status: str | None = None) -> None:
+        """Moves the progress bar, and changes the words beside it where `status` is given."""
+        fields = {"status": status} if status else {}
+        self._bar.update(self._task, completed=step, **fields)
 
-    def pause(self) -> None:
-        """The time until the next `write` is not training time; call after evaluating."""
+    def restart_clock(self) -> None:
+        """The time until now was no training time: evaluating, saving."""
         self._since = time.monotonic()
 
-    def write(self, step: int, values: Mapping[str, float], steps_timed: int) -> None:
+    def examples_per_second(self, steps: int) -> float:
+        """The pace of `steps` steps taken since the clock was last started."""
+        return steps * self._examples_per_step / max(time.monotonic() - self._since, 1e-9)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one object to `metrics.jsonl`, the same to TensorBoard, and the console."""
-        values = dict(values)
-        seconds = time.monotonic() - self._since
-        if steps_timed and seconds > 0:
-            values["examples_per_second"] = steps_timed * self._examples_per_step / seconds
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        self._writer.write_scalars(step, {key: value for key, value in values.items()})
+        self._writer.write_scalars(step, dict(values))
         status = _status(values)
-        self._bar.update(self._task, completed=step, status=status)
+        self.advance(step, status)
         if not self.console.is_terminal:
             self.console.print(f"step {step}/{self._train_steps}: {status}", highlight=False)
-        self._since = time.monotonic()
+        self.restart_clock()
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
@@ -125,6 +126,21 @@ class RunLog:
         self._file.close()
         self._writer.flush()
         self._writer.close()
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for work of known size; gives the function that moves it. Silent off a terminal."""
+    console = Console(file=sys.stderr)
+    with Progress(
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def _status(values: Mapping[str, float]) -> str:

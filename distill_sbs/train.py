@@ -236,15 +236,17 @@ def train(
                 _check_finite([each], step - age, checkpointer)
             values = run_log.average(window)
             values["learning_rate"] = float(schedule(step - 1))
-            log.write(step, values, len(window))
+            values["examples_per_second"] = log.examples_per_second(len(window))
             window = []
             if evaluates and "validation" in splits:
+                log.advance(step, "evaluating …")
                 accuracy = accuracy_on("validation", state.params, eval_examples)
                 progress.add_evaluation(step, accuracy)
-                log.write(step, {"validation_accuracy": accuracy}, 0)
+                values["validation_accuracy"] = accuracy
+            log.write(step, values)
             if saves:
                 checkpointer.save(step, state, progress, description)
-            log.pause()
+            log.restart_clock()
             if stop.requested and not is_last:
                 checkpointer.wait()
                 log.say(f"SIGTERM: saved step {step}; the same command continues from there")

@@ -77,7 +77,7 @@ class RecordsDataSource(seqio.DataSource):
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
         dataset = dataset.interleave(
-            tf.data.TFRecordDataset, cycle_length=1 if not shuffle else 8, deterministic=True
+            tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1
         )
         parse = functools.partial(records.parse_record, teachers=self._spec.teachers)
 

@@ -1,0 +1,141 @@
+"""`python -m distill_sbs.evaluate`: how accurate is a student on a split?
+
+    python -m distill_sbs.evaluate --checkpoint=runs/quickstart --split=test
+
+Enters: any checkpoint folder, prepared records. Leaves: the accuracy, printed and as JSON; every
+example of the split counted once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs.errors import UserError
+
+DESCRIPTION = "Evaluates a trained student on a split of a prepared dataset."
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A run's MODEL_DIR (its best step is taken), or one step's folder.",
+        flag_values=values,
+        required=True,
+    )
+    flags.DEFINE_string(
+        "mixture_or_task",
+        None,
+        "What to evaluate on; default: what the student was trained on.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("split", "test", "validation or test.", flag_values=values)
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "task_file", [], "A registration file of your own; repeatable.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "A JSONL file for every input, reference and prediction.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
+
+
+def evaluate(
+    checkpoint: str,
+    mixture_or_task: str | None = None,
+    split: str = "test",
+    data_dir: str | None = None,
+    output: str | None = None,
+    batch_size: int = 128,
+    beam_size: int = 1,
+    task_files: Sequence[str] = (),
+) -> dict[str, object]:
+    """Evaluates a checkpoint; returns the task, the split, the number of examples, the metrics.
+
+    Raises:
+      UserError: no such checkpoint, task or split, or unprepared data.
+    """
+    quiet_tensorflow.import_tensorflow()
+    from etils import epath
+
+    from distill_sbs import checkpoint as checkpoints
+    from distill_sbs import evaluation, run_log
+    from distill_sbs.data import input_pipeline, registration, settings, vocabulary
+    from distill_sbs.student import Student
+
+    step_folder = checkpoints.find_step_folder(checkpoint)
+    description = checkpoints.read_description(step_folder)
+    vocabulary_file = vocabulary.from_description(description["vocabulary"])
+    settings.use(settings.DataSettings(data_dir, vocabulary_file=vocabulary_file))
+    registration.load_task_files(task_files)
+    mixture = registration.get_mixture_or_task(mixture_or_task or description["mixture"])
+    task = registration.evaluation_task(mixture)
+    if split not in task.splits:
+        raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")
+    registration.check_prepared(task)
+    examples = input_pipeline.tokenise(task, split, description["task_feature_lengths"])
+
+    student = Student.load(str(step_folder))
+    with run_log.progress_bar(f"{task.name} {split}", len(examples.sequences)) as advance:
+        outputs = student.decoder(batch_size, beam_size)(
+            student.params, [each.inputs for each in examples.sequences], advance
+        )
+    predictions = [student.text(each) for each in outputs]
+    if output:
+        rows = zip(examples.input_texts, examples.texts, predictions, strict=True)
+        lines = [
+            json.dumps({"input": text, "label": label, "prediction": said}, ensure_ascii=False)
+            for text, label, said in rows
+        ]
+        epath.Path(output).write_text("\n".join(lines) + "\n")
+    metrics = evaluation.metrics_of(
+        task.metric_fns, task.postprocess_fn, examples.texts, predictions
+    )
+    return {
+        "checkpoint": str(step_folder),
+        "task": task.name,
+        "split": split,
+        "examples": len(predictions),
+        **metrics,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates what the command line asks for; returns the exit status."""
+    try:
+        values = command_line.parse_flags(
+            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
+        )
+        result = evaluate(
+            values.checkpoint,
+            values.mixture_or_task,
+            values.split,
+            values.data_dir,
+            values.output,
+            values.batch_size,
+            values.beam_size,
+            values.task_file,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
