@@ -14,6 +14,7 @@ JAX = ">=0.10,<0.13"
 # constraints.txt pins all of them, and what they need, to one tested set.
 INSTALL_REQUIRES = [
     "absl-py>=2.1,<3",
+    "clu>=0.0.12,<0.1",
     "etils[epath]>=1.10,<2",
     "flax>=0.12,<0.14",
     "gin-config>=0.5,<0.6",
@@ -31,13 +32,11 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "test": [
-        "build>=1.2,<2",
         "mypy>=2.0,<3",
         "pytest>=9,<10",
         "pytest-xdist>=3.6,<4",
         "ruff>=0.17,<0.18",
         "setuptools>=77,<83",
-        "wheel>=0.45,<1",
     ],
     # The published implementation's libraries, to compare numbers with.
     "parity": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5,<6"],
@@ -45,14 +44,13 @@ EXTRAS_REQUIRE = {
     "gpu": [f"jax[cuda12]{JAX}"],
     # What T5X needs from PyPI. T5X itself, airio and jestimator are not there. They cannot be named
     # here with their commits either: T5X's own setup.py asks for the unpinned heads of airio, clu,
-    # flax, jestimator, optax and seqio by URL, and pip refuses two URLs for one package. So they are
-    # pinned in requirements-t5x.txt, installed without their dependencies:
+    # flax, jestimator, optax and seqio by URL, and pip refuses two URLs for one package. So they
+    # are pinned in requirements-t5x.txt, installed without their dependencies:
     #   pip install -e '.[t5x]' && pip install --no-deps -r requirements-t5x.txt
     # T5X: google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16
     "t5x": [
         "cached-property>=2,<3",
         "chex>=0.1.88,<0.2",
-        "clu>=0.0.12,<0.1",
         "fiddle>=0.3,<0.4",
         "grain>=0.2.6,<0.3",
         "jaxtyping>=0.2.36,<0.4",
