@@ -214,9 +214,9 @@ def references(value: Any) -> Iterator[MacroReference | ConfigurableReference]:
 
 
 # gin finds included files through its readers. Ours asks the search path of the current call, so
-# that one call's folders do not leak into the next, as with gin.add_config_file_search_path. It stands
-# first, which register_file_reader cannot do: a reader of gin's logs an error, and sets up logging
-# for the whole program, for every name that it does not find.
+# that one call's folders do not leak into the next, as with gin.add_config_file_search_path. It
+# stands first, which register_file_reader cannot do: a reader of gin's logs an error, and sets up
+# logging for the whole program, for every name that it does not find.
 _current: SearchPath | None = None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 
 import gin
 import pytest
 
-from distill_sbs import command_line, gin_files, resources
+from distill_sbs import command_line, gin_files, resources, train
 
 ROOT = resources.root_folder()
 EXPERIMENTS = sorted((ROOT / "gin" / "experiments").glob("*.gin"))
@@ -116,6 +117,30 @@ def test_model_files_change_size_and_weights_together(size: str) -> None:
     assert arguments["initial_checkpoint_path"] == (None if size == "tiny" else weights)
     # The paper's step counts: XXL trains for 4,000.
     assert arguments["train_steps"] == (4_000 if size == "xxl" else 10_000)
+
+
+def test_run_file_and_function_agree() -> None:
+    """Each parameter of `train` has a macro, with the same default where there is one."""
+    signature = inspect.signature(train.train).parameters
+    not_from_gin = {"task_files", "config_text"}
+    run_file = ROOT / "gin" / "runs" / "train.gin"
+    bindings = {
+        binding.target: binding.value
+        for binding in gin_files.read_file(str(run_file), gin_files.SearchPath())
+    }
+    bound = {
+        target.removeprefix("train."): value
+        for target, value in bindings.items()
+        if target.startswith("train.")
+    }
+    assert set(bound) == set(signature) - not_from_gin
+    for name, macro in bound.items():
+        assert macro == gin_files.MacroReference(name.upper())
+        default = bindings[name.upper()]
+        if signature[name].default is inspect.Parameter.empty:
+            assert default == gin_files.MacroReference(gin_files.REQUIRED_MACRO), name
+        else:
+            assert default == (signature[name].default if name != "student_overrides" else {})
 
 
 def test_gin_alone_reads_an_experiment_as_t5x_does(
