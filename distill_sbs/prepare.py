@@ -10,6 +10,7 @@ as it was if anything goes wrong.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -99,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing that was prepared before has changed", file=sys.stderr)
+        return 130
 
 
 def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
@@ -127,4 +131,6 @@ def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
 
 
 if __name__ == "__main__":
+    # A preempted job clears its half-written folder away, as one stopped by Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -168,6 +169,20 @@ def test_refuses_flags_without_importing_tensorflow() -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert time.monotonic() - started < 5
+
+
+def test_a_terminated_run_leaves_no_folder(tmp_path: pathlib.Path) -> None:
+    write_rows(tmp_path / "mine.jsonl", 40_000)
+    (tmp_path / "my_task.py").write_text(TASK_FILE.format(name="mine"))
+    data_dir = tmp_path / "data"
+    command = [sys.executable, "-m", "distill_sbs.prepare", "--dataset=mine"]
+    command += [f"--task_file={tmp_path / 'my_task.py'}", f"--source_dir={tmp_path}"]
+    with subprocess.Popen([*command, f"--data_dir={data_dir}"]) as process:
+        while process.poll() is None and not list(data_dir.glob("*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(data_dir.iterdir())
 
 
 @pytest.mark.realdata

@@ -27,7 +27,9 @@ def json_lines(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
       SourceError: the file is missing, is not UTF-8, or a line holds no JSON object.
     """
     if not path.exists():
-        raise SourceError(f"{path} is missing; put the file there, or correct --source_dir")
+        raise SourceError(
+            f"{path} is missing; put the file there, correct --source_dir, or name other --splits"
+        )
     number = 0
     try:
         with path.open("r") as lines:
@@ -137,7 +139,8 @@ class JsonlReader:
                 f"{path} holds {len(ids)} rows, too few to hold out {' and '.join(held_out)}; "
                 f"give more rows, or a file for {' and '.join(held_out)}"
             )
-        permuted = [sorted(ids)[i] for i in np.random.default_rng(self.seed).permutation(len(ids))]
+        in_order = sorted(ids)
+        permuted = [in_order[i] for i in np.random.default_rng(self.seed).permutation(len(ids))]
         if split == "train":
             return set(permuted[count * len(held_out) :])
         start = count * held_out.index(split)
