@@ -18,3 +18,80 @@ def source_dir() -> pathlib.Path:
     if not folder:
         pytest.skip("DISTILL_SBS_SOURCE_DIR is unset: the published raw data is not at hand")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A small prepared dataset `tiny`: 40 training, 8 validation and 8 test rows.
+
+    Row i of training asks "question i", its gold label is "yes i", its teacher `gpt` says
+    "no i" because "rationale i"; every tenth output could not be parsed.
+    """
+    from distill_sbs.data import metrics, preparation, registration
+    from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput
+
+    sizes = {"train": 40, "validation": 8, "test": 8}
+
+    def read(_: object, split: str) -> RawSplit:
+        def examples():
+            for i in range(sizes[split]):
+                parsed = i % 10 != 9
+                output = TeacherOutput(
+                    f"no {i}" if parsed else None, f"rationale {i}" if parsed else None
+                )
+                yield Example(f"{split}-{i}", f"question {i}", f"yes {i}", {"gpt": output})
+
+        return RawSplit(sizes[split], examples)
+
+    spec = DatasetSpec("tiny", read, metrics.answers_match, ("gpt",), needs_source_dir=False)
+    if "tiny" not in registration.DATASETS:
+        registration.register_dataset(spec)
+    registration.load_task_files()
+    folder = tmp_path_factory.mktemp("data")
+    preparation.prepare_dataset(spec, None, str(folder), None)
+    return folder
+
+
+@pytest.fixture
+def tiny_settings(tiny_data: pathlib.Path):
+    """Settings that read `tiny` with ByT5's bytes; `tiny_settings(rationale_rate=…)` changes them."""
+    from distill_sbs.data import settings
+
+    def use(**changes: object) -> settings.DataSettings:
+        chosen = settings.DataSettings(
+            **{"data_dir": str(tiny_data), "vocabulary_file": "bytes", **changes}
+        )
+        settings.use(chosen)
+        return chosen
+
+    use()
+    yield use
+    settings.provide(settings.DataSettings)
+
+
+@pytest.fixture(scope="session")
+def real_data(
+    source_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """All published data, prepared once."""
+    from distill_sbs.data import preparation, registration
+
+    registration.load_task_files()
+    folder = tmp_path_factory.mktemp("real_data")
+    for name in ("cqa", "svamp", "asdiv", "esnli", "anli1"):
+        # The training split of ANLI is not among the files at hand.
+        splits = ["validation", "test"] if name == "anli1" else None
+        spec = registration.get_dataset(name)
+        preparation.prepare_dataset(spec, str(source_dir), str(folder), splits)
+    return folder
+
+
+@pytest.fixture
+def real_settings(real_data: pathlib.Path, source_dir: pathlib.Path):
+    """Settings that read the published data with T5's vocabulary."""
+    from distill_sbs.data import settings
+
+    vocabulary = source_dir.parent / "vocab" / "spiece.model"
+    settings.use(settings.DataSettings(str(real_data), vocabulary_file=str(vocabulary)))
+    yield
+    settings.provide(settings.DataSettings)

@@ -25,6 +25,9 @@ from distill_sbs.errors import UserError
 from distill_sbs import constants
 from distill_sbs.data import layout, registration
 
+# Batches whose lengths decide the shape of all.
+_BATCHES_LOOKED_AT = 256
+
 Position = dict[str, int]  # task name → number of its sequences drawn so far
 
 
@@ -228,7 +231,7 @@ def training_data(
       batch_size: sequences a step, labels and rationales together.
       seed: of the order.
       row_multiple: what the number of rows must be a multiple of.
-      pack: False gives every sequence a row of the full feature lengths.
+      pack: False lays every sequence into a row of the full feature lengths of its own.
     """
     parts = registration.tasks_of(mixture_or_task)
     rates = [
@@ -237,20 +240,32 @@ def training_data(
     ]
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
     tasks = [tokenise(part, "train", lengths) for part, _ in used]
-    sampler = MixtureSampler(tasks, [rate for _, rate in used], seed)
+    data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
     if pack:
-        position = sampler.start()
-        batches = []
-        for _ in range(256):
-            sequences, position = sampler.draw(position, batch_size)
-            batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
-        longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
-        chosen = layout.choose_layout(batches, longest, row_multiple)
-    else:
-        rows = -(-batch_size // row_multiple) * row_multiple
-        shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
-        chosen = layout.Layout(shape, shape)
-    return TrainingData(sampler, batch_size, chosen, tasks)
+        return data
+    rows = -(-batch_size // row_multiple) * row_multiple
+    shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
+    return dataclasses.replace(data, layout=layout.Layout(shape, shape))
+
+
+def lay_out_tasks(
+    tasks: Sequence[TokenisedTask],
+    rates: Sequence[float],
+    batch_size: int,
+    seed: int,
+    row_multiple: int = 1,
+) -> TrainingData:
+    """Chooses the layout for tasks that are mixed at `rates`, from the first batches drawn."""
+    sampler = MixtureSampler(tasks, rates, seed)
+    position = sampler.start()
+    batches = []
+    for _ in range(_BATCHES_LOOKED_AT):
+        sequences, position = sampler.draw(position, batch_size)
+        batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
+    longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
+    return TrainingData(
+        sampler, batch_size, layout.choose_layout(batches, longest, row_multiple), tasks
+    )
 
 
 class Prefetcher(Iterator[Any]):
