@@ -54,9 +54,7 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         self.keep = keep
         self.best_step: int | None = None
 
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         oldest_kept = len(checkpoints) - self.keep
         return [
             number >= oldest_kept or each.step == self.best_step

@@ -38,7 +38,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "Folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs.",
+        "Folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR,"
+        " else ~/.cache/distill_sbs.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(

@@ -108,9 +108,7 @@ def state_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, state: 
         state.params,
         transform_non_params=lambda _: replicated(mesh),
     )
-    return state.replace(
-        step=replicated(mesh), params=shardings, optimizer_state=optimizer_state
-    )
+    return state.replace(step=replicated(mesh), params=shardings, optimizer_state=optimizer_state)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -63,9 +63,7 @@ def describe_run(
     }
 
 
-def check_same_run(
-    model_dir: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> None:
+def check_same_run(model_dir: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError, naming each difference, where MODEL_DIR holds another run."""
 
     def identity(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`python -m distill_sbs.train`: trains a student on labels and rationales, and tells how good it is.
+"""`python -m distill_sbs.train`: trains a student on labels and rationales, and evaluates it.
 
     python -m distill_sbs.train --gin_file=gin/experiments/quickstart.gin
 
@@ -89,13 +89,13 @@ def train(
     from distill_sbs import optimizer as optimizers
     from distill_sbs.checkpoint import Checkpointer, Progress
     from distill_sbs.data import input_pipeline, registration, settings, vocabulary
+    from distill_sbs.model.network import Transformer
     from distill_sbs.student import (
         check_same_run,
         describe_run,
         load_initial_parameters,
         student_config,
     )
-    from distill_sbs.model.network import Transformer
     from distill_sbs.train_step import Objective, initial_state, make_train_step
 
     # ---------------------------------- checks ----------------------------------
@@ -296,8 +296,8 @@ def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: 
             newest = checkpointer.latest_step()
             kept = f"the checkpoint of step {newest} is good" if newest else "nothing was saved yet"
             raise UserError(
-                f"the loss of step {step} is {float(metrics['loss'])}; {kept}. Lower LEARNING_RATE, "
-                "set WARMUP_STEPS, or compute in float32"
+                f"the loss of step {step} is {float(metrics['loss'])}; {kept}. Lower "
+                "LEARNING_RATE, set WARMUP_STEPS, or compute in float32"
             )
 
 

@@ -129,9 +129,7 @@ def make_train_step(
             ((loss, sums), gradients), _ = jax.lax.scan(
                 accumulate, zeros, (jnp.arange(num_microbatches), parts)
             )
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer_state, state.params
-        )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **sums}
         return TrainState(state.step + 1, params, optimizer_state), metrics

@@ -54,7 +54,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def tiny_settings(tiny_data: pathlib.Path):
-    """Settings that read `tiny` with ByT5's bytes; `tiny_settings(rationale_rate=…)` changes them."""
+    """Settings that read `tiny` with ByT5's bytes; `tiny_settings(rationale_rate=…)` changes."""
     from distill_sbs.data import settings
 
     def use(**changes: object) -> settings.DataSettings:
@@ -70,9 +70,7 @@ def tiny_settings(tiny_data: pathlib.Path):
 
 
 @pytest.fixture(scope="session")
-def real_data(
-    source_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def real_data(source_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """All published data, prepared once."""
     from distill_sbs.data import preparation, registration
 

@@ -166,7 +166,9 @@ def test_padding_on_real_data(real_settings, dataset: str, split: str) -> None:
     """At the paper's batch (64 examples, two rows each) at most 5 % of positions are padding."""
     tasks = [
         input_pipeline.tokenise(
-            seqio.get_mixture_or_task(name), split, {"inputs": 1024, "targets": 256, "task_ids": 256}
+            seqio.get_mixture_or_task(name),
+            split,
+            {"inputs": 1024, "targets": 256, "task_ids": 256},
         )
         for name in (f"{dataset}_label", f"{dataset}_rationale_palm")
     ]

@@ -12,7 +12,9 @@ from distill_sbs.errors import UserError
 
 def sequence(inputs: list[int], targets: list[int], task: int) -> Sequence2Sequence:
     return Sequence2Sequence(
-        np.array(inputs, np.int32), np.array(targets, np.int32), np.full(len(targets), task, np.int32)
+        np.array(inputs, np.int32),
+        np.array(targets, np.int32),
+        np.full(len(targets), task, np.int32),
     )
 
 

@@ -61,7 +61,8 @@ def test_evaluation_counts_rows_without_rationale() -> None:
 def test_rows_without_target_are_dropped() -> None:
     rows = [record(rationale="because"), record(rationale="")]
     dataset = tf.data.Dataset.from_generator(
-        lambda: iter(rows), output_signature={k: tf.TensorSpec(v.shape, v.dtype) for k, v in rows[0].items()}
+        lambda: iter(rows),
+        output_signature={k: tf.TensorSpec(v.shape, v.dtype) for k, v in rows[0].items()},
     )
     kept = preprocessors.to_text_pair(dataset, preprocessors.rationale_task("gpt"))
     assert [row["targets"].numpy() for row in kept] == [b"because"]

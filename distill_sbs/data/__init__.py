@@ -1,1 +1,1 @@
-"""From published files or a user's JSONL to batches of token arrays. TensorFlow and SeqIO; no JAX."""
+"""From published files or a user's JSONL to batches of tokens. TensorFlow and SeqIO; no JAX."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
 
+from distill_sbs.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -51,7 +53,7 @@ Reader = Callable[[epath.Path, str], RawSplit]
 AnswerCheck = Callable[[str, str], bool]
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Raw data that cannot be read; the message names the file, the line and the remedy."""
 
 

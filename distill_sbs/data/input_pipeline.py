@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import seqio
 
-from distill_sbs.errors import UserError
 from distill_sbs import constants
 from distill_sbs.data import layout, registration
+from distill_sbs.errors import UserError
 
 # Batches whose lengths decide the shape of all.
 _BATCHES_LOOKED_AT = 256
@@ -147,9 +147,7 @@ class MixtureSampler:
       shares: their mixing rates, normalised to sum to 1.
     """
 
-    def __init__(
-        self, tasks: Sequence[TokenisedTask], rates: Sequence[float], seed: int
-    ) -> None:
+    def __init__(self, tasks: Sequence[TokenisedTask], rates: Sequence[float], seed: int) -> None:
         if sum(rates) <= 0:
             raise UserError(f"the mixing rates are {list(rates)}: at least one must be positive")
         self._tasks = list(tasks)
@@ -199,20 +197,20 @@ class TrainingData:
     Attributes:
       sampler: draws sequences.
       batch_size: sequences a step.
-      layout: the shapes of its batches.
+      batch_layout: the shapes of its batches.
       tasks: the tokenised tasks.
     """
 
     sampler: MixtureSampler
     batch_size: int
-    layout: layout.Layout
+    batch_layout: layout.Layout
     tasks: Sequence[TokenisedTask]
 
     def batches(self, position: Position) -> Iterator[tuple[layout.Batch, Position]]:
         """Batches from `position` on, without end, each with the position after it."""
         while True:
             sequences, position = self.sampler.draw(position, self.batch_size)
-            yield layout.fill(sequences, self.layout), position
+            yield layout.fill(sequences, self.batch_layout), position
 
 
 def training_data(
@@ -245,7 +243,7 @@ def training_data(
         return data
     rows = -(-batch_size // row_multiple) * row_multiple
     shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
-    return dataclasses.replace(data, layout=layout.Layout(shape, shape))
+    return dataclasses.replace(data, batch_layout=layout.Layout(shape, shape))
 
 
 def lay_out_tasks(

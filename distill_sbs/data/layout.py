@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill_sbs.errors import UserError
 from distill_sbs import constants
+from distill_sbs.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

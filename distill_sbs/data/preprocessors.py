@@ -79,7 +79,9 @@ def pinto_task(teacher: str) -> Callable[[Record], TextPair]:
     return convert
 
 
-def to_text_pair(dataset: tf.data.Dataset, convert: Callable[[Record], TextPair]) -> tf.data.Dataset:
+def to_text_pair(
+    dataset: tf.data.Dataset, convert: Callable[[Record], TextPair]
+) -> tf.data.Dataset:
     """Applies `convert` and drops the rows that it leaves without a target.
 
     Such rows have no gold label, or an output of the teacher that could not be parsed.
@@ -124,7 +126,7 @@ def fraction_ranks(examples: int, seed: int) -> np.ndarray:
     One permutation for all fractions, so the sets are nested, and for all tasks of a dataset, so
     labels and rationales keep the same examples.
     """
-    ranks = np.empty(examples, np.int32)
+    ranks: np.ndarray = np.empty(examples, np.int32)
     ranks[np.random.default_rng(seed).permutation(examples)] = np.arange(examples, dtype=np.int32)
     return ranks
 

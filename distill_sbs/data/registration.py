@@ -17,10 +17,10 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from distill_sbs.errors import UserError
 from distill_sbs import constants, resources
 from distill_sbs.data import metrics, preparation, preprocessors, records, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
+from distill_sbs.errors import UserError
 
 DATASETS: dict[str, DatasetSpec] = {}
 _DATASET_OF_TASK: dict[str, str] = {}
@@ -42,15 +42,18 @@ class RecordsDataSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
+        """SeqIO splits the shards, or the examples, over hosts."""
         return False
 
     def __repr__(self) -> str:
         return f"RecordsDataSource({self._spec.name})"
 
     def list_shards(self, split: str) -> Sequence[str]:
+        """The record files of a split."""
         return records.split_files(settings.current().folder, self._spec.name, split)
 
     def num_input_examples(self, split: str) -> int:
+        """The rows of a split, before any method drops some."""
         info = records.read_info(settings.current().folder, self._spec.name)
         return info["splits"][split]["examples"]
 
@@ -76,9 +79,7 @@ class RecordsDataSource(seqio.DataSource):
         dataset = tf.data.Dataset.from_tensor_slices(files)
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
-        dataset = dataset.interleave(
-            tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1
-        )
+        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1)
         parse = functools.partial(records.parse_record, teachers=self._spec.teachers)
 
         def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:

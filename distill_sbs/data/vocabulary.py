@@ -19,9 +19,9 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from distill_sbs.errors import UserError
 from distill_sbs import constants, resources
 from distill_sbs.data import settings
+from distill_sbs.errors import UserError
 
 BYTES = "bytes"
 EMBEDDED = "embedded"
@@ -81,14 +81,17 @@ class ConfiguredVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
+        """None: T5 has no token for the beginning."""
         return self._loaded.bos_id
 
     @property
     def eos_id(self) -> int | None:
+        """The end token, 1."""
         return self._loaded.eos_id
 
     @property
     def unk_id(self) -> int | None:
+        """The token of what the vocabulary cannot write, 2."""
         return self._loaded.unk_id
 
     @property
@@ -136,7 +139,11 @@ def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
             lambda position, ids: (
                 position + 1,
                 tf.concat(
-                    [ids, [constants.EOS_ID], tf.cast(vocabulary.encode_tf(parts[position]), tf.int32)],
+                    [
+                        ids,
+                        [constants.EOS_ID],
+                        tf.cast(vocabulary.encode_tf(parts[position]), tf.int32),
+                    ],
                     axis=0,
                 ),
             ),
@@ -146,13 +153,11 @@ def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
         return ids
 
     has_separator = tf.strings.regex_full_match(text, f"(?s).*{SEPARATOR}.*")
-    return tf.cond(
-        has_separator, joined, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32)
-    )
+    return tf.cond(has_separator, joined, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32))
 
 
 def describe(vocabulary_file: str | None) -> dict[str, Any]:
-    """A JSON-able description that holds the whole vocabulary; the inverse of `from_description`."""
+    """A JSON-able description that holds the whole vocabulary; `from_description` undoes it."""
     loaded = load(vocabulary_file)
     if isinstance(loaded, seqio.ByteVocabulary):
         return {"kind": BYTES, "size": loaded.vocab_size}

@@ -344,7 +344,10 @@ class _Builder:
             told.append(_Sentence(f"{{S}} {verb} {change} {self.things}.", self.hero))
             self.step(f"Before {self.hero} {verb} {change}, there are", symbol, self.has, change)
         first = self.steps[0].left
-        self.sentences += [*reversed(told), _Sentence(f"Now {{S}} has {first} {self.things}.", self.hero)]
+        self.sentences += [
+            *reversed(told),
+            _Sentence(f"Now {{S}} has {first} {self.things}.", self.hero),
+        ]
         return f"How many {self.things} did {self.hero} have at first?"
 
     # --- distractors ---------------------------------------------------------------------------

@@ -89,8 +89,7 @@ def _mistaken(rng: np.random.Generator, story: Story) -> Story | None:
         return None
     values = wordproblem_stories.step_values(steps)
     sensible = all(
-        value == int(value) and 2 <= value <= wordproblem_stories.LARGEST_RESULT
-        for value in values
+        value == int(value) and 2 <= value <= wordproblem_stories.LARGEST_RESULT for value in values
     )
     if not sensible or values[-1] == wordproblem_stories.step_values(story.steps)[-1]:
         return None
