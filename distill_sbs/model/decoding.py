@@ -1,7 +1,10 @@
-"""Greedy and beam decoding, which stop when every row has ended.
+"""Greedy and beam decoding with a key/value cache, stopping when every row has ended.
 
-In: parameters and encoder tokens int32 [B, S]. Out: tokens int32 [B, L], the end token included,
-padding after it. Both follow `transformers`' `generate`, whose tokens they reproduce.
+In: a student and its parameters, encoder tokens int32 [B, S] (0: padding).
+Out: tokens int32 [B, L], without the start token, padding after each row's end token.
+
+Both are pure functions of arrays and may be jitted over a mesh. The encoder's keys and values
+are computed once, the beams of a row share them. Decoding starts from token 0, as T5 does.
 """
 
 from __future__ import annotations
@@ -13,105 +16,196 @@ import jax
 import jax.numpy as jnp
 
 from distill_sbs import constants
-from distill_sbs.model import decoder_step
-from distill_sbs.model.network import Transformer
+from distill_sbs.model import attention, network
+from distill_sbs.model.config import T5Config
 
-# Stands for minus infinity where arithmetic goes on; transformers' number.
-_NEVER = -1.0e9
+Params = Mapping[str, Any]
+# What is added to the log-probability of a hypothesis that must not be chosen (transformers).
+EXCLUDED = -1e9
 
 
-def _start(
-    model: Transformer,
-    params: Mapping[str, Any],
-    encoder_input_tokens: jax.Array,
-    max_decode_tokens: int,
-) -> decoder_step.Cache:
+class _Decoder(NamedTuple):
+    """What a step needs and no step changes."""
+
+    params: Params
+    cross: Any  # keys and values of the encoder, by layer
+    cross_mask: jax.Array  # bool [B, 1, 1, S]
+
+
+def _prepare(
+    model: network.Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
+) -> tuple[_Decoder, Any]:
+    """Runs the encoder; returns what steps need, and an empty cache for `length` positions."""
+    config = model.config
+    encoded = model.apply({"params": params}, tokens, method="encode")
+    layer = network.DecoderLayer(config)
+
+    def cross_of(layer_params: Params) -> tuple[jax.Array, jax.Array]:
+        return layer.apply({"params": layer_params}, encoded, method="cross_key_value")
+
+    decoder = params["decoder"]
+    shape = (tokens.shape[0] * hypotheses, config.num_heads, length, config.head_dim)
+    if config.scan_layers:
+        cross = jax.lax.map(cross_of, decoder["layers"])
+        empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
+        cache: Any = (empty, empty)
+    else:
+        indices = range(config.num_decoder_layers)
+        cross = [cross_of(decoder[f"layers_{index}"]) for index in indices]
+        empty = jnp.zeros(shape, config.dtype)
+        cache = [(empty, empty) for _ in indices]
+    return _Decoder(params, cross, (tokens > 0)[:, None, None, :]), cache
+
+
+def _step(
+    config: T5Config,
+    decoder: _Decoder,
+    cache: Any,
+    tokens: jax.Array,
+    position: jax.Array,
+    length: int,
+) -> tuple[jax.Array, Any]:
+    """Tokens [B, G] at `position` -> logits float32 [B, G, V] of the next, and the cache."""
+    stack = decoder.params["decoder"]
+    bias = attention.RelativePositionBias(config, bidirectional=False).apply(
+        {"params": stack["relpos_bias"]}, position[None], jnp.arange(length, dtype=jnp.int32)
+    )
+    hidden = network.TokenEmbedder(config).apply(
+        {"params": decoder.params["token_embedder"]}, tokens
+    )
+    layer = network.DecoderLayer(config)
+
+    def run(hidden: jax.Array, per_layer: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
+        layer_params, past, cross = per_layer
+        return layer.apply(
+            {"params": layer_params},
+            hidden,
+            past,
+            cross,
+            position,
+            bias,
+            decoder.cross_mask,
+            method="step",
+        )
+
+    if config.scan_layers:
+        hidden, cache = jax.lax.scan(run, hidden, (stack["layers"], cache, decoder.cross))
+    else:
+        written = []
+        for index in range(config.num_decoder_layers):
+            hidden, past = run(
+                hidden, (stack[f"layers_{index}"], cache[index], decoder.cross[index])
+            )
+            written.append(past)
+        cache = written
+    hidden = network.RootMeanSquareNorm(config).apply({"params": stack["decoder_norm"]}, hidden)
+    weights = network.output_weights(decoder.params, config)
+    return network.vocabulary_logits(hidden, weights, config), cache
+
+
+def _check_length(max_decode_tokens: int) -> None:
     if max_decode_tokens < 1:
         raise ValueError(f"max_decode_tokens={max_decode_tokens}: expected at least 1")
-    encoded = model.apply({"params": params}, encoder_input_tokens, method="encode")
-    return decoder_step.start(
-        params, model.config, encoded, encoder_input_tokens, max_decode_tokens
-    )
 
 
 def greedy_decode(
-    model: Transformer,
-    params: Mapping[str, Any],
+    model: network.Transformer,
+    params: Params,
     encoder_input_tokens: jax.Array,
     max_decode_tokens: int,
     eos_id: int = constants.EOS_ID,
     pad_id: int = constants.PAD_ID,
 ) -> jax.Array:
-    """Takes the likeliest token at every step.
+    """The likeliest token at every position, until `eos_id`.
 
     Args:
-      model: the student.
+      model: `network.Transformer(config)`, scanned or not.
       params: its parameters.
-      encoder_input_tokens: int32 [B, S], 0 is padding. A row of nothing but padding yields
-        padding and does not hold the others up.
-      max_decode_tokens: L, the end token included.
+      encoder_input_tokens: int32 [B, S], 0 is padding.
+      max_decode_tokens: L, the most tokens of an output, its end token included.
       eos_id: ends a row.
-      pad_id: starts every row, as in T5, and fills it behind its end.
+      pad_id: stands after it, and starts every row.
 
     Returns:
-      int32 [B, L].
+      int32 [B, L]. A row that reached L without its end token has none.
 
     Raises:
       ValueError: max_decode_tokens below 1.
     """
-    cache = _start(model, params, encoder_input_tokens, max_decode_tokens)
-    batch = encoder_input_tokens.shape[0]
-    ended = ~(encoder_input_tokens > 0).any(axis=1)
-    tokens = jnp.full((batch, max_decode_tokens), pad_id, jnp.int32)
-    last = jnp.full((batch,), pad_id, jnp.int32)
+    _check_length(max_decode_tokens)
+    rows = encoder_input_tokens.shape[0]
+    decoder, cache = _prepare(model, params, encoder_input_tokens, 1, max_decode_tokens)
 
-    def goes_on(state: Any) -> jax.Array:
-        position, _, _, ended, _ = state
-        return (position < max_decode_tokens) & ~ended.all()
+    class State(NamedTuple):
+        position: jax.Array
+        last: jax.Array  # [B]
+        ended: jax.Array  # [B]
+        output: jax.Array  # [B, L]
+        cache: Any
 
-    def decode_one(state: Any) -> Any:
-        position, last, tokens, ended, cache = state
-        logits, cache = decoder_step.step(params, model.config, last, position, cache)
-        following = jnp.where(ended, pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, following[:, None], position, axis=1)
-        return position + 1, following, tokens, ended | (following == eos_id), cache
+    def unfinished(state: State) -> jax.Array:
+        return (state.position < max_decode_tokens) & ~jnp.all(state.ended)
 
-    state = (jnp.zeros((), jnp.int32), last, tokens, ended, cache)
-    return jax.lax.while_loop(goes_on, decode_one, state)[2]
+    def advance(state: State) -> State:
+        logits, cache = _step(
+            model.config,
+            decoder,
+            state.cache,
+            state.last[:, None],
+            state.position,
+            max_decode_tokens,
+        )
+        token = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+        token = jnp.where(state.ended, pad_id, token)
+        output = jax.lax.dynamic_update_slice_in_dim(
+            state.output, token[:, None], state.position, axis=1
+        )
+        ended = state.ended | (token == eos_id)
+        return State(state.position + 1, token, ended, output, cache)
+
+    # A row of padding has no input to answer: it ends at once, and keeps nobody waiting.
+    start = State(
+        position=jnp.int32(0),
+        last=jnp.full(rows, pad_id, jnp.int32),
+        ended=~jnp.any(encoder_input_tokens > 0, axis=1),
+        output=jnp.full((rows, max_decode_tokens), pad_id, jnp.int32),
+        cache=cache,
+    )
+    return jax.lax.while_loop(unfinished, advance, start).output
 
 
 class _Beams(NamedTuple):
-    """The state of a beam search; K beams a row.
-
-    Attributes:
-      position: int32 scalar, tokens decoded so far.
-      running: int32 [B, K, L], the unfinished sequences, best first.
-      running_scores: float32 [B, K], their summed log-probabilities.
-      finished: int32 [B, K, L], the best finished sequences, best first.
-      finished_scores: float32 [B, K], log-probability / length ** length_penalty.
-      is_finished: bool [B, K], whether there is such a sequence.
-      improvable: bool [B], whether a running sequence may still beat the worst finished one.
-      cache: of B · K rows.
-    """
+    """A row's hypotheses, best first: G that run and G that have ended."""
 
     position: jax.Array
-    running: jax.Array
-    running_scores: jax.Array
-    finished: jax.Array
-    finished_scores: jax.Array
-    is_finished: jax.Array
-    improvable: jax.Array
-    cache: decoder_step.Cache
+    running: jax.Array  # int32 [B, G, L]
+    running_scores: jax.Array  # [B, G], sums of log-probabilities
+    ended: jax.Array  # int32 [B, G, L]
+    ended_scores: jax.Array  # [B, G], divided by length ** length_penalty
+    is_ended: jax.Array  # bool [B, G], whether `ended` holds a hypothesis there
+    open: jax.Array  # bool [B], whether running ones may still improve the ended
+    cache: Any
 
 
-def _take(array: jax.Array, beams: jax.Array) -> jax.Array:
-    """[B, N, …] and indices [B, K] → [B, K, …]."""
-    return jnp.take_along_axis(array, beams.reshape(*beams.shape, *[1] * (array.ndim - 2)), axis=1)
+def _gather(values: jax.Array, indices: jax.Array) -> jax.Array:
+    """values [B, N, ...] at indices [B, G] -> [B, G, ...]."""
+    shape = indices.shape + (1,) * (values.ndim - 2)
+    return jnp.take_along_axis(values, indices.reshape(shape), axis=1)
+
+
+def _reorder_cache(cache: Any, beams: jax.Array, stacked: bool) -> Any:
+    """Takes the past of hypothesis `beams[b, g]` for hypothesis g of row b."""
+
+    def reorder(leaf: jax.Array) -> jax.Array:
+        split = leaf.reshape(*beams.shape, *leaf.shape[1:])
+        return _gather(split, beams).reshape(leaf.shape)
+
+    return jax.tree.map(jax.vmap(reorder) if stacked else reorder, cache)
 
 
 def beam_decode(
-    model: Transformer,
-    params: Mapping[str, Any],
+    model: network.Transformer,
+    params: Params,
     encoder_input_tokens: jax.Array,
     max_decode_tokens: int,
     beam_size: int = 4,
@@ -119,102 +213,96 @@ def beam_decode(
     eos_id: int = constants.EOS_ID,
     pad_id: int = constants.PAD_ID,
 ) -> jax.Array:
-    """Beam search as `transformers.generate(num_beams=K, early_stopping=False)` does it.
+    """The best of `beam_size` hypotheses by log-probability over length ** length_penalty.
+
+    Candidates, ranks and the end follow transformers' `generate(num_beams=beam_size,
+    early_stopping=False, length_penalty=length_penalty)`, so that it gives the same tokens: 2 G
+    continuations are kept a step; those that end among the first G may join the ended
+    hypotheses; a row is closed when its best running hypothesis, at its present length, scores no
+    better than its worst ended one; at L all that run count as ended.
 
     Args:
-      model: the student.
+      model: `network.Transformer(config)`, scanned or not.
       params: its parameters.
       encoder_input_tokens: int32 [B, S], 0 is padding.
-      max_decode_tokens: L, the end token included.
-      beam_size: K, sequences kept a row.
-      length_penalty: exponent of the length that a finished sequence's score is divided by.
-      eos_id: ends a sequence.
-      pad_id: starts a sequence, and fills it behind its end.
+      max_decode_tokens: L, the most tokens of an output, its end token included.
+      beam_size: hypotheses a row, G.
+      length_penalty: exponent of the length; 0 prefers short outputs, 1 compares means.
+      eos_id: ends a hypothesis.
+      pad_id: stands after it, and starts every hypothesis.
 
     Returns:
-      int32 [B, L], the best sequence of every row.
+      int32 [B, L].
 
     Raises:
-      ValueError: beam_size or max_decode_tokens below 1.
+      ValueError: max_decode_tokens or beam_size below 1.
     """
+    _check_length(max_decode_tokens)
     if beam_size < 1:
         raise ValueError(f"beam_size={beam_size}: expected at least 1")
     config = model.config
-    batch, length = encoder_input_tokens.shape[0], max_decode_tokens
-    real = (encoder_input_tokens > 0).any(axis=1)
-    candidates = 2 * beam_size  # so that K unfinished ones remain if K end
+    rows = encoder_input_tokens.shape[0]
+    decoder, cache = _prepare(model, params, encoder_input_tokens, beam_size, max_decode_tokens)
 
-    def search_one(state: _Beams) -> _Beams:
-        position = state.position
-        last = jnp.where(
-            position == 0,
-            pad_id,
-            jax.lax.dynamic_index_in_dim(
-                state.running, jnp.maximum(position - 1, 0), axis=2, keepdims=False
-            ),
+    def advance(state: _Beams) -> _Beams:
+        last = jax.lax.dynamic_index_in_dim(
+            state.running, jnp.maximum(state.position - 1, 0), axis=2, keepdims=False
         )
-        logits, cache = decoder_step.step(params, config, last.reshape(-1), position, state.cache)
-        log_probabilities = jax.nn.log_softmax(logits).reshape(batch, beam_size, -1)
-        vocab_size = log_probabilities.shape[-1]
-        totals = (log_probabilities + state.running_scores[..., None]).reshape(batch, -1)
-        scores, flat = jax.lax.top_k(totals, candidates)  # [B, 2K]
-        beams, tokens = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
-        sequences = jax.lax.dynamic_update_slice_in_dim(
-            _take(state.running, beams), tokens[..., None], position, axis=2
+        last = jnp.where(state.position == 0, pad_id, last)
+        logits, cache = _step(config, decoder, state.cache, last, state.position, max_decode_tokens)
+        scores = jax.nn.log_softmax(logits) + state.running_scores[:, :, None]  # [B, G, V]
+
+        # Twice as many as beams: should the first G all end, G remain to go on with.
+        top_scores, top = jax.lax.top_k(scores.reshape(rows, -1), 2 * beam_size)
+        parents, tokens = top // config.vocab_size, (top % config.vocab_size).astype(jnp.int32)
+        candidates = jax.lax.dynamic_update_slice_in_dim(
+            _gather(state.running, parents), tokens[:, :, None], state.position, axis=2
+        )  # [B, 2 G, L]
+        count = state.position + 1
+        ends = (tokens == eos_id) | (count >= max_decode_tokens)
+
+        running_scores, chosen = jax.lax.top_k(top_scores + ends * EXCLUDED, beam_size)
+        running = _gather(candidates, chosen)
+        cache = _reorder_cache(cache, _gather(parents, chosen), config.scan_layers)
+
+        ends_well = ends & (jnp.arange(2 * beam_size) < beam_size)
+        length = count.astype(jnp.float32) ** length_penalty
+        final = top_scores / length + ~(ends_well & state.open[:, None]) * EXCLUDED
+        ended_scores, best = jax.lax.top_k(
+            jnp.concatenate([state.ended_scores, final], axis=1), beam_size
         )
-        ends = (tokens == eos_id) | (position + 1 == length)
+        ended = _gather(jnp.concatenate([state.ended, candidates], axis=1), best)
+        is_ended = _gather(jnp.concatenate([state.is_ended, ends_well], axis=1), best)
 
-        # The best K that have not ended go on.
-        running_scores, kept = jax.lax.top_k(jnp.where(ends, scores + _NEVER, scores), beam_size)
-        rows = (jnp.arange(batch)[:, None] * beam_size + _take(beams, kept)).reshape(-1)
-        cache = decoder_step.rearrange(cache, config, lambda array: array[rows])
-
-        # Those that ended among the best K join the finished ones, of which the best K stay.
-        joins = ends & (jnp.arange(candidates) < beam_size)
-        penalised = scores / (position + 1).astype(jnp.float32) ** length_penalty
-        penalised += jnp.where(state.improvable[:, None], 0.0, _NEVER)
-        penalised += jnp.where(joins, 0.0, _NEVER)
-        merged_scores = jnp.concatenate([state.finished_scores, penalised], axis=1)
-        finished_scores, best = jax.lax.top_k(merged_scores, beam_size)
-        finished = _take(jnp.concatenate([state.finished, sequences], axis=1), best)
-        is_finished = _take(jnp.concatenate([state.is_finished, joins], axis=1), best)
-
-        # Whether it pays to go on: the best running score, as if it ended now, against the worst
-        # finished one.
-        best_running = running_scores[:, 0] / (position + 1).astype(jnp.float32) ** length_penalty
-        worst = jnp.where(is_finished, finished_scores.min(axis=1, keepdims=True), _NEVER)
-        improvable = state.improvable & (best_running[:, None] > worst).any(axis=1)
+        # An empty place among the ended scores -1e9, so that any running hypothesis beats it.
+        worst = jnp.where(is_ended, jnp.min(ended_scores, axis=1, keepdims=True), EXCLUDED)
+        improvable = jnp.any(running_scores[:, :1] / length > worst, axis=1)
         return _Beams(
-            position + 1,
-            _take(sequences, kept),
+            count,
+            running,
             running_scores,
-            finished,
-            finished_scores,
-            is_finished,
-            improvable,
+            ended,
+            ended_scores,
+            is_ended,
+            state.open & improvable,
             cache,
         )
 
-    cache = decoder_step.rearrange(
-        _start(model, params, encoder_input_tokens, length),
-        config,
-        lambda array: jnp.repeat(array, beam_size, axis=0),
-    )
-    empty = jnp.full((batch, beam_size, length), pad_id, jnp.int32)
-    never = jnp.full((batch, beam_size), _NEVER, jnp.float32)
-    state = _Beams(
-        position=jnp.zeros((), jnp.int32),
+    def unfinished(state: _Beams) -> jax.Array:
+        return (state.position < max_decode_tokens) & jnp.any(state.open)
+
+    empty = jnp.full((rows, beam_size, max_decode_tokens), pad_id, jnp.int32)
+    # Only the first hypothesis runs at first: the others would be copies of it.
+    first_only = jnp.where(jnp.arange(beam_size) == 0, 0.0, EXCLUDED)
+    none = jnp.full((rows, beam_size), EXCLUDED, jnp.float32)
+    start = _Beams(
+        position=jnp.int32(0),
         running=empty,
-        # All beams start alike: only the first counts, or the same tokens would be found K times.
-        running_scores=never.at[:, 0].set(0.0),
-        finished=empty,
-        finished_scores=never,
-        is_finished=jnp.zeros((batch, beam_size), bool),
-        improvable=real,
+        running_scores=jnp.broadcast_to(first_only, (rows, beam_size)).astype(jnp.float32),
+        ended=empty,
+        ended_scores=none,
+        is_ended=jnp.zeros((rows, beam_size), bool),
+        open=jnp.any(encoder_input_tokens > 0, axis=1),
         cache=cache,
     )
-    state = jax.lax.while_loop(
-        lambda state: (state.position < length) & state.improvable.any(), search_one, state
-    )
-    best = state.finished[:, 0]
-    return jnp.where(real[:, None], best, pad_id)
+    return jax.lax.while_loop(unfinished, advance, start).ended[:, 0]

@@ -152,6 +152,47 @@ class DecoderLayer(nn.Module):
         y = x + self.cross_attention_dropout(y, deterministic)
         return self._feed_forward(y), None
 
+    def cross_key_value(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encoder states [B, S, D] -> the key and value, [B, H, S, head_dim], of every step."""
+        return self.encoder_decoder_attention.project_key_value(encoded)
+
+    def step(
+        self,
+        inputs: jax.Array,
+        past: tuple[jax.Array, jax.Array],
+        cross: tuple[jax.Array, jax.Array],
+        position: jax.Array,
+        bias: jax.Array,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One token for each of G hypotheses of B rows, without dropout.
+
+        Args:
+          inputs: [B, G, D].
+          past: keys and values of earlier positions, [B * G, H, length, head_dim].
+          cross: `cross_key_value`, shared by a row's hypotheses, which stand where queries do.
+          position: of this token, an int32 scalar.
+          bias: [1, H, 1, length].
+          cross_mask: bool [B, 1, 1, S].
+
+        Returns:
+          [B, G, D], and `past` with this position written.
+        """
+        rows, hypotheses, width = inputs.shape
+        single = self.pre_self_attention_layer_norm(inputs).reshape(-1, 1, width)
+        past = jax.tree.map(
+            lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=2),
+            past,
+            self.self_attention.project_key_value(single),
+        )
+        seen = jnp.arange(past[0].shape[2]) <= position
+        query = self.self_attention.project_query(single)
+        x = self.self_attention.attend(query, *past, bias, seen)
+        x = inputs + x.reshape(rows, hypotheses, width)
+        query = self.encoder_decoder_attention.project_query(self.pre_cross_attention_layer_norm(x))
+        y = x + self.encoder_decoder_attention.attend(query, *cross, None, cross_mask)
+        return self._feed_forward(y), past
+
     def _feed_forward(self, inputs: jax.Array) -> jax.Array:
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
         z = self.mlp(self.pre_mlp_layer_norm(inputs), self.deterministic)
