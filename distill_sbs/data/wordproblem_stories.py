@@ -21,7 +21,7 @@ import numpy as np
 # Results of steps stay below 100, so that every number can be one vocabulary piece.
 LARGEST_RESULT = 99
 
-OPERATORS: dict[str, Callable[[int, int], float]] = {
+OPERATORS: dict[str, Callable[[float, float], float]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
@@ -41,16 +41,30 @@ CONTAINERS = ("bags", "baskets", "boxes", "jars")
 class Difficulty:
     """How hard the problems are; the default is what the project ships and measures.
 
+    The default was chosen by what labels alone can teach, before any method was compared with
+    another: a 2 + 2 layer student from random weights, AdamW, 800 steps of 32 labels, accuracy
+    on the validation split, one seed. With 20 names, 18 things, step weights 0.4 / 0.4 / 0.2 and
+    distractor weights 0.4 / 0.4 / 0.2, 8,000 labels gave 42 %. That student knew which operation
+    to write and copied only numbers of the text, but took the wrong ones: what is hard is to see
+    whose and which things a number counts. The default has fewer names, things and distractors:
+    8,000 labels give 55 % (62 % with 8 narrower heads), 1,000 labels 47 % (the same 8 heads, 600
+    steps, by then known by heart). So it can be learned in minutes, and leaves room for what
+    rationales say.
+
     Attributes:
+      people: how many first names there are, half of them hers (a story needs 6; 20 at most).
+      things: how many kinds of things there are, a third of them food (9 to 18).
       largest_number: numbers in a text run from 2 to this (and results to 99).
       step_weights: relative frequency of problems with one, two and three steps.
       distractor_weights: relative frequency of none, one and two distractor sentences.
       wrong_teacher_share: share of problems whose teacher gives a wrong label.
     """
 
+    people: int = 12
+    things: int = 12
     largest_number: int = 30
-    step_weights: tuple[float, ...] = (0.4, 0.4, 0.2)
-    distractor_weights: tuple[float, ...] = (0.4, 0.4, 0.2)
+    step_weights: tuple[float, ...] = (0.5, 0.4, 0.1)
+    distractor_weights: tuple[float, ...] = (0.6, 0.3, 0.1)
     wrong_teacher_share: float = 0.08
 
 
@@ -132,11 +146,14 @@ class _Builder:
     def __init__(self, rng: np.random.Generator, difficulty: Difficulty):
         self.rng = rng
         self.difficulty = difficulty
-        names = [str(name) for name in rng.permutation(SHE + HE)[:6]]
+        known = SHE[: difficulty.people // 2] + HE[: difficulty.people // 2]
+        names = [str(name) for name in rng.permutation(known)[:6]]
         # Every role has its own person, so nobody's things change unseen.
         self.hero, self.compared, self.partner, self.rival, *self.bystanders = names
-        self.edible = bool(rng.random() < len(FOODS) / len(FOODS + THINGS))
-        kinds = [str(kind) for kind in rng.permutation(FOODS if self.edible else THINGS)]
+        foods = FOODS[: difficulty.things // 3]
+        others = THINGS[: difficulty.things - len(foods)]
+        self.edible = bool(rng.random() < 1 / 3)
+        kinds = [str(kind) for kind in rng.permutation(foods if self.edible else others)]
         self.things, self.other_things = kinds[0], kinds[1:]
         self.numbers: set[int] = set()
         self.sentences: list[_Sentence] = []
@@ -457,5 +474,4 @@ def _one_of(rng: np.random.Generator, options: Sequence[_Option]) -> _Option:
 
 def _draw(rng: np.random.Generator, weights: Sequence[float]) -> int:
     """An index drawn in proportion to its weight."""
-    bounds = np.cumsum(weights) / np.sum(weights)
-    return int(min(np.searchsorted(bounds, rng.random(), side="right"), len(weights) - 1))
+    return int(rng.choice(len(weights), p=np.asarray(weights) / np.sum(weights)))

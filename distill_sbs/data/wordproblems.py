@@ -32,7 +32,7 @@ TEACHER = "template"
 SPLIT_SIZES = {"train": 8_000, "validation": 400, "test": 400}
 SEED = 2305
 VOCABULARY_FILE = pathlib.Path(__file__).with_suffix(".model")
-VOCABULARY_SIZE = 560
+VOCABULARY_SIZE = 512
 _PUNCTUATION = ".,?:"
 
 # Test comes first: the splits drawn later leave out what it holds, so a larger training set
@@ -161,8 +161,14 @@ def generate(
 
 
 def read(source_dir: epath.Path, split: str) -> dataset.RawSplit:
-    """The dataset's `Reader`; nothing is read, so `source_dir` does not matter."""
+    """The dataset's `Reader`; nothing is read, so `source_dir` does not matter.
+
+    Raises:
+      ValueError: `split` is unknown.
+    """
     del source_dir
+    if split not in SPLIT_SIZES:
+        raise ValueError(f"split {split!r} is unknown; expected one of {list(SPLIT_SIZES)}")
     return dataset.RawSplit(SPLIT_SIZES[split], lambda: iter(generate(split)))
 
 
@@ -207,6 +213,7 @@ def train_vocabulary() -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: prints problems, writes the vocabulary."""
     parser = argparse.ArgumentParser(description="The embedded word problems.")
     parser.add_argument("--show", type=int, metavar="N", help="print N training problems")
     parser.add_argument("--train_vocabulary", metavar="PATH", help="write the vocabulary here")
