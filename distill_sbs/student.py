@@ -89,16 +89,6 @@ def check_same_run(model_dir: str, saved: Mapping[str, Any], wanted: Mapping[str
         )
 
 
-def load_initial_parameters(path: str, config: configs.T5Config, abstract_params: Any) -> Any:
-    """Reads INITIAL_CHECKPOINT_PATH, straight into the shardings of `abstract_params`.
-
-    Raises:
-      UserError: there is no checkpoint, or it does not fit the student.
-    """
-    del config
-    return checkpoint.restore_parameters(checkpoint.find_step_folder(path), abstract_params)
-
-
 @dataclasses.dataclass(frozen=True)
 class Student:
     """A trained student, ready to answer.

@@ -1,6 +1,6 @@
-"""`python -m distill_sbs.sweep`: the same experiment over mixtures, data fractions and seeds.
+r"""`python -m distill_sbs.sweep`: the same experiment over mixtures, data fractions and seeds.
 
-    python -m distill_sbs.sweep --gin_file=gin/experiments/quickstart.gin --output=runs/sweep \\
+    python -m distill_sbs.sweep --gin_file=gin/experiments/quickstart.gin --output=runs/sweep \
       --mixtures=wordproblems_finetune,wordproblems_dss_template --data_fractions=0.25,1 --seeds=0,1
 
 Enters: gin files and bindings, given to `python -m distill_sbs.train` once a combination. Leaves:
@@ -34,9 +34,7 @@ LOG_FILE = "log.txt"
 
 def _define_flags(values: flags.FlagValues) -> None:
     command_line.define_gin_flags(values)
-    flags.DEFINE_list(
-        "mixtures", None, "MIXTURE_OR_TASK_NAMEs.", flag_values=values, required=True
-    )
+    flags.DEFINE_list("mixtures", None, "MIXTURE_OR_TASK_NAMEs.", flag_values=values, required=True)
     flags.DEFINE_list("data_fractions", ["1.0"], "DATA_FRACTIONs.", flag_values=values)
     flags.DEFINE_list("seeds", ["0"], "RANDOM_SEEDs.", flag_values=values)
     flags.DEFINE_string(

@@ -87,13 +87,17 @@ def train(
 
     from distill_sbs import evaluation, run_log, sharding
     from distill_sbs import optimizer as optimizers
-    from distill_sbs.checkpoint import Checkpointer, Progress
+    from distill_sbs.checkpoint import (
+        Checkpointer,
+        Progress,
+        find_step_folder,
+        restore_parameters,
+    )
     from distill_sbs.data import input_pipeline, registration, settings, vocabulary
     from distill_sbs.model.network import Transformer
     from distill_sbs.student import (
         check_same_run,
         describe_run,
-        load_initial_parameters,
         student_config,
     )
     from distill_sbs.train_step import Objective, initial_state, make_train_step
@@ -124,6 +128,7 @@ def train(
     )
     mesh = sharding.make_mesh(num_model_partitions)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    initial_folder = find_step_folder(initial_checkpoint_path) if initial_checkpoint_path else None
     schedule = optimizers.linear_decay(learning_rate, train_steps, warmup_steps)
     update = optimizers.make_optimizer(optimizer, schedule, weight_decay, gradient_clip_norm)
     description = describe_run(
@@ -181,8 +186,8 @@ def train(
             lambda: initial_state(model, update, random_seed), out_shardings=shardings
         )()
         progress = Progress(data.sampler.start())
-        if initial_checkpoint_path:
-            params = load_initial_parameters(initial_checkpoint_path, config, abstract.params)
+        if initial_folder is not None:
+            params = restore_parameters(initial_folder, abstract.params)
             state = state.replace(params=params)
 
     # ---------------------------------- step ------------------------------------
