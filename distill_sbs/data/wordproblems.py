@@ -197,7 +197,6 @@ def train_vocabulary() -> bytes:
         sentence_iterator=_vocabulary_sentences(),
         model_writer=model,
         model_type="bpe",
-        normalization_rule_name="identity",
         vocab_size=VOCABULARY_SIZE,
         pad_id=constants.PAD_ID,
         eos_id=constants.EOS_ID,
