@@ -8,7 +8,7 @@ registration.register_dataset(
         name="wordproblems",
         reader=wordproblems.read,
         is_correct=metrics.equations_match,
-        teachers=(wordproblems.TEACHER,),
+        teachers=(wordproblems.TEACHER, wordproblems.SHUFFLED_TEACHER),
         needs_source_dir=False,
     )
 )
