@@ -147,7 +147,7 @@ def test_stacking_names_a_missing_layer():
 
 
 @pytest.mark.parametrize(
-    ("scan_layers", "policies"), [(False, ("none", "full")), (True, ("none", "minimal", "full"))]
+    ("scan_layers", "policies"), [(False, ("none", "minimal")), (True, ("none", "full"))]
 )
 def test_recomputation_changes_nothing(scan_layers, policies):
     features = batch()
