@@ -191,7 +191,9 @@ def read(source_dir: epath.Path, split: str) -> dataset.RawSplit:
     del source_dir
     if split not in SPLIT_SIZES:
         raise ValueError(f"split {split!r} is unknown; expected one of {list(SPLIT_SIZES)}")
-    return dataset.RawSplit(SPLIT_SIZES[split], lambda: iter(with_shuffled_rationales(generate(split))))
+    return dataset.RawSplit(
+        SPLIT_SIZES[split], lambda: iter(with_shuffled_rationales(generate(split)))
+    )
 
 
 def _vocabulary_sentences() -> Iterator[str]:
