@@ -193,7 +193,9 @@ def token_losses(
         array = array.reshape(batch, chunks, chunk_length, *array.shape[2:])
         return jnp.moveaxis(array, 1, 0)
 
-    def body(weights: jax.Array, chunk: tuple[jax.Array, jax.Array]):
+    def body(
+        weights: jax.Array, chunk: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, TokenLosses]:
         losses = _chunk_losses(config, label_smoothing, z_loss, True, chunk[0], weights, chunk[1])
         return weights, losses
 

@@ -389,7 +389,7 @@ def _attention_mask(
             "encoder_segment_ids and decoder_segment_ids, other rows neither"
         )
     mask = query_real[:, :, None] & key_real[:, None, :]
-    if query_segments is not None:
+    if query_segments is not None and key_segments is not None:
         mask &= query_segments[:, :, None] == key_segments[:, None, :]
     return mask[:, None]
 
