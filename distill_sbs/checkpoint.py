@@ -157,8 +157,9 @@ def find_step_folder(checkpoint: str) -> epath.Path:
     )
     if not steps:
         raise UserError(
-            f"--checkpoint={checkpoint}: no checkpoint there; give a run's MODEL_DIR, its "
-            f"{CHECKPOINTS_FOLDER}/ folder, or one step's folder in it"
+            f"{checkpoint}: no checkpoint of distill_sbs there; give a run's MODEL_DIR, its "
+            f"{CHECKPOINTS_FOLDER}/ folder, or one step's folder in it (checkpoints of T5X and "
+            "HuggingFace cannot be read yet)"
         )
     newest = steps_folder / str(steps[-1])
     best = Progress(**_read_json(newest / _PROGRESS)).best_step
