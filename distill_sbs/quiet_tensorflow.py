@@ -1,4 +1,4 @@
-"""Imports TensorFlow without its start-up lines on the terminal.
+"""Imports TensorFlow without its start-up lines on the terminal, and off the GPU.
 
 Enters: nothing. Leaves: TensorFlow imported. TensorFlow's C++ side logs a screenful (oneDNN, CUDA
 drivers it did not find) before it reads `TF_CPP_MIN_LOG_LEVEL`, straight to file descriptor 2.
@@ -23,7 +23,9 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
-            importlib.import_module("tensorflow")
+            tensorflow = importlib.import_module("tensorflow")
+            # TensorFlow reads records here; an accelerator's memory is JAX's.
+            tensorflow.config.set_visible_devices([], "GPU")
             imported = True
         finally:
             os.dup2(stderr, 2)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from distill_sbs.errors import UserError
 
 DATA_DIR_VARIABLE = "DISTILL_SBS_DATA_DIR"
+VOCABULARY_VARIABLE = "DISTILL_SBS_VOCABULARY_FILE"
 
 
 def default_data_dir() -> str:
@@ -30,7 +31,8 @@ class DataSettings:
       data_fraction: share in (0, 1] of the training examples that is used.
       fraction_seed: seed of the permutation that chooses them.
       rationale_rate: λ, the mixing rate of the rationale task (label task: 1).
-      vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems).
+      vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems). The
+        default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
 
     Raises:
       UserError: a value is out of range.
@@ -40,7 +42,9 @@ class DataSettings:
     data_fraction: float = 1.0
     fraction_seed: int = 0
     rationale_rate: float = 1.0
-    vocabulary_file: str | None = None
+    vocabulary_file: str | None = dataclasses.field(
+        default_factory=lambda: os.environ.get(VOCABULARY_VARIABLE)
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
