@@ -28,6 +28,8 @@ INSTALL_REQUIRES = [
     # SeqIO needs tensorflow-text, which needs `tensorflow` by that name: tensorflow-cpu would be a
     # second copy of it.
     "tensorflow>=2.21,<2.23",
+    # clu writes TensorBoard's events, and imports it to do so.
+    "tensorboard>=2.19,<3",
 ]
 
 EXTRAS_REQUIRE = {
@@ -54,7 +56,6 @@ EXTRAS_REQUIRE = {
         "fiddle>=0.3,<0.4",
         "grain>=0.2.6,<0.3",
         "jaxtyping>=0.2.36,<0.4",
-        "tensorboard>=2.19,<3",
     ],
 }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from model_examples import SMALL, batch, packed, student
 
-from distill_sbs.model import network, parameter_axes
+from distill_sbs.model import layers, network, parameter_axes
 
 LOGITS_FEATURES = (
     "encoder_input_tokens",
@@ -123,7 +123,7 @@ def test_every_parameter_has_axes():
 
 def test_root_mean_square_norm_by_hand():
     # rms(3, 4) = sqrt(12.5)
-    norm = network.RootMeanSquareNorm(SMALL)
+    norm = layers.RootMeanSquareNorm(SMALL)
     output = norm.apply({"params": {"scale": jnp.array([1.0, 10.0])}}, jnp.array([3.0, 4.0]))
     np.testing.assert_allclose(output, [3 / 12.5**0.5, 40 / 12.5**0.5], rtol=1e-6)
 
@@ -238,10 +238,10 @@ def test_dropout_depends_on_its_key_alone():
 
 def test_dropout_of_hidden_states_is_drawn_once_for_a_row_s_positions():
     inputs = jnp.ones((2, 5, 64))
-    output = network.Dropout(0.5).apply({}, inputs, False, rngs={"dropout": jax.random.key(0)})
+    output = layers.Dropout(0.5).apply({}, inputs, False, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_array_equal(output, jnp.broadcast_to(output[:, :1], output.shape))
     assert not np.array_equal(output[0], output[1])
-    everywhere = network.Dropout(0.5, broadcast_length=False).apply(
+    everywhere = layers.Dropout(0.5, broadcast_length=False).apply(
         {}, inputs, False, rngs={"dropout": jax.random.key(0)}
     )
     assert not np.array_equal(everywhere[:, 0], everywhere[:, 1])

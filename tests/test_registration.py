@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 import seqio
+import tensorflow as tf
 
 from distill_sbs.data import metrics, registration
 from distill_sbs.data.dataset import DatasetSpec
@@ -147,3 +148,24 @@ def test_unprepared_data_names_the_command(tmp_path: pathlib.Path, tiny_settings
     tiny_settings(data_dir=str(tmp_path))
     with pytest.raises(UserError, match="python -m distill_sbs.prepare --dataset=cqa"):
         registration.check_prepared(seqio.get_mixture_or_task("cqa_label"))
+
+
+@pytest.mark.usefixtures("tiny_settings")
+def test_a_mixture_in_seqios_terms() -> None:
+    """`seqio.test_utils` on the whole mixture: its test split, label task first."""
+    dataset = seqio.get_mixture_or_task("tiny_dss_gpt").get_dataset(
+        LENGTHS, "test", shuffle=False, num_epochs=1, seed=0
+    )
+    vocabulary = seqio.ByteVocabulary()
+    labels = [row for row in dataset.as_numpy_iterator() if row["task_ids"][0] == 1]
+    seqio.test_utils.assert_dataset(
+        tf.data.Dataset.from_generator(
+            lambda: iter(labels),
+            output_signature={key: tf.TensorSpec([None], tf.int32) for key in labels[0]},
+        ).take(1),
+        {
+            "inputs": [*vocabulary.encode("predict: question 0"), 1],
+            "targets": [*vocabulary.encode("yes 0"), 1],
+            "task_ids": [1] * 6,
+        },
+    )
