@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_sbs import constants
-from distill_sbs.model import attention, network
+from distill_sbs.model import attention, layers, network
 from distill_sbs.model.config import T5Config
 
 Params = Mapping[str, Any]
@@ -38,7 +38,7 @@ def _prepare(
     """Runs the encoder; returns what steps need, and an empty cache for `length` positions."""
     config = model.config
     encoded = model.apply({"params": params}, tokens, method="encode")
-    layer = network.DecoderLayer(config)
+    layer = layers.DecoderLayer(config)
 
     def cross_of(layer_params: Params) -> tuple[jax.Array, jax.Array]:
         return layer.apply({"params": layer_params}, encoded, method="cross_key_value")
@@ -73,7 +73,7 @@ def _step(
     hidden = network.TokenEmbedder(config).apply(
         {"params": decoder.params["token_embedder"]}, tokens
     )
-    layer = network.DecoderLayer(config)
+    layer = layers.DecoderLayer(config)
 
     def run(hidden: jax.Array, per_layer: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
         layer_params, past, cross = per_layer
@@ -98,7 +98,7 @@ def _step(
             )
             written.append(past)
         cache = written
-    hidden = network.RootMeanSquareNorm(config).apply({"params": stack["decoder_norm"]}, hidden)
+    hidden = layers.RootMeanSquareNorm(config).apply({"params": stack["decoder_norm"]}, hidden)
     weights = network.output_weights(decoder.params, config)
     return network.vocabulary_logits(hidden, weights, config), cache
 
