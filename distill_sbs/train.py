@@ -159,9 +159,11 @@ def train(
 
     # ---------------------------------- data ------------------------------------
     row_multiple = mesh.shape[sharding.DATA_AXIS] * num_microbatches
-    data = input_pipeline.training_data(
-        mixture, task_feature_lengths, batch_size, random_seed, row_multiple, pack
-    )
+    rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
+    with run_log.progress_bar("tokenising", rows) as advance:
+        data = input_pipeline.training_data(
+            mixture, task_feature_lengths, batch_size, random_seed, row_multiple, pack, advance
+        )
     for warning in input_pipeline.cut_warnings(data.tasks, CUT_SHARE_WARNED):
         print(f"warning: {warning}", file=sys.stderr)
     splits = {
@@ -217,6 +219,7 @@ def train(
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
     log = run_log.RunLog(model_dir, first_step, train_steps, batch_size)
+    log.say(data.describe())
     if first_step:
         log.say(f"continuing {model_dir} from step {first_step}")
     stop = _StopRequest()

@@ -15,7 +15,7 @@ import dataclasses
 import queue
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,13 @@ def _cut(tokens: np.ndarray, length: int, ends: bool) -> np.ndarray:
     return cut
 
 
-def tokenise(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> TokenisedTask:
-    """Reads and tokenises one split of a task.
+def tokenise(
+    task: seqio.Task,
+    split: str,
+    lengths: Mapping[str, int],
+    advance: Callable[[int], None] = lambda _: None,
+) -> TokenisedTask:
+    """Reads and tokenises one split of a task; `advance` is told how many more rows are done.
 
     Raises:
       UserError: the split holds no example of this task.
@@ -124,6 +129,7 @@ def tokenise(task: seqio.Task, split: str, lengths: Mapping[str, int]) -> Tokeni
                     _cut(task_ids, limit_targets, ends=False),
                 )
             )
+        advance(len(columns[0]))
         texts.extend(text.decode() for text in batch[f"{constants.TARGETS}_pretokenized"].numpy())
         input_texts.extend(
             text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
@@ -206,6 +212,15 @@ class TrainingData:
     batch_layout: layout.Layout
     tasks: Sequence[TokenisedTask]
 
+    def describe(self) -> str:
+        """One line for people: how many sequences there are, and how they are laid out."""
+        shape = self.batch_layout.usual
+        sizes = ", ".join(f"{len(task.sequences):,} of {task.name}" for task in self.tasks)
+        return (
+            f"{sizes}; a step lays {self.batch_size} into {shape.rows} rows of "
+            f"{shape.input_tokens} input and {shape.target_tokens} target tokens"
+        )
+
     def batches(self, position: Position) -> Iterator[tuple[layout.Batch, Position]]:
         """Batches from `position` on, without end, each with the position after it."""
         while True:
@@ -220,6 +235,7 @@ def training_data(
     seed: int,
     row_multiple: int = 1,
     pack: bool = True,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> TrainingData:
     """Tokenises the training split of a mixture and chooses the batch's shape.
 
@@ -230,6 +246,7 @@ def training_data(
       seed: of the order.
       row_multiple: what the number of rows must be a multiple of.
       pack: False lays every sequence into a row of the full feature lengths of its own.
+      advance: told how many more rows are tokenised.
     """
     parts = registration.tasks_of(mixture_or_task)
     rates = [
@@ -237,7 +254,7 @@ def training_data(
         for part in parts
     ]
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
-    tasks = [tokenise(part, "train", lengths) for part, _ in used]
+    tasks = [tokenise(part, "train", lengths, advance) for part, _ in used]
     data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
     if pack:
         return data
