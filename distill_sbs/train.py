@@ -235,7 +235,9 @@ def train(
             log.advance(step)
             is_last = step == train_steps
             evaluates = step % eval_period == 0 or is_last
-            saves = evaluates or step % checkpoint_period == 0 or stop.requested
+            # Read once: a signal that comes later in this step is acted on in the next.
+            stops = stop.requested
+            saves = evaluates or step % checkpoint_period == 0 or stops
             # Two steps behind, so that the device is never waited for.
             _check_finite(window[-3:-2], step - 2, checkpointer)
             if not (saves or step % log_period == 0):
@@ -255,7 +257,7 @@ def train(
             if saves:
                 checkpointer.save(step, state, progress, description)
             log.restart_clock()
-            if stop.requested and not is_last:
+            if stops and not is_last:
                 checkpointer.wait()
                 log.say(f"SIGTERM: saved step {step}; the same command continues from there")
                 raise SystemExit(PREEMPTED_EXIT_STATUS)

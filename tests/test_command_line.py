@@ -109,7 +109,7 @@ def test_working_directory_comes_first(empty_folder: pathlib.Path) -> None:
 def test_run_file_named_by_the_user_is_read_where_he_named_it() -> None:
     # Read last, it unsets what the experiment set, as in T5X.
     assert "BATCH_SIZE" in message(QUICKSTART, "--gin_file=gin/runs/train.gin")
-    assert parse("--gin_file=gin/runs/train.gin", QUICKSTART).arguments["batch_size"] == 128
+    assert parse("--gin_file=gin/runs/train.gin", QUICKSTART).arguments["batch_size"] == 64
 
 
 def test_operative_configuration_gives_the_same_arguments(empty_folder: pathlib.Path) -> None:

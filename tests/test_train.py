@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_sbs import checkpoint, evaluate, infer
+from distill_sbs import checkpoint, evaluate, infer, run_log
 from distill_sbs.errors import UserError
 from distill_sbs.student import Student
 from distill_sbs.train import train
@@ -198,6 +198,23 @@ def test_a_folder_with_another_run_is_left_alone(
         tiny_run(**changes, config_text="the second run")
     assert difference in str(error.value)
     assert (tmp_path / "run" / "config.gin").read_text() == "the first run"
+
+
+def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
+    tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = run_log.RunLog.write
+
+    def write_and_signal(self: run_log.RunLog, step: int, values: dict[str, float]) -> None:
+        write(self, step, values)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_log.RunLog, "write", write_and_signal)
+    with pytest.raises(SystemExit) as stopped:
+        tiny_run(train_steps=8, eval_period=8)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
 # ---------------------------------- as a user types it ------------------------
