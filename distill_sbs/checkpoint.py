@@ -76,9 +76,7 @@ class Checkpointer:
         _quiet_orbax()
         self._policy = _NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
-            epath.Path(model_dir).absolute() / CHECKPOINTS_FOLDER
-            if "://" not in model_dir
-            else epath.Path(model_dir) / CHECKPOINTS_FOLDER,
+            _absolute(model_dir) / CHECKPOINTS_FOLDER,
             item_names=(_STATE, _PROGRESS, _DESCRIPTION),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
@@ -135,6 +133,11 @@ class Checkpointer:
         self._manager.close()
 
 
+def _absolute(path: str) -> epath.Path:
+    """Orbax refuses relative paths; gs:// paths are absolute as they are."""
+    return epath.Path(path) if "://" in path else epath.Path(path).absolute()
+
+
 def find_step_folder(checkpoint: str) -> epath.Path:
     """The folder of one step, from a MODEL_DIR, its `checkpoints/`, or the step's folder itself.
 
@@ -144,7 +147,7 @@ def find_step_folder(checkpoint: str) -> epath.Path:
     Raises:
       UserError: there is no checkpoint.
     """
-    folder = epath.Path(checkpoint)
+    folder = _absolute(checkpoint)
     if (folder / _DESCRIPTION).exists():
         return folder
     steps_folder = folder / CHECKPOINTS_FOLDER if (folder / CHECKPOINTS_FOLDER).exists() else folder

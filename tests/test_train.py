@@ -135,6 +135,14 @@ def test_a_run_starts_from_another_runs_parameters(tiny_run, tmp_path: pathlib.P
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_checkpoint_is_found_by_a_relative_path(
+    tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_run(model_dir="run", train_steps=2)
+    assert len(Student.load("run").answer(["question 1"])) == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf).*LEARNING_RATE"):
         tiny_run(learning_rate=1e30, gradient_clip_norm=None, train_steps=8, eval_period=8)
