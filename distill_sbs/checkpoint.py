@@ -170,6 +170,7 @@ def find_step_folder(checkpoint: str) -> epath.Path:
 
 
 def _read_json(folder: epath.Path) -> dict[str, Any]:
+    _quiet_orbax()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         return dict(reader.restore(folder))
 
