@@ -1,0 +1,136 @@
+"""A checkpoint of any form as our parameters, one tensor at a time.
+
+Enters: a `ParameterSource`, which reads a HuggingFace folder, a T5X checkpoint or one of ours.
+Leaves: arrays placed straight into the shards of a mesh; or, for a writer of another form, every
+parameter in turn. Nothing is read before it is asked for, and never more than one tensor of one
+layer at a time.
+
+Paths are ours with layers one by one, 'encoder/layers_0/attention/query/kernel', whether the form
+at hand stacks its layers or not.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from distill_sbs.convert import huggingface
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameter_axes import STACKED
+
+Index = tuple[slice, ...]
+
+_STACKED_PATH = re.compile(rf"(encoder|decoder)/{STACKED}/(.+)")
+
+
+class Parameter(NamedTuple):
+    """A parameter of a student: its path, layers one by one, and its shape."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
+def parameters(config: T5Config) -> Iterator[Parameter]:
+    """Every parameter of a student, layers one by one, whatever `config.scan_layers` says."""
+    for tensor in huggingface.tensors(config):
+        yield Parameter("/".join(tensor.path), tensor.shape)
+
+
+class ParameterSource(abc.ABC):
+    """A checkpoint on disk, whatever its form.
+
+    Attributes:
+      location: where it lies, for messages.
+      config: the student's architecture, as far as the form states it or its shapes show it.
+      vocabulary: `data.vocabulary.describe`'s answer where the form carries a vocabulary.
+    """
+
+    location: str
+    config: T5Config
+    vocabulary: Mapping[str, Any] | None = None
+
+    @abc.abstractmethod
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Path → shape of every parameter there, without reading one; paths that are not a T5's
+        by the names that the form itself uses."""
+
+    @abc.abstractmethod
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """A parameter, or the part of it that `index` names, as float32.
+
+        Raises:
+          UserError: the file is truncated or otherwise unreadable; names the tensor.
+        """
+
+    def check(self, config: T5Config) -> None:
+        """Compares every shape with those of a student of `config`, reading no values.
+
+        Raises:
+          UserError: a tensor missing, unknown, or of another shape; with what was expected.
+        """
+        found = dict(self.shapes())
+        for path, shape in parameters(config):
+            if path not in found:
+                raise UserError(
+                    f"{self.location} has no tensor {path}; expected one of shape {shape}. Is it "
+                    "a checkpoint of another model, or a part of one?"
+                )
+            got = found.pop(path)
+            if got != shape:
+                raise UserError(
+                    f"{self.location}: tensor {path} has shape {got}, expected {shape}; is it a "
+                    "T5 of another size or version? STUDENT and STUDENT_OVERRIDES choose ours"
+                )
+        if found:
+            path = min(found)
+            raise UserError(
+                f"{self.location}: tensor {path} of shape {found[path]} has no place in the "
+                f"student ({len(found)} such tensors); is it a T5 of another size or version?"
+            )
+
+
+def place(
+    source: ParameterSource, abstract_params: Any, progress: Callable[[int], None] | None = None
+) -> Any:
+    """The parameters as arrays, every device's shard read by itself.
+
+    Args:
+      source: checked against the student's configuration.
+      abstract_params: a tree of `jax.ShapeDtypeStruct` with shardings, layers stacked or not.
+      progress: called with the values placed since the last call.
+
+    Returns:
+      The tree of `abstract_params` with arrays in the place of shapes.
+    """
+
+    def array(key_path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        stacked = _STACKED_PATH.fullmatch(path)
+
+        def shard(index: Index) -> np.ndarray:
+            if stacked is None:
+                return source.read(path, index).astype(leaf.dtype, copy=False)
+            stack, rest = stacked.groups()
+            layers = range(leaf.shape[0])[index[0]]
+            part = np.empty((len(layers), *_lengths(leaf.shape[1:], index[1:])), leaf.dtype)
+            for number, layer in enumerate(layers):
+                part[number] = source.read(f"{stack}/layers_{layer}/{rest}", index[1:])
+            return part
+
+        placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+        if progress is not None:
+            progress(math.prod(leaf.shape))
+        return placed
+
+    return jax.tree_util.tree_map_with_path(array, abstract_params)
+
+
+def _lengths(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
+    return tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True))
