@@ -121,6 +121,16 @@ def test_seqios_evaluator_scores_a_task() -> None:
 
 
 @pytest.mark.usefixtures("tiny_settings")
+def test_seqios_cache_can_write_every_feature() -> None:
+    task = seqio.get_mixture_or_task("tiny_rationale_gpt")
+    rows = task.preprocess_precache(task.source.get_dataset("train", shuffle=False))
+    # What seqio_cache_tasks does with each row, and what it may come back as.
+    example = seqio.utils.dict_to_tfexample(next(rows.as_numpy_iterator()))
+    assert example.features.feature["is_train"].int64_list.value[:] == [1]
+    assert example.features.feature["targets_pretokenized"].bytes_list.value[:]
+
+
+@pytest.mark.usefixtures("tiny_settings")
 def test_unknown_names_get_near_matches() -> None:
     with pytest.raises(UserError, match="tiny_dss_gpt"):
         registration.get_mixture_or_task("tiny_dss_gtp")

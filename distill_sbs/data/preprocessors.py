@@ -93,7 +93,8 @@ def to_text_pair(
             constants.INPUTS: inputs,
             constants.TARGETS: targets,
             constants.INDEX: record[constants.INDEX],
-            "is_train": record["is_train"],
+            # A number, not a truth value: SeqIO's cache cannot write those.
+            "is_train": tf.cast(record["is_train"], tf.int32),
         }
 
     dataset = dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
