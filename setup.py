@@ -30,6 +30,7 @@ INSTALL_REQUIRES = [
     "tensorflow>=2.21,<2.23",
     # clu writes TensorBoard's events, and imports it to do so.
     "tensorboard>=2.19,<3",
+    "tensorstore>=0.1.80,<0.2",
 ]
 
 EXTRAS_REQUIRE = {
