@@ -93,7 +93,7 @@ class Quality:
                 self._show("label differs from gold", judged)
         self._words[len(judged.rationale.split())] += 1
         self._rationales.append(teacher_files.number_of(judged.rationale))
-        self.holds_label += judged.label.casefold() in judged.rationale.casefold()
+        self.holds_label += holds_the_label(judged.rationale, judged.label)
         if says_nothing_but_the_label(judged.rationale, judged.label):
             self.nothing_but_label += 1
             self._show("rationale says nothing but the label", judged)
@@ -168,6 +168,13 @@ class Quality:
             "different_labels": len(self.labels),
             "different_gold_labels": len(self.gold_labels),
         }
+
+
+def holds_the_label(rationale: str, label: str) -> bool:
+    """Whether the label stands in the rationale, the outer parentheses of an expression aside."""
+    if label.startswith("(") and label.endswith(")"):
+        label = label[1:-1].strip()
+    return label.casefold() in rationale.casefold()
 
 
 def says_nothing_but_the_label(rationale: str, label: str) -> bool:
