@@ -97,9 +97,9 @@ class Journal:
         for _, row in teacher_files.read_lines(self.path):
             number = _answer_number(row["id"], row.get("sample") or 0)
             if row.get("error"):
-                failed[number] = True
                 if retry_failed:
                     continue
+                failed[number] = True
             elif failed.pop(number, False):
                 self.totals.failed -= 1  # a later success replaces it
             self.totals.add(row)
