@@ -29,9 +29,11 @@ def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, description, flag_values=values)
 
     def number(name: str, default: float | None, description: str, lowest: float = 0.0) -> None:
+        description += "" if default is None else f" Default: {default:g}."
         flags.DEFINE_float(name, default, description, flag_values=values, lower_bound=lowest)
 
     def whole(name: str, default: int | None, description: str, lowest: int = 1) -> None:
+        description += "" if default is None else f" Default: {default}."
         flags.DEFINE_integer(name, default, description, flag_values=values, lower_bound=lowest)
 
     def switch(name: str, description: str) -> None:
@@ -93,7 +95,7 @@ def define(values: flags.FlagValues) -> None:
 
     # How fast, how long, how much.
     whole("max_in_flight", 32, "The most calls at a time; fewer while the endpoint says so.")
-    number("timeout_seconds", 120.0, "The longest that a call may take.")
+    number("timeout_seconds", 120.0, "The longest that a call may take.", 0.01)
     whole("max_attempts", 6, "Calls about one input before it is written as failed.")
     number("outage_seconds", 600.0, "How long the endpoint may answer nobody before the run ends.")
     switch("retry_failed", "Asks again about inputs that were written as failed.")
@@ -120,7 +122,7 @@ def check(values: flags.FlagValues) -> None:
     """
     if values.input and values.dataset:
         raise UserError("--input and --dataset both name inputs; give one of them")
-    if values.split and not (values.dataset or values.input):
+    if values.split and not (values.dataset or values.input or values.report):
         raise UserError("--split needs --dataset")
     chosen = [mode for mode in MODES if getattr(values, mode) not in (None, False, [])]
     if len(chosen) > 1:
