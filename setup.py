@@ -20,6 +20,8 @@ INSTALL_REQUIRES = [
     "gin-config>=0.5,<0.6",
     f"jax{JAX}",
     "numpy>=2.0,<3",
+    # The teacher's client; small, and whoever has a key needs nothing else.
+    "openai>=3.54,<4",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.14",
     "rich>=13.9,<16",
@@ -96,7 +98,7 @@ setup(
     packages=find_packages(include=["distill_sbs", "distill_sbs.*"]) + list(resource_packages()),
     package_dir=resource_packages(),
     package_data={
-        "distill_sbs": ["py.typed", "data/*.model"],
+        "distill_sbs": ["py.typed", "data/*.model", "teacher/prompts/*.toml"],
         **{name: ["*.gin"] for name in resource_packages() if ".gin" in name},
     },
     include_package_data=False,

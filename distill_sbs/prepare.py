@@ -1,6 +1,7 @@
 """`python -m distill_sbs.prepare`: raw data in, prepared records and a table of their figures out.
 
     python -m distill_sbs.prepare --dataset=cqa --source_dir=datasets --data_dir=prepared
+    python -m distill_sbs.prepare --dataset=cqa --data_dir=prepared --teacher=llama
 
 Enters: the published files (or a user's own, read by a registered dataset). Leaves:
 `DATA_DIR/{dataset}/{train,validation,test}.tfrecord*` and `info.json`; what was there before stays
@@ -51,6 +52,20 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Prepares only these, such as validation,test; splits prepared earlier stay.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "teacher",
+        None,
+        "Joins this teacher's outputs with the records, by id; the name is yours to choose, and"
+        " {dataset}_dss_NAME trains on them. Splits prepared earlier are taken as they are.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "teacher_outputs",
+        None,
+        "Files that extract wrote, with commas. Default:"
+        " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "task_file",
         [],
@@ -96,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source_dir = values.source_dir or os.environ.get(SOURCE_DIR_VARIABLE) or None
         if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
             raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
+        _check_teacher_flags(values)
         return _prepare(values, source_dir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,6 +119,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing that was prepared before has changed", file=sys.stderr)
         return 130
+
+
+def _check_teacher_flags(values: flags.FlagValues) -> None:
+    if values.teacher_outputs and not values.teacher:
+        raise UserError("--teacher_outputs needs --teacher=NAME, the name to call the teacher by")
+    if values.teacher_outputs and len(values.dataset) > 1:
+        raise UserError("--teacher_outputs are those of one dataset; give one --dataset")
+    for path in values.teacher_outputs or []:
+        if not os.path.isfile(path):
+            raise UserError(f"--teacher_outputs={path}: no such file")
+
+
+def _output_files(values: flags.FlagValues, dataset: str, data_dir: str) -> list[str]:
+    from distill_sbs.data import teacher_files
+
+    files = values.teacher_outputs or teacher_files.default_files(data_dir, dataset, values.teacher)
+    if not files:
+        folder = teacher_files.default_folder(data_dir, dataset, values.teacher)
+        raise UserError(
+            f"no outputs of {values.teacher}: {folder} holds no .jsonl file; name what extract "
+            "wrote with --teacher_outputs=FILE, or make it:\n  python -m distill_sbs.extract "
+            f"--dataset={dataset} --split=train --teacher={values.teacher} --data_dir={data_dir} "
+            "--base_url=… --model=…"
+        )
+    return files
+
+
+def _joined_in(info: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(split, teacher) of every teacher that was joined after its split was prepared."""
+    return {
+        (split, teacher)
+        for split, entry in info["splits"].items()
+        for teacher, figures in entry["teachers"].items()
+        if "unanswered" in figures
+    }
+
+
+def _joined_teachers(data_dir: str, dataset: str) -> set[tuple[str, str]]:
+    from distill_sbs.data import records
+
+    try:
+        return _joined_in(records.read_info(data_dir, dataset))
+    except records.UnpreparedDataError:
+        return set()
 
 
 def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
@@ -119,14 +179,30 @@ def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
     data_dir = values.data_dir or settings.default_data_dir()
     failed = 0
     for spec in specs:
+        earlier = _joined_teachers(data_dir, spec.name)
         try:
-            info = preparation.prepare_dataset(spec, source_dir, data_dir, values.splits)
+            if values.teacher:
+                info = preparation.join_teacher(
+                    spec,
+                    source_dir,
+                    data_dir,
+                    values.teacher,
+                    _output_files(values, spec.name, data_dir),
+                    values.splits,
+                )
+            else:
+                info = preparation.prepare_dataset(spec, source_dir, data_dir, values.splits)
         except SourceError as error:
             print(f"error: {spec.name}: {error}", file=sys.stderr)
             failed += 1
             continue
         print_summary(info)
         print(f"written to {os.path.join(data_dir, spec.name)}")
+        for split, teacher in sorted(earlier - _joined_in(info)):
+            print(
+                f"note: {split} holds {teacher}'s outputs no more: it was prepared anew; "
+                f"--teacher={teacher} joins them again"
+            )
     return 2 if failed else 0
 
 

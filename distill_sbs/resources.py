@@ -1,7 +1,7 @@
 """Finds what travels with the package, in a checkout and from an installed wheel alike.
 
 Enters: nothing. Leaves: folders and files on the local disk: the gin files, the registration files
-of `tasks/`, the embedded vocabulary.
+of `tasks/`, the teacher's prompts, the embedded vocabulary.
 
 In a checkout `gin/` and `tasks/` are top-level folders; in a wheel they lie inside the package
 (`distill_sbs/gin`, `distill_sbs/tasks`: as top-level folders of site-packages `gin` would lie in
@@ -41,6 +41,11 @@ def gin_folder() -> pathlib.Path:
 def task_folder() -> pathlib.Path:
     """The folder of the registration files, one a dataset."""
     return root_folder() / "tasks"
+
+
+def prompt_folder() -> pathlib.Path:
+    """The folder of the teacher's prompts, one TOML file a task."""
+    return _PACKAGE / "teacher" / "prompts"
 
 
 def embedded_vocabulary() -> pathlib.Path:

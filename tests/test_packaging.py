@@ -45,7 +45,7 @@ def test_wheel_holds_the_package_and_what_travels_with_it(wheel: pathlib.Path) -
     }
     for folder in ("distill_sbs", "gin", "tasks"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".gin", ".model", ".typed"):
+            if path.suffix in (".py", ".gin", ".model", ".typed", ".toml"):
                 inside = path.relative_to(ROOT).as_posix()
                 assert inside.removeprefix("distill_sbs/") in {
                     name.removeprefix("distill_sbs/") for name in names
@@ -53,6 +53,7 @@ def test_wheel_holds_the_package_and_what_travels_with_it(wheel: pathlib.Path) -
     assert not any("test" in name for name in names)
     assert "distill_sbs/gin/experiments/quickstart.gin" in names
     assert "distill_sbs/data/wordproblems.model" in names
+    assert "distill_sbs/teacher/prompts/cqa.toml" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -302,3 +302,26 @@ def test_asdiv_facts(source_dir) -> None:
     labels = [example.label for example in examples if example.label is not None]
     assert (len(examples), len(labels)) == (2305, 1530)
     assert not any(np.isnan(metrics.equation_value(label)) for label in labels)
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("name", "split"), [("cqa", "test"), ("svamp", "test"), ("esnli", "valid")]
+)
+def test_inputs_alone_are_those_of_the_records(
+    source_dir: pathlib.Path, name: str, split: str
+) -> None:
+    """`extract` asks about a raw inputs file; its answers are joined by the records' ids."""
+    layout = published.LAYOUTS[name]
+    folder = epath.Path(source_dir)
+    alone = layout.read_inputs(folder / name / f"{name}_{split}.json")
+    ours = {"valid": "validation"}.get(split, split)
+    whole = layout(folder, ours)
+    assert alone.size == whole.size
+    for without, example in zip(alone.examples(), whole.examples(), strict=True):
+        assert (without.id, without.input, without.label) == (
+            example.id,
+            example.input,
+            example.label,
+        )
+        assert without.teacher_outputs == {}

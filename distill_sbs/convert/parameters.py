@@ -59,7 +59,8 @@ class ParameterSource(abc.ABC):
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Path → shape of every parameter there, without reading one; paths that are not a T5's
-        by the names that the form itself uses."""
+        by the names that the form itself uses.
+        """
 
     @abc.abstractmethod
     def read(self, path: str, index: Index | None = None) -> np.ndarray:

@@ -79,18 +79,19 @@ class JsonlReader:
     choice depends on the set of ids alone, not on the order of rows.
 
     Attributes:
-      teacher: name of the teacher whose rationales these are; also in the spec's `teachers`.
+      teacher: name of the teacher whose rationales these are; also in the spec's `teachers`. None
+        where the rows hold none; `prepare --teacher` joins a teacher's outputs later.
       train: the training file, relative to the source folder (or an absolute path).
       validation: the validation file; None holds out a tenth of the training file.
       test: the test file; None holds out a tenth of the training file.
       seed: of the held-out tenths.
     """
 
-    teacher: str
     train: str
     validation: str | None = None
     test: str | None = None
     seed: int = 0
+    teacher: str | None = None
 
     def __call__(self, source_dir: epath.Path, split: str) -> RawSplit:
         """Checks every row of the split's file, then hands over the split.
@@ -152,7 +153,7 @@ class JsonlReader:
         example_id = text_field(row, "id", place)
         label = None if row.get("label", "") is None else text_field(row, "label", place)
         outputs: dict[str, TeacherOutput] = {}
-        if "rationale" in row or split == "train":
+        if self.teacher is not None and ("rationale" in row or split == "train"):
             if row.get("rationale", "") is None:
                 outputs[self.teacher] = TeacherOutput(label=None, rationale=None)
             else:

@@ -1,7 +1,7 @@
 """From raw data to prepared records: read, count, write, and put in place all at once.
 
-Enters: a `DatasetSpec` and the folder of its raw data. Leaves: `DATA_DIR/{dataset}` and what its
-`info.json` says.
+Enters: a `DatasetSpec`, the folder of its raw data, a teacher's output files. Leaves:
+`DATA_DIR/{dataset}` and what its `info.json` says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import rich.console
 import rich.progress
 from etils import epath
 
-from distill_sbs.data import records
+from distill_sbs.data import joining, records
 from distill_sbs.data.dataset import SPLITS, DatasetSpec, Example, RawSplit, SourceError
 from distill_sbs.errors import UserError
 
@@ -67,6 +67,45 @@ def prepare_dataset(
         return records.write_info(partial, spec.name, ordered)
 
 
+def join_teacher(
+    spec: DatasetSpec,
+    source_dir: epath.PathLike | None,
+    data_dir: epath.PathLike,
+    teacher: str,
+    output_files: Sequence[str],
+    splits: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Joins a teacher's output files with the records of a dataset; returns the `info.json`.
+
+    Splits that are prepared are taken as they are, whatever they were made from; the others are
+    prepared first.
+
+    Raises:
+      SourceError: see `prepare_dataset` and `joining.join_teacher`.
+      UserError: the name cannot be a teacher's, or a split does not exist.
+    """
+    joining.check_teacher_name(spec, teacher)
+    splits = check_splits(spec, splits)
+    missing = []
+    for split in splits:
+        try:
+            records.split_files(data_dir, spec.name, split)
+        except records.UnpreparedDataError:
+            missing.append(split)
+    if missing:
+        prepare_dataset(spec, source_dir, data_dir, missing)
+    sizes = records.read_info(data_dir, spec.name)["splits"]
+    total = sum(entry["examples"] for entry in sizes.values())
+    total += sum(sizes[split]["examples"] for split in splits)
+    console = rich.console.Console(stderr=True)
+    hidden = not console.is_terminal
+    with rich.progress.Progress(*_columns(), console=console, disable=hidden) as progress:
+        task = progress.add_task(f"{spec.name}: joining {teacher}", total=total)
+        return joining.join_teacher(
+            spec, data_dir, teacher, output_files, splits, lambda rows: progress.advance(task, rows)
+        )
+
+
 def check_splits(spec: DatasetSpec, splits: Sequence[str] | None) -> tuple[str, ...]:
     """`splits`, or all of the dataset's; a name that it does not have is a UserError."""
     if not splits:
@@ -104,17 +143,20 @@ def _kept_splits(
     return kept
 
 
-def _with_progress(
-    raw_split: RawSplit, description: str, console: rich.console.Console
-) -> Iterator[Example]:
-    columns = (
+def _columns() -> tuple[rich.progress.ProgressColumn, ...]:
+    return (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TimeRemainingColumn(),
     )
+
+
+def _with_progress(
+    raw_split: RawSplit, description: str, console: rich.console.Console
+) -> Iterator[Example]:
     hidden = not console.is_terminal
-    with rich.progress.Progress(*columns, console=console, disable=hidden) as progress:
+    with rich.progress.Progress(*_columns(), console=console, disable=hidden) as progress:
         yield from progress.track(
             raw_split.examples(), total=raw_split.size, description=description
         )

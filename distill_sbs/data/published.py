@@ -60,17 +60,10 @@ class _Layout:
         _check_count(inputs, size, folder / "llm", published_split, chunks)
 
         def examples() -> Iterator[Example]:
-            rows = zip(json_lines(inputs), _outputs(chunks), strict=True)
-            for position, ((number, row), output) in enumerate(rows):
-                text, label = self.row_text(row, f"{inputs}, line {number}")
-                yield Example(
-                    id=str(row[self.id_key])
-                    if self.id_key and ids_are_unique
-                    else f"{self.dataset}-{published_split}-{position}",
-                    input=text,
-                    label=label,
-                    teacher_outputs={TEACHER: self.parse_output(output)},
-                )
+            rows = self._rows(inputs, published_split, ids_are_unique)
+            for example, output in zip(rows, _outputs(chunks), strict=True):
+                parsed = self.parse_output(output)
+                yield dataclasses.replace(example, teacher_outputs={TEACHER: parsed})
 
         if not held_out:
             return RawSplit(size, examples)
@@ -82,6 +75,27 @@ class _Layout:
             return (rows[position] for position in chosen)
 
         return RawSplit(len(chosen), chosen_examples)
+
+    def read_inputs(self, path: epath.Path) -> RawSplit:
+        """One inputs file alone, `{dataset}_{split}.json`: the ids are those of the records.
+
+        Raises:
+          SourceError: a missing or malformed file.
+        """
+        size, ids_are_unique = self._check_inputs(path)
+        split = path.stem.removeprefix(f"{self.dataset}_")
+        return RawSplit(size, lambda: self._rows(path, split, ids_are_unique))
+
+    def _rows(self, path: epath.Path, split: str, ids_are_unique: bool) -> Iterator[Example]:
+        """The rows of an inputs file, without teacher outputs."""
+        for position, (number, row) in enumerate(json_lines(path)):
+            text, label = self.row_text(row, f"{path}, line {number}")
+            own_id = row[self.id_key] if self.id_key and ids_are_unique else None
+            yield Example(
+                id=f"{self.dataset}-{split}-{position}" if own_id is None else str(own_id),
+                input=text,
+                label=label,
+            )
 
     def _check_inputs(self, path: epath.Path) -> tuple[int, bool]:
         """Reads every row once; returns their number and whether the ids in them are unique."""
@@ -193,6 +207,9 @@ read_cqa = _Layout(
 read_svamp = _Layout("svamp", _svamp_text, teacher_outputs.parse_svamp, held_out_validation=True)
 read_esnli = _Layout("esnli", _nli_text, teacher_outputs.parse_esnli)
 read_anli1 = _Layout("anli1", _nli_text, teacher_outputs.parse_anli, id_key="uid")
+
+# By dataset name: `read_inputs` reads an inputs file without outputs, `parse_output` one output.
+LAYOUTS = {layout.dataset: layout for layout in (read_cqa, read_svamp, read_esnli, read_anli1)}
 
 
 def _asdiv_label(formula: str, answer: str) -> str | None:

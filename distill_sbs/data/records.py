@@ -7,7 +7,8 @@ A record is a `tf.train.Example`: bytes `id`, int64 `index` (its position in the
 `input`, bytes `label` ('' where there is no gold label), and for each teacher bytes
 `{teacher}_label` and `{teacher}_rationale` ('' where its output could not be parsed or is absent).
 `info.json` is `{"dataset": …, "format_version": 1, "splits": {split: {"examples": N, "teachers":
-{teacher: {"unparsed": …, "label_accuracy": …, "mean_rationale_words": …}}}}}`.
+{teacher: {"unparsed": …, "label_accuracy": …, "mean_rationale_words": …}}}}}`; a teacher that was
+joined later (`joining`) has `unanswered` besides.
 
 Paths may be `gs://`: everything goes through etils' epath and `tf.io`.
 """
@@ -26,7 +27,7 @@ import tensorflow as tf
 from etils import epath
 
 from distill_sbs import constants
-from distill_sbs.data.dataset import AnswerCheck, Example, SourceError
+from distill_sbs.data.dataset import AnswerCheck, Example, SourceError, TeacherOutput
 from distill_sbs.errors import UserError
 
 FORMAT_VERSION = 1
@@ -64,14 +65,28 @@ def rationale_key(teacher: str) -> str:
     return f"{teacher}_rationale"
 
 
-class _TeacherCounts:
+class TeacherCounts:
     """What `info.json` says of one teacher in one split."""
 
     def __init__(self) -> None:
         self.outputs = self.unparsed = self.gold_labels = self.right = 0
         self.rationales = self.rationale_words = 0
 
+    def add(self, gold: str | None, output: TeacherOutput | None, is_correct: AnswerCheck) -> None:
+        """Counts one example; `output` is None where the teacher was not asked."""
+        if output is not None:
+            self.outputs += 1
+            self.unparsed += output.label is None
+            if output.rationale is not None:
+                self.rationales += 1
+                self.rationale_words += len(output.rationale.split())
+        if gold is not None:
+            self.gold_labels += 1
+            label = output.label if output else None
+            self.right += label is not None and is_correct(gold, label)
+
     def summary(self) -> dict[str, Any]:
+        """The figures by name; see `write_split`."""
         return {
             "unparsed": self.unparsed,
             "label_accuracy": self.right / self.gold_labels if self.gold_labels else None,
@@ -92,26 +107,16 @@ def _serialize(example: Example, index: int, teachers: Sequence[str]) -> bytes:
         constants.INPUT: _bytes_feature(example.input),
         constants.LABEL: _bytes_feature(example.label or ""),
     }
+    record = tf.train.Example(features=tf.train.Features(feature=features))
     for teacher in teachers:
-        output = example.teacher_outputs.get(teacher)
-        features[label_key(teacher)] = _bytes_feature(output and output.label or "")
-        features[rationale_key(teacher)] = _bytes_feature(output and output.rationale or "")
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+        set_output(record.features.feature, teacher, example.teacher_outputs.get(teacher))
+    return record.SerializeToString()
 
 
-def _count(example: Example, counts: dict[str, _TeacherCounts], is_correct: AnswerCheck) -> None:
-    for teacher, count in counts.items():
-        output = example.teacher_outputs.get(teacher)
-        if output is not None:
-            count.outputs += 1
-            count.unparsed += output.label is None
-            if output.rationale is not None:
-                count.rationales += 1
-                count.rationale_words += len(output.rationale.split())
-        if example.label is not None:
-            count.gold_labels += 1
-            label = output.label if output else None
-            count.right += label is not None and is_correct(example.label, label)
+def set_output(feature: Any, teacher: str, output: TeacherOutput | None) -> None:
+    """Sets a teacher's fields in the feature map of a record."""
+    feature[label_key(teacher)].CopyFrom(_bytes_feature(output and output.label or ""))
+    feature[rationale_key(teacher)].CopyFrom(_bytes_feature(output and output.rationale or ""))
 
 
 def write_split(
@@ -133,7 +138,7 @@ def write_split(
       SourceError: an id stands twice, or the stream does not hold `size` examples.
     """
     shards = max(1, -(-size // EXAMPLES_PER_SHARD))
-    counts = {teacher: _TeacherCounts() for teacher in teachers}
+    counts = {teacher: TeacherCounts() for teacher in teachers}
     seen_ids: set[int] = set()  # 64-bit hashes: half a million whole ids are too much to hold
     index = 0
     stream = iter(examples)
@@ -150,7 +155,8 @@ def write_split(
                         "the training subset, so each may stand once"
                     )
                 seen_ids.add(hash(example.id))
-                _count(example, counts, is_correct)
+                for teacher, count in counts.items():
+                    count.add(example.label, example.teacher_outputs.get(teacher), is_correct)
                 writer.write(_serialize(example, index, teachers))
                 index += 1
     if next(stream, None) is not None:

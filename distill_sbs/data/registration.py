@@ -24,6 +24,10 @@ from distill_sbs.errors import UserError
 
 DATASETS: dict[str, DatasetSpec] = {}
 _DATASET_OF_TASK: dict[str, str] = {}
+# Name of an augmented dataset -> (base, augmentation).
+_AUGMENTED: dict[str, tuple[str, str]] = {}
+# What stands between dataset and teacher in a name, the longest first.
+_METHODS = ("dss_distill", "rationale", "distill", "joint", "label", "pinto", "dss")
 _loaded_files: set[pathlib.Path] = set()
 
 OUTPUT_FEATURES = {
@@ -36,9 +40,10 @@ OUTPUT_FEATURES = {
 class RecordsDataSource(seqio.DataSource):
     """Prepared records as a SeqIO source; the folder is looked up when data is asked for."""
 
-    def __init__(self, spec: DatasetSpec) -> None:
+    def __init__(self, spec: DatasetSpec, teachers: Sequence[str]) -> None:
         super().__init__(splits=spec.splits)
         self._spec = spec
+        self._teachers = tuple(teachers)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -80,7 +85,7 @@ class RecordsDataSource(seqio.DataSource):
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
         dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1)
-        parse = functools.partial(records.parse_record, teachers=self._spec.teachers)
+        parse = functools.partial(records.parse_record, teachers=self._teachers)
 
         def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
             return {**parse(serialized), "is_train": tf.constant(split == "train")}
@@ -109,10 +114,11 @@ def _add_task(
     task_id: int,
     metric: Callable[..., Mapping[str, float]],
     postprocess: Callable[..., Any] | None = None,
+    teachers: Sequence[str] = (),
 ) -> None:
     seqio.TaskRegistry.add(
         name,
-        source=RecordsDataSource(spec),
+        source=RecordsDataSource(spec, teachers),
         preprocessors=[
             functools.partial(preprocessors.to_text_pair, convert=convert),
             preprocessors.tokenize,
@@ -145,41 +151,52 @@ def register_dataset(spec: DatasetSpec) -> None:
             f"dataset {spec.name!r} is registered already; give yours another name in DatasetSpec"
         )
     DATASETS[spec.name] = spec
-    name, is_label = spec.name, _accuracy_metric(spec.is_correct)
-    label, rationale = constants.LABEL_TASK_ID, constants.RATIONALE_TASK_ID
-
-    _add_task(spec, f"{name}_label", preprocessors.label_task(None), label, is_label)
-    seqio.MixtureRegistry.add(f"{name}_finetune", [(f"{name}_label", 1.0)])
+    convert = preprocessors.label_task(None)
+    metric = _accuracy_metric(spec.is_correct)
+    _add_task(spec, f"{spec.name}_label", convert, constants.LABEL_TASK_ID, metric)
+    seqio.MixtureRegistry.add(f"{spec.name}_finetune", [(f"{spec.name}_label", 1.0)])
     for teacher in spec.teachers:
-        teacher_labels = f"{name}_label_{teacher}"
-        rationales = f"{name}_rationale_{teacher}"
-        _add_task(spec, teacher_labels, preprocessors.label_task(teacher), label, is_label)
-        _add_task(
-            spec,
-            rationales,
-            preprocessors.rationale_task(teacher),
-            rationale,
-            metrics.rationale_overlap,
-        )
-        _add_task(
-            spec,
-            f"{name}_joint_{teacher}",
-            preprocessors.joint_task(teacher),
-            label,
-            is_label,
-            _joint_answer,
-        )
-        _add_task(
-            spec, f"{name}_pinto_{teacher}", preprocessors.pinto_task(teacher), label, is_label
-        )
-        seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", [(teacher_labels, 1.0)])
-        seqio.MixtureRegistry.add(
-            f"{name}_dss_{teacher}", [(f"{name}_label", 1.0), (rationales, _rationale_rate)]
-        )
-        seqio.MixtureRegistry.add(
-            f"{name}_dss_distill_{teacher}",
-            [(teacher_labels, 1.0), (rationales, _rationale_rate)],
-        )
+        register_teacher(spec, teacher)
+
+
+def register_teacher(spec: DatasetSpec, teacher: str) -> None:
+    """Registers the tasks and mixtures of one teacher of a registered dataset.
+
+    `get_mixture_or_task` does it for teachers that `prepare --teacher` joined; programs that look
+    names up in SeqIO's registries themselves need it said in a task file.
+    """
+    name, is_label = spec.name, _accuracy_metric(spec.is_correct)
+    teacher_labels = f"{name}_label_{teacher}"
+    rationales = f"{name}_rationale_{teacher}"
+    label_rows, rationale_rows = constants.LABEL_TASK_ID, constants.RATIONALE_TASK_ID
+
+    def add(
+        task: str,
+        convert: Callable[[preprocessors.Record], preprocessors.TextPair],
+        task_id: int = label_rows,
+        metric: Callable[..., Mapping[str, float]] = is_label,
+        postprocess: Callable[..., Any] | None = None,
+    ) -> None:
+        _add_task(spec, task, convert, task_id, metric, postprocess, (teacher,))
+
+    add(teacher_labels, preprocessors.label_task(teacher))
+    add(
+        rationales,
+        preprocessors.rationale_task(teacher),
+        rationale_rows,
+        metrics.rationale_overlap,
+    )
+    joint = preprocessors.joint_task(teacher)
+    add(f"{name}_joint_{teacher}", joint, postprocess=_joint_answer)
+    add(f"{name}_pinto_{teacher}", preprocessors.pinto_task(teacher))
+    seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", [(teacher_labels, 1.0)])
+    seqio.MixtureRegistry.add(
+        f"{name}_dss_{teacher}", [(f"{name}_label", 1.0), (rationales, _rationale_rate)]
+    )
+    seqio.MixtureRegistry.add(
+        f"{name}_dss_distill_{teacher}",
+        [(teacher_labels, 1.0), (rationales, _rationale_rate)],
+    )
 
 
 def register_augmented(name: str, base: str, augmentation: str, teacher: str) -> None:
@@ -203,10 +220,12 @@ def register_augmented(name: str, base: str, augmentation: str, teacher: str) ->
         (f"{dataset}_rationale_{teacher}", share(dataset, _rationale_rate))
         for dataset in (base, augmentation)
     ]
-    gold = labels(f"{base}_label", f"{augmentation}_label")
+    if name not in _AUGMENTED:
+        _AUGMENTED[name] = (base, augmentation)
+        gold = labels(f"{base}_label", f"{augmentation}_label")
+        seqio.MixtureRegistry.add(f"{name}_finetune", gold)
     taught = labels(f"{base}_label_{teacher}", f"{augmentation}_label_{teacher}")
     mixed = labels(f"{base}_label", f"{augmentation}_label_{teacher}")
-    seqio.MixtureRegistry.add(f"{name}_finetune", gold)
     seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", taught)
     seqio.MixtureRegistry.add(f"{name}_dss_{teacher}", mixed + rationales)
     seqio.MixtureRegistry.add(f"{name}_dss_distill_{teacher}", taught + rationales)
@@ -250,13 +269,64 @@ def get_dataset(name: str) -> DatasetSpec:
 
 
 def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
-    """Looks a task or mixture up; raises UserError with near matches where there is none."""
-    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-    if name not in known:
-        raise UserError(
-            f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; {_near(name, known)}"
-        )
+    """Looks a task or mixture up; raises UserError with near matches where there is none.
+
+    Names of a teacher whose outputs `prepare --teacher` joined with the records of `DATA_DIR` are
+    registered here, when they are first asked for: importing a registration reads nothing.
+    """
+
+    def known() -> list[str]:
+        return [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+
+    if name not in known():
+        wanted = _register_joined_teacher(name)
+        if name not in known():
+            raise UserError(
+                f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; "
+                f"{wanted}{_near(name, known())}"
+            )
     return seqio.get_mixture_or_task(name)
+
+
+def _dataset_and_teacher(name: str, datasets: Sequence[str]) -> tuple[str, str] | None:
+    """The dataset and the teacher in a name such as `cqa_dss_gpt`; the longest dataset wins."""
+    for dataset in sorted(datasets, key=len, reverse=True):
+        for method in _METHODS:
+            prefix = f"{dataset}_{method}_"
+            if name.startswith(prefix) and len(name) > len(prefix):
+                return dataset, name.removeprefix(prefix)
+    return None
+
+
+def _joined_teachers(dataset: str) -> set[str]:
+    """The teachers in the prepared records of a dataset; none where it is not prepared."""
+    try:
+        info = records.read_info(settings.current().folder, dataset)
+    except records.UnpreparedDataError:
+        return set()
+    return {teacher for entry in info["splits"].values() for teacher in entry["teachers"]}
+
+
+def _register_joined_teacher(name: str) -> str:
+    """Registers what belongs to the teacher in `name`, or says what is missing for that."""
+    found = _dataset_and_teacher(name, [*DATASETS, *_AUGMENTED])
+    if found is None:
+        return ""
+    dataset, teacher = found
+    parts: Sequence[str] = _AUGMENTED.get(dataset) or (dataset,)
+    lacking = [part for part in parts if teacher not in _joined_teachers(part)]
+    if lacking:
+        folder = settings.current().folder
+        return (
+            f"{folder}/{lacking[0]} holds nothing of a teacher {teacher!r}, which prepare "
+            f"--dataset={lacking[0]} --teacher={teacher} would join; "
+        )
+    for part in parts:
+        if f"{part}_label_{teacher}" not in seqio.TaskRegistry.names():
+            register_teacher(DATASETS[part], teacher)
+    if dataset in _AUGMENTED:
+        register_augmented(dataset, parts[0], parts[1], teacher)
+    return ""
 
 
 def dataset_of(task: seqio.Task) -> DatasetSpec:

@@ -72,14 +72,19 @@ def parse_svamp(text: str) -> TeacherOutput:
     if parts is None:
         return UNPARSED
     rationale, answer = parts
+    return _output(rationale, expression(answer))
+
+
+def expression(answer: str) -> str | None:
+    """The parenthesised expression in the text of an answer; of two, the last (`parse_svamp`)."""
     match = _PARENTHESISED.search(answer)
     if match is None:
-        return UNPARSED
+        return None
     last = match[0].rpartition(" and ")[2]
     while last.endswith(")") and last.count(")") > last.count("("):
         last = last.removesuffix(")")
     is_arithmetic = not math.isnan(metrics.equation_value(last))
-    return _output(rationale, last if is_arithmetic else match[0])
+    return last if is_arithmetic else match[0]
 
 
 def parse_esnli(text: str) -> TeacherOutput:
