@@ -110,19 +110,23 @@ class Student:
     step_folder: str
 
     @classmethod
-    def load(cls, checkpoint_path: str, num_model_partitions: int = 1) -> Student:
-        """Loads a student from a MODEL_DIR, its checkpoints folder, or one step's folder."""
+    def load(
+        cls, checkpoint_path: str, num_model_partitions: int = 1, fsdp: bool | None = None
+    ) -> Student:
+        """Loads a student from a MODEL_DIR, its checkpoints folder, or one step's folder.
+
+        Args:
+          checkpoint_path: where it is.
+          num_model_partitions: devices that share one copy of the parameters.
+          fsdp: split them over the other devices too; None: where they are large.
+        """
         step_folder = checkpoint.find_step_folder(checkpoint_path)
         description = checkpoint.read_description(step_folder)
         config = configs.T5Config.from_dict(description["student"])
         loaded = vocabulary.load(vocabulary.from_description(description["vocabulary"]))
         mesh = sharding.make_mesh(num_model_partitions)
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
-        abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            shapes,
-            sharding.parameter_shardings(mesh, shapes),
-        )
+        abstract = sharding.abstract_parameters(mesh, shapes, fsdp)
         params = checkpoint.restore_parameters(step_folder, abstract)
         return cls(description, Transformer(config), params, loaded, mesh, str(step_folder))
 

@@ -66,6 +66,8 @@ def train(
     eval_examples: int | None = None,
     max_decode_tokens: int = 64,
     num_model_partitions: int = 1,
+    num_slices: int | None = None,
+    fsdp: bool | None = None,
     num_microbatches: int = 1,
     task_files: Sequence[str] = (),
     config_text: str = "",
@@ -126,7 +128,8 @@ def train(
     config = student_config(
         student, {"dropout_rate": dropout_rate, **(student_overrides or {})}, loaded_vocabulary
     )
-    mesh = sharding.make_mesh(num_model_partitions)
+    mesh = sharding.make_mesh(num_model_partitions, num_slices=num_slices)
+    sharding.check_fsdp(fsdp)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
     initial_folder = find_step_folder(initial_checkpoint_path) if initial_checkpoint_path else None
     schedule = optimizers.linear_decay(learning_rate, train_steps, warmup_steps)
@@ -158,7 +161,7 @@ def train(
     (folder / CONFIG_FILE).write_text(config_text)
 
     # ---------------------------------- data ------------------------------------
-    row_multiple = mesh.shape[sharding.DATA_AXIS] * num_microbatches
+    row_multiple = sharding.data_parallelism(mesh) * num_microbatches
     rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
     with run_log.progress_bar("tokenising", rows) as advance:
         data = input_pipeline.training_data(
@@ -175,12 +178,9 @@ def train(
     # ---------------------------------- state -----------------------------------
     model = Transformer(config)
     abstract = jax.eval_shape(lambda: initial_state(model, update, random_seed))
-    shardings = sharding.state_shardings(mesh, update, abstract)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        shardings,
-    )
+    fsdp = sharding.choose_fsdp(fsdp, mesh, update, abstract)
+    shardings = sharding.state_shardings(mesh, update, abstract, fsdp)
+    abstract = sharding.with_shardings(abstract, shardings)
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
     else:
@@ -195,7 +195,9 @@ def train(
     # ---------------------------------- step ------------------------------------
     chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
     objective = Objective(rationale_rate, label_smoothing, z_loss, chunk_tokens)
-    step_function = make_train_step(model, update, objective, random_seed, num_microbatches)
+    step_function = make_train_step(
+        model, update, objective, random_seed, num_microbatches, shardings.params
+    )
     jitted_step = jax.jit(
         step_function,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
