@@ -264,10 +264,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((SLICE_AXIS, DATA_AXIS)))
 
 
+def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch the devices of this process take, bool [rows].
+
+    Processes that share a copy of the parameters (a model axis over several hosts) take the same.
+    """
+    here = np.zeros(rows, bool)
+    for (taken,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        here[taken] = True
+    return here
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts a host batch on the mesh, rows over slices and the data axis.
 
-    Every process holds the same whole batch and hands over only its devices' rows.
+    Every process holds an array of the whole batch and hands over only its devices' rows; the
+    others' need not be filled.
     """
     sharding = batch_sharding(mesh)
     return {
