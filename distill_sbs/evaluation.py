@@ -41,7 +41,7 @@ class Decoder:
         batch_size: int = 128,
         beam_size: int = 1,
     ) -> None:
-        devices = mesh.shape[sharding.DATA_AXIS]
+        devices = sharding.data_parallelism(mesh)
         self._batch_size = -(-batch_size // devices) * devices
         self._mesh = mesh
         if beam_size == 1:

@@ -73,6 +73,7 @@ def make_train_step(
     objective: Objective,
     seed: int,
     num_microbatches: int = 1,
+    gradient_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step function, to be jitted by the caller.
 
@@ -83,6 +84,9 @@ def make_train_step(
       seed: of the dropout masks, together with the step's number.
       num_microbatches: parts that the rows are split into; gradients are summed over them, and
         every mean is still over the whole batch.
+      gradient_shardings: a `jax.sharding.Sharding` for every parameter, as the parameters lie.
+        With it gradients are summed straight into shards (a reduce-scatter) and accumulate over
+        microbatches there; without it the compiler may keep whole ones.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are the scalars `loss` and
@@ -107,7 +111,11 @@ def make_train_step(
         )
         return loss, losses.task_metrics(token_losses, task_ids)
 
-    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    def value_and_grad(*arguments: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
+        value, gradients = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
+        if gradient_shardings is not None:
+            gradients = jax.lax.with_sharding_constraint(gradients, gradient_shardings)
+        return value, gradients
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         counts = losses.task_token_counts(batch[constants.DECODER_TASK_IDS])

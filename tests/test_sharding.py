@@ -18,7 +18,10 @@ from distill_sbs.errors import UserError
 
 def mesh_of(data: int, model: int) -> Mesh:
     """A mesh of one device repeated: enough to ask for sizes and specs."""
-    return Mesh(np.array([jax.devices()[0]] * data * model).reshape(data, model), ("data", "model"))
+    return Mesh(
+        np.array([jax.devices()[0]] * data * model).reshape(1, data, model),
+        ("slice", "data", "model"),
+    )
 
 
 @pytest.mark.parametrize(("partitions", "shape"), [(1, (8, 1)), (2, (4, 2)), (8, (1, 8))])
