@@ -282,6 +282,26 @@ def test_a_damaged_database_is_one_error(tmp_path):
         t5x_files.T5XSource(str(tmp_path))
 
 
+def test_a_tensor_of_orbax_that_was_not_copied_is_missed(tmp_path):
+    """Not taken for a student of fewer layers."""
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+    state = tmp_path / "checkpoint_1" / "state"
+    ocp.Checkpointer(handler).save(state, {"target": model_tree(tree())})
+    for folder in state.glob("target.encoder.layers_1.*"):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"tensor encoder/layers_1/.+ cannot be read \(.+does not"):
+        t5x_files.T5XSource(str(tmp_path))
+    truncate("_METADATA", state)
+    with pytest.raises(UserError, match=r"_METADATA cannot be read \(.+\); .* copy it again"):
+        t5x_files.T5XSource(str(tmp_path))
+
+
+def test_an_unfinished_copy_is_one_error(written):
+    (written / "checkpoint").unlink()
+    with pytest.raises(UserError, match="none of the files checkpoint, manifest.ocdbt and _METAD"):
+        t5x_files.T5XSource(str(written.parent))
+
+
 def inside(folder: pathlib.Path, source: Tree, **replaced: Any) -> str:
     content = {"version": 3, "optimizer": {"target": model_tree(source, **replaced)}}
     (folder / "checkpoint").write_bytes(serialization.msgpack_serialize(content))

@@ -79,7 +79,7 @@ class T5XSource(ParameterSource):
         try:
             return self._parts[path].read(index)
         except Exception as error:
-            raise t5x_layouts.unreadable(self.location, path, error) from None
+            raise t5x_layouts.unreadable(self.location, path, error) from error
 
 
 def _config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Config:

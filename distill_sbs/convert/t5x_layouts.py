@@ -6,12 +6,13 @@ the file that lists them.
 
 The older layout (T5X's `Checkpointer`): a msgpack file `checkpoint` holds small arrays and, for
 each of the others, the specification of a zarr array in a folder beside it. The newer one (Orbax):
-`state/` holds zarr arrays, in one OCDBT database or in a folder each, which releases of 2022 and
-2023 list in a msgpack file too, as 'PLACEHOLDER://name'.
+`state/` holds zarr arrays, in one OCDBT database or in a folder each; `_METADATA` names them, and
+in releases of 2022 and 2023 a msgpack file did, as 'PLACEHOLDER://name'.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ LISTING = "checkpoint"
 _STATE, _DATABASE, _METADATA = "state", "manifest.ocdbt", "_METADATA"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = "PLACEHOLDER://"
+_QUOTED = re.compile(r" \[(?:tensorstore_spec|source locations)=")
 _DTYPES = ("float32", "bfloat16", "float16")
 _DAMAGED = "it is truncated or damaged, or was not copied whole: copy it again"
 _CHUNK_BYTES = 64 * 2**20
@@ -82,7 +84,15 @@ def open_tensors(folder: epath.Path) -> dict[str, Any]:
     if (state / LISTING).exists():
         leaves = dict(_flatten(_read_listing(state / LISTING), ()))
     else:
-        names = _database_names(state) if (state / _DATABASE).exists() else _folder_names(state)
+        if (state / _DATABASE).exists():
+            names = _database_names(state)
+        elif (state / _METADATA).exists():
+            names = _described_names(state / _METADATA)
+        else:
+            raise UserError(
+                f"{state} has none of the files {LISTING}, {_DATABASE} and {_METADATA}, one of "
+                "which lists a checkpoint's tensors; it was not copied whole, or never finished"
+            )
         leaves = {name.removeprefix(f"{MODEL}.").replace(".", "/"): name for name in names}
     if not leaves:
         raise UserError(
@@ -99,7 +109,7 @@ def open_tensors(folder: epath.Path) -> dict[str, Any]:
             try:
                 handles[path] = handle.result()
             except Exception as error:
-                raise unreadable(folder, path, error) from None
+                raise unreadable(folder, path, error) from error
         dtype = handles[path].dtype.name
         if dtype not in _DTYPES:
             raise UserError(
@@ -116,7 +126,7 @@ def unreadable(folder: epath.Path | str, path: str, error: Exception) -> UserErr
 
 def first_part(error: Exception) -> str:
     """TensorStore's message on one line, without the specification that it goes on to quote."""
-    return " ".join(str(error).split(" [")[0].split())
+    return " ".join(_QUOTED.split(str(error))[0].split())
 
 
 def _read_listing(file: epath.Path) -> Mapping[str, Any]:
@@ -127,7 +137,7 @@ def _read_listing(file: epath.Path) -> Mapping[str, Any]:
     try:
         tree = serialization.msgpack_restore(content)
     except Exception as error:
-        raise UserError(f"{file} cannot be read ({first_part(error)}); {_DAMAGED}") from None
+        raise UserError(f"{file} cannot be read ({first_part(error)}); {_DAMAGED}") from error
     # Version 0 had no level above; later ones state it and hold the tree as 'optimizer'.
     tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
     model = tree.get(MODEL, {}) if isinstance(tree, dict) else {}
@@ -155,12 +165,17 @@ def _database_names(state: epath.Path) -> list[str]:
         keys = [key.decode() for key in database.list(model).result()]
     except Exception as error:
         cause = first_part(error)
-        raise UserError(f"{state / _DATABASE} cannot be read ({cause}); {_DAMAGED}") from None
+        raise UserError(f"{state / _DATABASE} cannot be read ({cause}); {_DAMAGED}") from error
     return [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
 
 
-def _folder_names(state: epath.Path) -> list[str]:
-    return [child.name for child in state.iterdir() if child.name.startswith(f"{MODEL}.")]
+def _described_names(file: epath.Path) -> list[str]:
+    try:
+        entries = json.loads(file.read_text())["tree_metadata"].values()
+        names = [".".join(str(key["key"]) for key in each["key_metadata"]) for each in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error!r}); {_DAMAGED}") from error
+    return [name for name in names if name.startswith(f"{MODEL}.")]
 
 
 def _mesh_tensorflow(path: epath.Path) -> UserError:
