@@ -134,7 +134,8 @@ def _report(values: flags.FlagValues) -> int:
     recorded = _recorded(values)
     judged, title, prompt = _judged(values, recorded)
     equations = prompt.answers == "equation"
-    measured = quality.measure(judged, equations)
+    with console.working(f"reading {title}"):
+        measured = quality.measure(judged, equations)
     console.print_report(title, measured)
     dataset = values.dataset or recorded.get("inputs", {}).get("dataset") or prompt.name
     if values.report_json:
@@ -220,7 +221,7 @@ def _extract(values: flags.FlagValues) -> int:
     from distill_sbs.teacher import journal, products
     from distill_sbs.teacher.budget import Budget, Prices
     from distill_sbs.teacher.client import Asking, Endpoint
-    from distill_sbs.teacher.console import ProgressBar
+    from distill_sbs.teacher.console import ProgressBar, working
     from distill_sbs.teacher.extraction import Extraction, Settings
 
     temperature = values.temperature
@@ -236,7 +237,8 @@ def _extract(values: flags.FlagValues) -> int:
         extra_body=_extra_body(values),
     )
     endpoint = Endpoint(values.base_url, asking, values.timeout_seconds)
-    inputs = _inputs(values, prompt.name, {})
+    with working("checking the inputs"):
+        inputs = _inputs(values, prompt.name, {})
     _check_first_input(prompt, inputs, values.rationalise)
     products.check_llm_folder(output, inputs.split)
     asked_with = {
@@ -259,7 +261,8 @@ def _extract(values: flags.FlagValues) -> int:
         "rationales": values.rationales,
         "inputs": inputs.described,
     }
-    out = journal.Journal(output, asked_with, values.retry_failed)
+    with working(f"reading {output}"):
+        out = journal.Journal(output, asked_with, values.retry_failed)
     prices = Prices(values.price_per_million_input_tokens, values.price_per_million_output_tokens)
     budget = Budget(out.totals, prices, values.max_tokens_total, values.max_cost)
     if out.mended:
@@ -314,20 +317,22 @@ def _print_outcome(
 ) -> None:
     from distill_sbs.teacher import console, quality
 
-    index = teacher_files.AnswerIndex([output])
-    selection = teacher_files.Selection.of(output)
-    judged = quality.judge_index(inputs.examples(), index, selection, prompt)
-    measured = quality.measure(judged, prompt.answers == "equation")
-    index.close()
+    with console.working(f"counting {output}"):
+        index = teacher_files.AnswerIndex([output])
+        selection = teacher_files.Selection.of(output)
+        judged = quality.judge_index(inputs.examples(), index, selection, prompt)
+        measured = quality.measure(judged, prompt.answers == "equation")
+        index.close()
     console.print_outcome(f"{prompt.name}: {output}", measured, totals, outcome, prices)
 
 
 def _finish(output: str, inputs: Inputs) -> None:
     """Writes what belongs to a complete output."""
-    from distill_sbs.teacher import products
+    from distill_sbs.teacher import console, products
 
-    index = teacher_files.AnswerIndex([output])
-    written = products.write_llm_files(output, inputs, index)
+    with console.working("writing the published layout"):
+        index = teacher_files.AnswerIndex([output])
+        written = products.write_llm_files(output, inputs, index)
     more = f", {written[-1].name}" if len(written) > 1 else ""
     print(f"written to {output} and {written[0]}{more}")
     recorded = teacher_files.read_settings(output)

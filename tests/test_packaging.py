@@ -97,6 +97,12 @@ def test_installed_package_finds_its_files_in_an_empty_folder(
 
     done = run_from_wheel(wheel, tmp_path, "-m", "distill_sbs.resources")
     assert done.stdout == f"{root}\n"
+
+    inputs = wheel.parent / "in.jsonl"
+    inputs.write_text('{"id": "1", "input": "How many?"}\n')
+    asked = ["--task=svamp", f"--input={inputs}", "--show_prompt=0", "--completion"]
+    done = run_from_wheel(wheel, tmp_path, "-m", "distill_sbs.extract", *asked)
+    assert done.stdout.endswith("\n\nQ: How many?\nA:\n"), done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

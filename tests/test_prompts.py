@@ -36,6 +36,7 @@ def test_every_label_of_a_closed_set_is_demonstrated() -> None:
         assert {each.label for each in prompt.demonstrations} == set(prompt.labels)
 
 
+@pytest.mark.realdata
 def test_no_demonstration_is_a_row_of_the_data(source_dir: pathlib.Path) -> None:
     for task in ("cqa", "svamp", "esnli", "anli1"):
         prompt = prompts.load(task)

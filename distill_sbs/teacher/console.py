@@ -5,6 +5,7 @@ Enters: counts. Leaves: lines on the terminal.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -32,6 +33,11 @@ def _console(stderr: bool = False) -> Console:
     if not console.is_terminal:
         console = Console(stderr=stderr, width=_WIDTH_OFF_TERMINAL, highlight=False)
     return console
+
+
+def working(what: str) -> contextlib.AbstractContextManager[Any]:
+    """Says what is going on while it is; silent off a terminal."""
+    return Console(stderr=True).status(what)
 
 
 class ProgressBar:
