@@ -17,14 +17,7 @@ import tensorflow as tf
 from clu import metric_writers
 from etils import epath
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 METRICS_FILE = "metrics.jsonl"
@@ -136,12 +129,12 @@ class RunLog:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for work of known size; gives the function that moves it. Silent off a terminal."""
     console = Console(file=sys.stderr)
     with Progress(
         *Progress.get_default_columns(),
-        DownloadColumn() if in_bytes else MofNCompleteColumn(),
+        MofNCompleteColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=True,

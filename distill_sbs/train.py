@@ -89,6 +89,7 @@ def train(
     from distill_sbs import optimizer as optimizers
     from distill_sbs.checkpoint import Checkpointer, Progress
     from distill_sbs.convert import parameters, sources
+    from distill_sbs.convert.progress import values_bar
     from distill_sbs.data import input_pipeline, registration, settings, vocabulary
     from distill_sbs.model.network import Transformer
     from distill_sbs.student import (
@@ -156,7 +157,7 @@ def train(
     )
     if pretrained is not None and pretrained.vocabulary is not None:
         ids = [each.get("sha256") for each in (pretrained.vocabulary, description["vocabulary"])]
-        if ids[0] != ids[1]:
+        if ids[0] != ids[1] and jax.process_index() == 0:
             print(
                 f"warning: {initial_checkpoint_path} comes with another vocabulary than "
                 f"VOCABULARY_FILE={vocabulary_file!r}; its tokens mean something else",
@@ -197,9 +198,9 @@ def train(
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
-        size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-        with run_log.progress_bar("reading", size, in_bytes=True) as advance:
-            params = parameters.place(pretrained, abstract.params, lambda n: advance(4 * n))
+        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+        with values_bar("reading", values, silent=jax.process_index() > 0) as advance:
+            params = parameters.place(pretrained, abstract.params, advance)
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(
             lambda: initial_state(model, update, random_seed).replace(params={}),

@@ -115,14 +115,12 @@ def convert(
       UserError: something given cannot work; `output` is as it was before.
     """
     started = time.monotonic()
-    quiet_tensorflow.import_tensorflow()
-    from distill_sbs import run_log
     from distill_sbs.convert import sources
     from distill_sbs.convert.parameters import parameters
-    from distill_sbs.data import vocabulary
+    from distill_sbs.convert.progress import values_bar
 
     sources.check_output(output, location, overwrite)
-    described = vocabulary.describe(vocabulary_file) if vocabulary_file else None
+    described = _described(vocabulary_file) if vocabulary_file else None
     source = sources.open_source(location, form)
     source.check(_expected(student, source.config) if student else source.config)
     shapes = [parameter.shape for parameter in parameters(source.config)]
@@ -153,11 +151,11 @@ def convert(
             )
 
     with (
-        run_log.progress_bar(f"{FORMS[to]} ←", 4 * values, in_bytes=True) as advance,
+        values_bar(f"writing for {FORMS[to]}", values) as advance,
         sources.appearing_whole(output) as folder,
     ):
         try:
-            write(folder, lambda count: advance(4 * count))
+            write(folder, advance)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written ({error})") from None
     return {
@@ -166,6 +164,14 @@ def convert(
         "bytes": _size(output),
         "seconds": time.monotonic() - started,
     }
+
+
+def _described(vocabulary_file: str) -> Mapping[str, Any]:
+    """Of all here, vocabularies alone need TensorFlow, by way of SeqIO; it takes seconds."""
+    quiet_tensorflow.import_tensorflow()
+    from distill_sbs.data import vocabulary
+
+    return vocabulary.describe(vocabulary_file)
 
 
 def _expected(student: str, found: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from distill_sbs import quiet_tensorflow
 from distill_sbs.convert import huggingface, huggingface_tokenizer, huggingface_weights
 from distill_sbs.convert.parameters import (
     Index,
@@ -111,7 +112,8 @@ class HuggingFaceSource(ParameterSource):
         file = huggingface_tokenizer.vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
             return None
-        from distill_sbs.data import vocabulary  # it imports TensorFlow
+        quiet_tensorflow.import_tensorflow()  # by way of SeqIO; not needed where nobody asks
+        from distill_sbs.data import vocabulary
 
         return vocabulary.describe(file)
 

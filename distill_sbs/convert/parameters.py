@@ -92,9 +92,8 @@ class ParameterSource(abc.ABC):
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Path → shape of every parameter there, without reading one.
-
-        What is no T5's stands under the name that the form itself uses.
+        """Path → shape of every parameter there, without reading one; paths that are not a T5's
+        by the names that the form itself uses.
         """
 
     @abc.abstractmethod
