@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
@@ -161,8 +162,8 @@ def find_step_folder(checkpoint: str) -> epath.Path:
     if not steps:
         raise UserError(
             f"{checkpoint}: no checkpoint of distill_sbs there; give a run's MODEL_DIR, its "
-            f"{CHECKPOINTS_FOLDER}/ folder, or one step's folder in it (checkpoints of T5X and "
-            "HuggingFace cannot be read yet)"
+            f"{CHECKPOINTS_FOLDER}/ folder, or one step's folder in it (python -m "
+            "distill_sbs.convert makes one of a checkpoint of HuggingFace or T5X)"
         )
     newest = steps_folder / str(steps[-1])
     best = Progress(**_read_json(newest / _PROGRESS)).best_step
@@ -229,6 +230,91 @@ def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
                 f"{step_folder}: parameter {name} has shape {shapes[name]}, expected "
                 f"{tuple(leaf.shape)}; is it a student of another size?"
             )
+
+
+# ---------------------------------- tensor by tensor --------------------------
+
+
+def stored_parameters(step_folder: epath.Path) -> dict[str, Any]:
+    """Orbax's metadata of every parameter by its path: shape, dtype, chunks, and where it lies.
+
+    Raises:
+      UserError: the arrays are not there, or not as orbax left them.
+    """
+    _quiet_orbax()
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            stored = reader.metadata(step_folder / _STATE).item_metadata.tree["params"]
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{step_folder} cannot be read ({cause}); the checkpoint is damaged, or was not copied "
+            "whole: copy it again"
+        ) from None
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            stored, is_leaf=lambda node: hasattr(node, "shape")
+        )
+    }
+
+
+def open_parameter(stored: Any, context: tensorstore.Context) -> tensorstore.TensorStore:
+    """A handle of one of `stored_parameters`, which reads slices; nothing is read yet.
+
+    Args:
+      stored: orbax's metadata of the parameter.
+      context: one of `reading_context`.
+    """
+    info = ocp.type_handlers.ParamInfo(
+        name=stored.name,
+        parent_dir=stored.directory,
+        is_ocdbt_checkpoint=ocp.type_handlers.is_ocdbt_checkpoint(stored.directory),
+    )
+    spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
+    # A chunk that is not there would be read as zeros.
+    spec["fill_missing_data_reads"] = False
+    return tensorstore.open(tensorstore.Spec(spec), context=context, open=True).result()
+
+
+def reading_context(kept_bytes: int) -> tensorstore.Context:
+    """What handles share: decoded chunks of at most `kept_bytes` stay in memory."""
+    cache = {"cache_pool": {"total_bytes_limit": kept_bytes}}
+    return tensorstore.Context(
+        tensorstore.Context.Spec(cache), ocp.type_handlers.get_ts_context(use_ocdbt=True)
+    )
+
+
+def write_step(
+    folder: str,
+    params: Any,
+    save_args: Any,
+    leaf: tuple[type, ocp.type_handlers.TypeHandler],
+    description: Mapping[str, Any],
+) -> None:
+    """Writes one step's folder that belongs to no run; it must not exist.
+
+    Args:
+      folder: local or gs://.
+      params: a tree of leaves of one type.
+      save_args: the same tree of `ocp.SaveArgs`.
+      leaf: that type, and what writes it.
+      description: what the checkpoint says of itself.
+    """
+    _quiet_orbax()
+    registry = ocp.type_handlers.create_type_handler_registry(leaf)
+    handlers = {
+        _STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        _PROGRESS: ocp.JsonCheckpointHandler(),
+        _DESCRIPTION: ocp.JsonCheckpointHandler(),
+    }
+    items = {
+        _STATE: ocp.args.PyTreeSave({"params": params}, save_args={"params": save_args}),
+        _PROGRESS: ocp.args.JsonSave(dataclasses.asdict(Progress({}))),
+        _DESCRIPTION: ocp.args.JsonSave(dict(description)),
+    }
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+        writer.save(_absolute(folder), args=ocp.args.Composite(**items))
 
 
 def _quiet_orbax() -> None:

@@ -94,7 +94,12 @@ def evaluate(
     vocabulary_file = vocabulary.from_description(description["vocabulary"])
     settings.use(settings.DataSettings(data_dir, vocabulary_file=vocabulary_file))
     registration.load_task_files(task_files)
-    mixture = registration.get_mixture_or_task(mixture_or_task or description["mixture"])
+    mixture_or_task = mixture_or_task or description["mixture"]
+    if mixture_or_task is None:
+        raise UserError(
+            f"{step_folder} was converted and names no task; give one: --mixture_or_task=cqa_label"
+        )
+    mixture = registration.get_mixture_or_task(mixture_or_task)
     task = registration.evaluation_task(mixture)
     if split not in task.splits:
         raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")

@@ -90,12 +90,9 @@ def train(
 
     from distill_sbs import evaluation, run_log, sharding
     from distill_sbs import optimizer as optimizers
-    from distill_sbs.checkpoint import (
-        Checkpointer,
-        Progress,
-        find_step_folder,
-        restore_parameters,
-    )
+    from distill_sbs.checkpoint import Checkpointer, Progress
+    from distill_sbs.convert import parameters, sources
+    from distill_sbs.convert.progress import values_bar
     from distill_sbs.data import input_pipeline, registration, settings, vocabulary
     from distill_sbs.data.share import Share
     from distill_sbs.model.network import Transformer
@@ -135,7 +132,16 @@ def train(
     mesh = sharding.make_mesh(num_model_partitions, num_slices=num_slices)
     sharding.check_fsdp(fsdp)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
-    initial_folder = find_step_folder(initial_checkpoint_path) if initial_checkpoint_path else None
+    pretrained = None
+    if initial_checkpoint_path:
+        try:
+            pretrained = sources.open_source(initial_checkpoint_path)
+            pretrained.check(config)
+        except UserError as error:
+            raise UserError(
+                f"INITIAL_CHECKPOINT_PATH: {error} (STUDENT={student!r} with STUDENT_OVERRIDES is "
+                "what it must fit)"
+            ) from error
     schedule = optimizers.linear_decay(learning_rate, train_steps, warmup_steps)
     update = optimizers.make_optimizer(optimizer, schedule, weight_decay, gradient_clip_norm)
     description = describe_run(
@@ -156,6 +162,14 @@ def train(
             "initial_checkpoint_path": initial_checkpoint_path,
         },
     )
+    if pretrained is not None and pretrained.vocabulary is not None:
+        ids = [each.get("sha256") for each in (pretrained.vocabulary, description["vocabulary"])]
+        if ids[0] != ids[1] and jax.process_index() == 0:
+            print(
+                f"warning: {initial_checkpoint_path} comes with another vocabulary than "
+                f"VOCABULARY_FILE={vocabulary_file!r}; its tokens mean something else",
+                file=sys.stderr,
+            )
     folder = epath.Path(model_dir)
     checkpointer = Checkpointer(model_dir, keep_checkpoints)
     newest = checkpointer.latest_step()
@@ -197,14 +211,21 @@ def train(
     abstract = sharding.with_shardings(abstract, shardings)
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
+    elif pretrained is not None:
+        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+        with values_bar("reading", values, silent=jax.process_index() > 0) as advance:
+            params = parameters.place(pretrained, abstract.params, advance)
+        # Of the optimizer's state alone: random parameters are never made.
+        state = jax.jit(
+            lambda: initial_state(model, update, random_seed).replace(params={}),
+            out_shardings=shardings.replace(params={}),
+        )().replace(params=params)
+        progress = Progress(data.sampler.start())
     else:
         state = jax.jit(
             lambda: initial_state(model, update, random_seed), out_shardings=shardings
         )()
         progress = Progress(data.sampler.start())
-        if initial_folder is not None:
-            params = restore_parameters(initial_folder, abstract.params)
-            state = state.replace(params=params)
 
     # ---------------------------------- step ------------------------------------
     chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)

@@ -27,6 +27,8 @@ _ACTIVATIONS = {
     "gated-gelu": ("gelu", "linear"),
     "gated-silu": ("silu", "linear"),
 }
+# Another spelling of the same function: transformers computes both by the tanh formula.
+_SPELLINGS = {"gated-gelu_new": "gated-gelu"}
 
 
 class Tensor(NamedTuple):
@@ -206,6 +208,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> T5Config:
         if name not in values:
             raise ValueError(f"config.json has no {name!r}; is it a T5's?")
     block = values.get("feed_forward_proj", "relu")
+    block = _SPELLINGS.get(block, block)
     if block not in _ACTIVATIONS:
         raise ValueError(
             f"config.json has feed_forward_proj={block!r}; expected one of "
@@ -216,6 +219,8 @@ def config_from_huggingface(values: Mapping[str, Any]) -> T5Config:
     tied = values.get("scale_decoder_outputs")
     if tied is None:
         tied = values.get("tie_word_embeddings", True)
+    if kind == "mt5":
+        tied = False  # every mT5 is a v1.1; transformers 5 writes tie_word_embeddings=true
     return T5Config(
         vocab_size=values["vocab_size"],
         emb_dim=values["d_model"],

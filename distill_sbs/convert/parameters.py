@@ -28,6 +28,15 @@ from distill_sbs.model.parameter_axes import STACKED
 Index = tuple[slice, ...]
 
 _STACKED_PATH = re.compile(rf"(encoder|decoder)/{STACKED}/(.+)")
+_LAYER_PATH = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+
+# What a student computes with its parameters and their shapes do not show.
+_COMPUTATION = (
+    "mlp_activations",
+    "logits_via_embedding",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+)
 
 
 class Parameter(NamedTuple):
@@ -43,6 +52,28 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
         yield Parameter("/".join(tensor.path), tensor.shape)
 
 
+def stack_by_stack(config: T5Config) -> Iterator[Parameter]:
+    """`parameters`, in an order that keeps together what forms one array where layers are stacked.
+
+    A chunk of a stacked array may hold all its layers; a reader that keeps the last chunk reads
+    each but once in this order.
+    """
+    stacks: dict[str, list[Parameter]] = {}
+    for parameter in parameters(config):
+        stacks.setdefault(stacked_path(parameter.path)[0], []).append(parameter)
+    for stack in stacks.values():
+        yield from stack
+
+
+def stacked_path(path: str) -> tuple[str, int | None]:
+    """Where a parameter lies if layers are stacked, and its layer; None where it has none.
+
+    'encoder/layers_3/mlp/wo/kernel' is ('encoder/layers/mlp/wo/kernel', 3).
+    """
+    match = _LAYER_PATH.fullmatch(path)
+    return (f"{match[1]}/{STACKED}/{match[3]}", int(match[2])) if match else (path, None)
+
+
 class ParameterSource(abc.ABC):
     """A checkpoint on disk, whatever its form.
 
@@ -50,11 +81,14 @@ class ParameterSource(abc.ABC):
       location: where it lies, for messages.
       config: the student's architecture, as far as the form states it or its shapes show it.
       vocabulary: `data.vocabulary.describe`'s answer where the form carries a vocabulary.
+      description: what a checkpoint of ours says of itself (`student.describe_run`); None in
+        other forms.
     """
 
     location: str
     config: T5Config
     vocabulary: Mapping[str, Any] | None = None
+    description: Mapping[str, Any] | None = None
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -70,6 +104,10 @@ class ParameterSource(abc.ABC):
           UserError: the file is truncated or otherwise unreadable; names the tensor.
         """
 
+    def stored_as(self, path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """What the form itself calls a parameter, and how it writes its shape; for messages."""
+        return path, shape
+
     def check(self, config: T5Config) -> None:
         """Compares every shape with those of a student of `config`, reading no values.
 
@@ -78,22 +116,38 @@ class ParameterSource(abc.ABC):
         """
         found = dict(self.shapes())
         for path, shape in parameters(config):
+            name, expected = self.stored_as(path, shape)
             if path not in found:
                 raise UserError(
-                    f"{self.location} has no tensor {path}; expected one of shape {shape}. Is it "
-                    "a checkpoint of another model, or a part of one?"
+                    f"{self.location} has no tensor {name}; expected one of shape {expected}. Is "
+                    "it a checkpoint of another model or version, or a part of one?"
                 )
             got = found.pop(path)
             if got != shape:
                 raise UserError(
-                    f"{self.location}: tensor {path} has shape {got}, expected {shape}; is it a "
-                    "T5 of another size or version? STUDENT and STUDENT_OVERRIDES choose ours"
+                    f"{self.location}: tensor {name} has shape {self.stored_as(path, got)[1]}, "
+                    f"expected {expected}; is it a T5 of another size or version?"
                 )
         if found:
             path = min(found)
             raise UserError(
                 f"{self.location}: tensor {path} of shape {found[path]} has no place in the "
                 f"student ({len(found)} such tensors); is it a T5 of another size or version?"
+            )
+
+
+def check_computation(source: ParameterSource, config: T5Config) -> None:
+    """Compares what no shape shows, for forms that state it.
+
+    Raises:
+      UserError: a student of `config` would compute something else with the parameters.
+    """
+    for name in _COMPUTATION:
+        got, expected = getattr(source.config, name), getattr(config, name)
+        if got != expected:
+            raise UserError(
+                f"{source.location} has {name}={got!r}, expected {expected!r}; is it a T5 of "
+                "another version?"
             )
 
 
@@ -125,7 +179,18 @@ def place(
                 part[number] = source.read(f"{stack}/layers_{layer}/{rest}", index[1:])
             return part
 
-        placed = jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+        # One read for all devices that hold the same part, and no part held longer than that.
+        devices: dict[Any, list[jax.Device]] = {}
+        parts: dict[Any, Index] = {}
+        for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+            key = tuple((part.start, part.stop) for part in index)
+            devices.setdefault(key, []).append(device)
+            parts[key] = index
+        pieces = []
+        for key, index in parts.items():
+            value = shard(index)
+            pieces += [jax.device_put(value, device) for device in devices[key]]
+        placed = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
         if progress is not None:
             progress(math.prod(leaf.shape))
         return placed
