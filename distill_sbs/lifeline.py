@@ -38,7 +38,7 @@ _CONNECT_TIMEOUT_SECONDS = 60.0
 _LINGER_SECONDS = 5.0
 
 
-def _stop(message: str, status: int) -> None:
+def stop_process(message: str, status: int) -> None:
     """Ends this process now: its main thread may hang where no exception reaches it."""
     if sys.stderr.isatty():
         message = f"\x1b[?25h{message}"  # a progress bar may have hidden the cursor
@@ -83,7 +83,7 @@ class Lifeline:
       stop: what ends this process, given a message and an exit status.
     """
 
-    def __init__(self, index: int, count: int, stop: Callable[[str, int], None] = _stop) -> None:
+    def __init__(self, index: int, count: int, stop: Callable[[str, int], None] = stop_process) -> None:
         self._index, self._count, self._stop = index, count, stop
         self._finished: set[int] = set()
         self._connections: dict[int, _Connection] = {}

@@ -31,6 +31,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -144,7 +145,8 @@ def joined(
       preemptible: whether the work inside asks `StopRequest`; otherwise SIGTERM ends the process.
 
     Raises:
-      UserError: contradicting flags; the others were not found; they were given other settings.
+      UserError: contradicting flags; the others have other settings.
+      SystemExit: status 2: not all others came in time.
     """
     if not check_flags(values):
         yield
@@ -177,12 +179,24 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
 
     jax.config.update("jax_enable_preemption_service", preemptible)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    timeout_seconds = values["start_timeout_seconds"]
+    missing = (
+        f"error: the processes did not all come within {timeout_seconds} s; start every one of them "
+        f"with the same --coordinator_address, that of process 0 ({values['coordinator_address']} "
+        "here), --process_count, and a --process_index of its own"
+    )
+    # JAX's own timeout aborts the process with a stack trace, so it comes second.
+    alarm = threading.Timer(
+        timeout_seconds, lifelines.stop_process, (missing, lifelines.USER_ERROR_EXIT_STATUS)
+    )
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
             values["coordinator_address"],
             values["process_count"],
             values["process_index"],
-            initialization_timeout=values["start_timeout_seconds"],
+            initialization_timeout=timeout_seconds + 60,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         )
     except ValueError as error:
@@ -190,12 +204,8 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
             f"--multiprocess: neither TPU, SLURM nor Open MPI was found ({error}); give "
             "--coordinator_address=HOST:PORT --process_count=N --process_index=I"
         ) from error
-    except RuntimeError as error:
-        raise UserError(
-            f"the processes did not find each other within {values['start_timeout_seconds']} s: "
-            f"{str(error).splitlines()[0]}. Start all of them, with the same "
-            "--coordinator_address, that of process 0"
-        ) from error
+    finally:
+        alarm.cancel()
     if jax.default_backend() == "cpu":
         _silence_gloo()
     index, count = jax.process_index(), jax.process_count()
@@ -204,8 +214,7 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
         lifeline, port, token = lifelines.Lifeline.listen(count)
         store.key_value_set("distill_sbs/lifeline", f"{port} {token}")
         return lifeline
-    wait_milliseconds = 1000 * values["start_timeout_seconds"]
-    port, token = store.blocking_key_value_get("distill_sbs/lifeline", wait_milliseconds).split()
+    port, token = store.blocking_key_value_get("distill_sbs/lifeline", 60_000).split()
     host = distributed.global_state.coordinator_address.rpartition(":")[0].strip("[]")
     try:
         return lifelines.Lifeline.connect(index, count, host, int(port), token)
