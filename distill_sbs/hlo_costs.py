@@ -272,13 +272,21 @@ class Program:
         return 0.0
 
     def _add_collectives(
-        self, total: Costs, computation: dict[str, _Instruction], each: _Instruction
+        self,
+        total: Costs,
+        computation: dict[str, _Instruction],
+        each: _Instruction,
+        scatters: bool = False,
     ) -> None:
         if each.opcode == "fusion":
             for name in each.called("calls"):
+                # The TPU's reduce-scatter is a fusion of an all-reduce and a slice of its result.
+                scatters = name.startswith("all-reduce-scatter")
                 for inner in self._computations[name].values():
-                    self._add_collectives(total, self._computations[name], inner)
+                    self._add_collectives(total, self._computations[name], inner, scatters)
         kind = each.opcode.removesuffix("-start")
+        if scatters and kind == "all-reduce":
+            kind = "reduce-scatter"
         if kind not in COLLECTIVES:
             return
         size = sum(

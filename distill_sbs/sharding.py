@@ -279,5 +279,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 @contextlib.contextmanager
 def rules(mesh: Mesh) -> Iterator[None]:
     """Inside, the model's logical activation names mean axes of `mesh`; trace models in it."""
-    with mesh, nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+    # Flax looks for the mesh here, and without one drops every constraint silently; in `with mesh:`
+    # it does not look.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
         yield
