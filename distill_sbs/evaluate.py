@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs import command_line, multiprocess, quiet_tensorflow
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Evaluates a trained student on a split of a prepared dataset."
@@ -53,6 +53,14 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer(
+        "num_model_partitions",
+        1,
+        "Devices that share one copy of the parameters; a student of any run, trained on any mesh.",
+        flag_values=values,
+        lower_bound=1,
+    )
+    multiprocess.define_flags(values)
 
 
 def evaluate(
@@ -64,6 +72,7 @@ def evaluate(
     batch_size: int = 128,
     beam_size: int = 1,
     task_files: Sequence[str] = (),
+    num_model_partitions: int = 1,
 ) -> dict[str, object]:
     """Evaluates a checkpoint; returns the task, the split, the number of examples, the metrics.
 
@@ -71,11 +80,13 @@ def evaluate(
       UserError: no such checkpoint, task or split, or unprepared data.
     """
     quiet_tensorflow.import_tensorflow()
+    import jax
     from etils import epath
 
     from distill_sbs import checkpoint as checkpoints
     from distill_sbs import evaluation, run_log
     from distill_sbs.data import input_pipeline, registration, settings, vocabulary
+    from distill_sbs.data.share import Share
     from distill_sbs.student import Student
 
     step_folder = checkpoints.find_step_folder(checkpoint)
@@ -87,16 +98,23 @@ def evaluate(
     task = registration.evaluation_task(mixture)
     if split not in task.splits:
         raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")
-    registration.check_prepared(task)
-    examples = input_pipeline.tokenise(task, split, description["task_feature_lengths"])
+    multiprocess.check_joined()
+    is_first = multiprocess.is_first()
+    multiprocess.one_after_the_first(lambda: registration.check_prepared(task))
+    share = Share(jax.process_index(), jax.process_count(), multiprocess.exchange)
+    examples = input_pipeline.tokenise(
+        task, split, description["task_feature_lengths"], share=share
+    )
 
-    student = Student.load(str(step_folder))
-    with run_log.progress_bar(f"{task.name} {split}", len(examples.sequences)) as advance:
+    student = Student.load(str(step_folder), num_model_partitions)
+    with run_log.progress_bar(
+        f"{task.name} {split}", len(examples.sequences), silent=not is_first
+    ) as advance:
         outputs = student.decoder(batch_size, beam_size)(
             student.params, [each.inputs for each in examples.sequences], advance
         )
     predictions = [student.text(each) for each in outputs]
-    if output:
+    if output and is_first:
         rows = zip(examples.input_texts, examples.texts, predictions, strict=True)
         lines = [
             json.dumps({"input": text, "label": label, "prediction": said}, ensure_ascii=False)
@@ -121,20 +139,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = command_line.parse_flags(
             sys.argv if argv is None else argv, _define_flags, DESCRIPTION
         )
-        result = evaluate(
-            values.checkpoint,
-            values.mixture_or_task,
-            values.split,
-            values.data_dir,
-            values.output,
-            values.batch_size,
-            values.beam_size,
-            values.task_file,
-        )
+        given = values.flag_values_dict()
+        multiprocess.check_flags(given)
+        quiet_tensorflow.import_tensorflow()  # see train.py
+        with multiprocess.joined(given, multiprocess.settings_of(given)):
+            result = evaluate(
+                values.checkpoint,
+                values.mixture_or_task,
+                values.split,
+                values.data_dir,
+                values.output,
+                values.batch_size,
+                values.beam_size,
+                values.task_file,
+                values.num_model_partitions,
+            )
+            if multiprocess.is_first():
+                print(json.dumps(result, indent=2))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(result, indent=2))
     return 0
 
 

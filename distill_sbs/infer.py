@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs import command_line, multiprocess, quiet_tensorflow
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Answers the inputs of a JSONL file with a trained student."
@@ -44,6 +44,14 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("task", "label", TASKS, "What to write.", flag_values=values)
     flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer(
+        "num_model_partitions",
+        1,
+        "Devices that share one copy of the parameters; a student of any run, trained on any mesh.",
+        flag_values=values,
+        lower_bound=1,
+    )
+    multiprocess.define_flags(values)
 
 
 def read_inputs(path: str) -> list[dict[str, Any]]:
@@ -75,6 +83,33 @@ def read_inputs(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _answer(rows: Sequence[dict[str, Any]], values: flags.FlagValues) -> None:
+    quiet_tensorflow.import_tensorflow()
+    from etils import epath
+
+    from distill_sbs import run_log
+    from distill_sbs.student import Student
+
+    student = Student.load(values.checkpoint, values.num_model_partitions)
+    is_first = multiprocess.is_first()
+    with run_log.progress_bar("answering", len(rows), silent=not is_first) as advance:
+        answers = student.answer(
+            [row["input"] for row in rows],
+            values.task,
+            student.decoder(values.batch_size, values.beam_size),
+            advance,
+        )
+    if not is_first:
+        return
+    lines = [
+        json.dumps({**row, "prediction": answer}, ensure_ascii=False) + "\n"
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    epath.Path(values.output).parent.mkdir(parents=True, exist_ok=True)
+    epath.Path(values.output).write_text("".join(lines))
+    print(f"{len(rows)} {values.task}s of {student.step_folder} written to {values.output}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Answers what the command line asks for; returns the exit status."""
     try:
@@ -82,30 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.argv if argv is None else argv, _define_flags, DESCRIPTION
         )
         rows = read_inputs(values.input)
-        quiet_tensorflow.import_tensorflow()
-        from etils import epath
-
-        from distill_sbs import run_log
-        from distill_sbs.student import Student
-
-        student = Student.load(values.checkpoint)
-        with run_log.progress_bar("answering", len(rows)) as advance:
-            answers = student.answer(
-                [row["input"] for row in rows],
-                values.task,
-                student.decoder(values.batch_size, values.beam_size),
-                advance,
-            )
-        lines = [
-            json.dumps({**row, "prediction": answer}, ensure_ascii=False) + "\n"
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        epath.Path(values.output).parent.mkdir(parents=True, exist_ok=True)
-        epath.Path(values.output).write_text("".join(lines))
+        given = values.flag_values_dict()
+        multiprocess.check_flags(given)
+        quiet_tensorflow.import_tensorflow()  # see train.py
+        with multiprocess.joined(given, multiprocess.settings_of(given)):
+            _answer(rows, values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(rows)} {values.task}s of {student.step_folder} written to {values.output}")
     return 0
 
 

@@ -50,19 +50,27 @@ class RunLog:
       first_step: steps done before; later lines of an interrupted run are dropped.
       train_steps: steps in all.
       examples_per_step: BATCH_SIZE.
+      silent: write and print nothing: another process of the run does.
     """
 
     def __init__(
-        self, model_dir: str, first_step: int, train_steps: int, examples_per_step: int
+        self,
+        model_dir: str,
+        first_step: int,
+        train_steps: int,
+        examples_per_step: int,
+        silent: bool = False,
     ) -> None:
-        self.console = Console(file=sys.stderr, soft_wrap=True)
+        self._silent = silent
+        self.console = Console(file=sys.stderr, soft_wrap=True, quiet=silent)
         self._examples_per_step = examples_per_step
         self._train_steps = train_steps
-        self._writer = metric_writers.SummaryWriter(model_dir)
-        self._path = epath.Path(model_dir) / METRICS_FILE
-        kept = [line for line in self.read(model_dir) if line["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = tf.io.gfile.GFile(str(self._path), "a")
+        if not silent:
+            self._writer = metric_writers.SummaryWriter(model_dir)
+            self._path = epath.Path(model_dir) / METRICS_FILE
+            kept = [line for line in self.read(model_dir) if line["step"] <= first_step]
+            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._file = tf.io.gfile.GFile(str(self._path), "a")
         self._since = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -72,7 +80,7 @@ class RunLog:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=silent or not self.console.is_terminal,
             transient=True,
         )
         self._bar.start()
@@ -107,9 +115,10 @@ class RunLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one object to `metrics.jsonl`, the same to TensorBoard, and the console."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        self._writer.write_scalars(step, dict(values))
+        if not self._silent:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._writer.write_scalars(step, dict(values))
         status = _status(values)
         self.advance(step, status)
         if not self.console.is_terminal:
@@ -123,20 +132,21 @@ class RunLog:
     def close(self) -> None:
         """Ends the bar and the files."""
         self._bar.stop()
-        self._file.close()
-        self._writer.flush()
-        self._writer.close()
+        if not self._silent:
+            self._file.close()
+            self._writer.flush()
+            self._writer.close()
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int, silent: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar for work of known size; gives the function that moves it. Silent off a terminal."""
     console = Console(file=sys.stderr)
     with Progress(
         *Progress.get_default_columns(),
         MofNCompleteColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=silent or not console.is_terminal,
         transient=True,
     ) as bar:
         task = bar.add_task(what, total=total)

@@ -111,7 +111,32 @@ def _physical_grid(
     shape: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
     """Devices [num_slices, data, model], placed as the interconnect wants them."""
+    cores: dict[Any, list[jax.Device]] = {}
+    if max(getattr(device, "core_on_chip", 0) for device in devices) > 0:
+        for device in sorted(devices, key=lambda device: device.core_on_chip):
+            place = (getattr(device, "slice_index", None) or 0, *device.coords)
+            cores.setdefault(place, []).append(device)
+    if not cores:
+        return _grid_of_chips(shape, num_slices, devices)
+    # Chips of several devices (TPU7x; v4 without megacore), which mesh_utils does not place: the
+    # devices of one chip become neighbours, on the model axis where they fit.
+    chips = [each[0] for each in cores.values()]
+    of_chip = {each[0]: each for each in cores.values()}
+    per_chip = len(devices) // len(chips)
+    _, data, model = shape
+    if model % per_chip == 0:
+        grid, axis = _grid_of_chips((1, data, model // per_chip), num_slices, chips), 3
+    else:
+        grid, axis = _grid_of_chips((1, data // per_chip, model), num_slices, chips), 2
+    stacked = np.empty((*grid.shape, per_chip), object)
+    for place, chip in np.ndenumerate(grid):
+        stacked[place] = of_chip[chip]
+    return np.moveaxis(stacked, 3, axis).reshape(num_slices, data, model)
 
+
+def _grid_of_chips(
+    shape: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
+) -> np.ndarray:
     def place(allow_split_physical_axes: bool) -> np.ndarray:
         options = {"devices": devices, "allow_split_physical_axes": allow_split_physical_axes}
         if num_slices == 1:
@@ -264,10 +289,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((SLICE_AXIS, DATA_AXIS)))
 
 
+def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch the devices of this process take, bool [rows].
+
+    Processes that share a copy of the parameters (a model axis over several hosts) take the same.
+    """
+    here = np.zeros(rows, bool)
+    for (taken,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        here[taken] = True
+    return here
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts a host batch on the mesh, rows over slices and the data axis.
 
-    Every process holds the same whole batch and hands over only its devices' rows.
+    Every process holds an array of the whole batch and hands over only its devices' rows; the
+    others' need not be filled.
     """
     sharding = batch_sharding(mesh)
     return {

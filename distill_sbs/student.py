@@ -15,7 +15,7 @@ import numpy as np
 import seqio
 from jax.sharding import Mesh
 
-from distill_sbs import checkpoint, constants, evaluation, sharding
+from distill_sbs import checkpoint, constants, evaluation, multiprocess, sharding
 from distill_sbs.data import vocabulary
 from distill_sbs.errors import UserError
 from distill_sbs.model import config as configs
@@ -42,6 +42,10 @@ def student_config(
     return config
 
 
+# Settings of the devices that a run happens to have; they change no mean and no parameter's shape.
+_MAY_CHANGE = ("run.num_microbatches", "student.remat_policy")
+
+
 def describe_run(
     config: configs.T5Config,
     vocabulary_file: str,
@@ -64,7 +68,10 @@ def describe_run(
 
 
 def check_same_run(model_dir: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError, naming each difference, where MODEL_DIR holds another run."""
+    """Raises UserError, naming each difference, where MODEL_DIR holds another run.
+
+    Mesh, microbatches and remat may change: a run goes on with other devices.
+    """
 
     def identity(description: Mapping[str, Any]) -> dict[str, Any]:
         flat = {"MIXTURE_OR_TASK_NAME": description["mixture"]}
@@ -80,7 +87,7 @@ def check_same_run(model_dir: str, saved: Mapping[str, Any], wanted: Mapping[str
     differences = [
         f"{name}: {before.get(name)!r} there, {after.get(name)!r} now"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and name not in _MAY_CHANGE
     ]
     if differences:
         raise UserError(
@@ -124,6 +131,7 @@ class Student:
         description = checkpoint.read_description(step_folder)
         config = configs.T5Config.from_dict(description["student"])
         loaded = vocabulary.load(vocabulary.from_description(description["vocabulary"]))
+        multiprocess.check_joined()
         mesh = sharding.make_mesh(num_model_partitions)
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
         abstract = sharding.abstract_parameters(mesh, shapes, fsdp)

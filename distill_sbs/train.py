@@ -9,6 +9,7 @@ interrupted run, and ends with the parameters of one that was never interrupted.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs import command_line, multiprocess, quiet_tensorflow
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
@@ -93,6 +94,7 @@ def train(
         restore_parameters,
     )
     from distill_sbs.data import input_pipeline, layout, registration, settings, vocabulary
+    from distill_sbs.data.share import Share
     from distill_sbs.student import (
         check_same_run,
         describe_run,
@@ -120,7 +122,9 @@ def train(
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(mixture_or_task_name)
     evaluated_task = registration.evaluation_task(mixture)
-    registration.check_prepared(mixture)
+    multiprocess.check_joined()
+    is_first = multiprocess.is_first()
+    multiprocess.one_after_the_first(lambda: registration.check_prepared(mixture))
     loaded_vocabulary = vocabulary.load(vocabulary_file)
     config = student_config(
         student, {"dropout_rate": dropout_rate, **(student_overrides or {})}, loaded_vocabulary
@@ -154,20 +158,30 @@ def train(
     newest = checkpointer.latest_step()
     if newest is not None:
         check_same_run(model_dir, checkpointer.read_description(newest), description)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(config_text)
+    if is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(config_text)
 
     # ---------------------------------- data ------------------------------------
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
+    share = Share(jax.process_index(), jax.process_count(), multiprocess.exchange)
     rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
-    with run_log.progress_bar("tokenising", rows) as advance:
+    with run_log.progress_bar("tokenising", rows // share.count, silent=not is_first) as advance:
         data = input_pipeline.training_data(
-            mixture, task_feature_lengths, batch_size, random_seed, row_multiple, pack, advance
+            mixture,
+            task_feature_lengths,
+            batch_size,
+            random_seed,
+            row_multiple,
+            pack,
+            advance,
+            share,
+            functools.partial(sharding.rows_here, mesh),
         )
-    for warning in input_pipeline.cut_warnings(data.tasks, CUT_SHARE_WARNED):
+    for warning in input_pipeline.cut_warnings(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         print(f"warning: {warning}", file=sys.stderr)
     splits = {
-        split: input_pipeline.tokenise(evaluated_task, split, task_feature_lengths)
+        split: input_pipeline.tokenise(evaluated_task, split, task_feature_lengths, share=share)
         for split in ("validation", "test")
         if split in evaluated_task.splits
     }
@@ -213,11 +227,11 @@ def train(
 
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
-    log = run_log.RunLog(model_dir, first_step, train_steps, batch_size)
+    log = run_log.RunLog(model_dir, first_step, train_steps, batch_size, silent=not is_first)
     log.say(data.describe())
     if first_step:
         log.say(f"continuing {model_dir} from step {first_step}")
-    stop = _StopRequest()
+    stop = multiprocess.StopRequest()
     batches = input_pipeline.Prefetcher(data.batches(progress.position))
     window: list[Mapping[str, Any]] = []
     try:
@@ -231,7 +245,7 @@ def train(
             is_last = step == train_steps
             evaluates = step % eval_period == 0 or is_last
             # Read once: a signal that comes later in this step is acted on in the next.
-            stops = stop.requested
+            stops = stop.before_end_of(step)
             saves = evaluates or step % checkpoint_period == 0 or stops
             # Two steps behind, so that the device is never waited for.
             _check_finite(window[-3:-2], step - 2, checkpointer)
@@ -281,6 +295,8 @@ def train(
         "validation": {"accuracy": accuracies.get(best_step)},
         "test": {"accuracy": test_accuracy},
     }
+    if not is_first:
+        return results
     partial = folder / f"{RESULTS_FILE}.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.replace(folder / RESULTS_FILE)
@@ -306,29 +322,18 @@ def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: 
             )
 
 
-class _StopRequest:
-    """Notes SIGTERM, which a preempted machine gets, for the loop to act on between steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.requested = True
-
-    def restore(self) -> None:
-        """Puts the earlier handler back."""
-        signal.signal(signal.SIGTERM, self._before)
-
-
 def main(configuration: command_line.Configuration) -> None:
     """Trains with what the command line and the gin files say."""
-    train(
-        **configuration.arguments,
-        task_files=configuration.task_files,
-        config_text=configuration.config_text,
-    )
+    multiprocess.check_flags(configuration.flags)
+    # First: it drops what is written to the terminal meanwhile, such as that a process died.
+    quiet_tensorflow.import_tensorflow()
+    with multiprocess.joined(configuration.flags, configuration.config_text, preemptible=True):
+        train(
+            **configuration.arguments,
+            task_files=configuration.task_files,
+            config_text=configuration.config_text,
+        )
 
 
 if __name__ == "__main__":
-    command_line.run(main, "runs/train.gin", DESCRIPTION)
+    command_line.run(main, "runs/train.gin", DESCRIPTION, multiprocess.define_flags)

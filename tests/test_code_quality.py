@@ -26,6 +26,8 @@ MODEL_SIDE = (
     "distill_sbs.optimizer",
     "distill_sbs.train_step",
     "distill_sbs.checkpoint",
+    "distill_sbs.multiprocess",
+    "distill_sbs.lifeline",
 )
 TENSORFLOW_SIDE = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5x", "clu"}
 JAX_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "t5x"}

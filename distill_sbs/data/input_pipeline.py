@@ -23,10 +23,13 @@ import seqio
 
 from distill_sbs import constants
 from distill_sbs.data import layout, registration
+from distill_sbs.data.share import Share
 from distill_sbs.errors import UserError
 
 # Batches whose lengths decide the shape of all.
 _BATCHES_LOOKED_AT = 256
+
+_ALL = Share()
 
 Position = dict[str, int]  # task name → number of its sequences drawn so far
 
@@ -38,8 +41,8 @@ class TokenisedTask:
     Attributes:
       name: the task's name.
       sequences: the tokenised examples.
-      texts: the target text before tokenisation, the reference in evaluation.
-      input_texts: the input text, prefix included.
+      texts: the target text before tokenisation, the reference in evaluation; empty in training.
+      input_texts: the input text, prefix included; empty in training.
       cut_inputs, cut_targets: the shares of examples that the feature lengths cut.
     """
 
@@ -82,16 +85,32 @@ def tokenise(
     split: str,
     lengths: Mapping[str, int],
     advance: Callable[[int], None] = lambda _: None,
+    share: Share = _ALL,
+    keep_texts: bool = True,
 ) -> TokenisedTask:
-    """Reads and tokenises one split of a task; `advance` is told how many more rows are done.
+    """Reads and tokenises one split of a task.
+
+    Args:
+      task: what to read.
+      split: of which split.
+      lengths: TASK_FEATURE_LENGTHS.
+      advance: told how many more rows are done.
+      share: the part that this process reads; the others' comes from them.
+      keep_texts: whether the texts are wanted too, as in evaluation.
 
     Raises:
       UserError: the split holds no example of this task.
     """
     # Whole sequences, cut here: so the share that was cut is known.
     dataset = task.get_dataset(
-        sequence_length=None, split=split, shuffle=False, num_epochs=1, trim_output_features=False
+        sequence_length=None,
+        split=split,
+        shuffle=False,
+        num_epochs=1,
+        trim_output_features=False,
+        shard_info=share.shard_info,
     )
+    places: list[int] = []
     sequences: list[layout.Sequence2Sequence] = []
     texts: list[str] = []
     input_texts: list[str] = []
@@ -113,10 +132,23 @@ def tokenise(
                 )
             )
         advance(len(columns[0]))
+        places.extend(batch[constants.INDEX].numpy().tolist())
+        if not keep_texts:
+            continue
         texts.extend(text.decode() for text in batch[f"{constants.TARGETS}_pretokenized"].numpy())
         input_texts.extend(
             text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
         )
+    if share.count > 1:
+        order = share.places(places)
+        cut_inputs, cut_targets = share.total(cut_inputs, cut_targets)
+        shared = (
+            share.rows([getattr(each, field.name) for each in sequences], order)
+            for field in dataclasses.fields(layout.Sequence2Sequence)
+        )
+        sequences = [layout.Sequence2Sequence(*row) for row in zip(*shared, strict=True)]
+        if keep_texts:
+            texts, input_texts = share.texts(texts, order), share.texts(input_texts, order)
     if not sequences:
         raise UserError(
             f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
@@ -188,12 +220,15 @@ class TrainingData:
       batch_size: sequences a step.
       batch_layout: the shapes of its batches.
       tasks: the tokenised tasks.
+      rows_here: which of a batch's rows (given their number) the devices of this process take, as
+        booleans [rows]; only these are filled. None: all.
     """
 
     sampler: MixtureSampler
     batch_size: int
     batch_layout: layout.Layout
     tasks: Sequence[TokenisedTask]
+    rows_here: layout.RowsHere | None = None
 
     def describe(self) -> str:
         """One line for people: how many sequences there are, and how they are laid out."""
@@ -208,7 +243,7 @@ class TrainingData:
         """Batches from `position` on, without end, each with the position after it."""
         while True:
             sequences, position = self.sampler.draw(position, self.batch_size)
-            yield layout.fill(sequences, self.batch_layout), position
+            yield layout.fill(sequences, self.batch_layout, self.rows_here), position
 
 
 def training_data(
@@ -219,6 +254,8 @@ def training_data(
     row_multiple: int = 1,
     pack: bool = True,
     advance: Callable[[int], None] = lambda _: None,
+    share: Share = _ALL,
+    rows_here: layout.RowsHere | None = None,
 ) -> TrainingData:
     """Tokenises the training split of a mixture and chooses the batch's shape.
 
@@ -230,6 +267,8 @@ def training_data(
       row_multiple: what the number of rows must be a multiple of.
       pack: False lays every sequence into a row of the full feature lengths of its own.
       advance: told how many more rows are tokenised.
+      share: the part that this process reads.
+      rows_here: see `TrainingData`.
     """
     parts = registration.tasks_of(mixture_or_task)
     rates = [
@@ -237,8 +276,9 @@ def training_data(
         for part in parts
     ]
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
-    tasks = [tokenise(part, "train", lengths, advance) for part, _ in used]
+    tasks = [tokenise(part, "train", lengths, advance, share, keep_texts=False) for part, _ in used]
     data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
+    data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
         return data
     rows = -(-batch_size // row_multiple) * row_multiple

@@ -9,7 +9,7 @@ number of sequences.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from distill_sbs import constants
 from distill_sbs.errors import UserError
 
 Batch = dict[str, np.ndarray]
+RowsHere = Callable[[int], np.ndarray]  # number of rows -> bool [rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +209,15 @@ def choose_layout(
 _SLACKS = (1.0, 1.001, 1.002, 1.004, 1.007, 1.01, 1.02, 1.03, 1.05, 1.08, 1.12, 1.2, 1.5, 2.0, 3.0)
 
 
-def fill(sequences: Sequence[Sequence2Sequence], layout: Layout) -> Batch:
+def fill(
+    sequences: Sequence[Sequence2Sequence], layout: Layout, rows_here: RowsHere | None = None
+) -> Batch:
     """Lays the sequences of one batch out.
+
+    Args:
+      sequences: those of the whole batch.
+      layout: its shapes.
+      rows_here: which rows are wanted; the others stay padding. None: all.
 
     Returns:
       The model features: tokens, segment ids (from 1), positions and `decoder_task_ids`, int32;
@@ -230,7 +238,10 @@ def fill(sequences: Sequence[Sequence2Sequence], layout: Layout) -> Batch:
 
     encoder = np.zeros((3, len(rows), shape.input_tokens), np.int32)
     decoder = np.zeros((5, len(rows), shape.target_tokens), np.int32)
+    wanted = np.ones(len(rows), bool) if rows_here is None else rows_here(len(rows))
     for row, members in enumerate(rows):
+        if not wanted[row]:
+            continue
         start, target_start = 0, 0
         for segment, member in enumerate(members, start=1):
             each = sequences[member]

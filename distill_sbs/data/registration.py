@@ -42,8 +42,8 @@ class RecordsDataSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """SeqIO splits the shards, or the examples, over hosts."""
-        return False
+        """Any number of hosts may share a split: by files where there are enough, or by records."""
+        return True
 
     def __repr__(self) -> str:
         return f"RecordsDataSource({self._spec.name})"
@@ -74,12 +74,16 @@ class RecordsDataSource(seqio.DataSource):
           records.UnpreparedDataError: the split has not been prepared.
         """
         files = self.list_shards(split)
-        if shard_info:
+        by_files = shard_info is not None and shard_info.num_shards <= len(files)
+        if shard_info and by_files:
             files = files[shard_info.index :: shard_info.num_shards]
         dataset = tf.data.Dataset.from_tensor_slices(files)
         if shuffle:
             dataset = dataset.shuffle(len(files), seed=seed)
         dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1)
+        if shard_info and not by_files:
+            # Unparsed, and in file order (shuffled files would be others in every process).
+            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
         parse = functools.partial(records.parse_record, teachers=self._spec.teachers)
 
         def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:

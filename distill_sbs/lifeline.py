@@ -1,0 +1,241 @@
+"""Tells the processes of a run when one of them is gone, so that none waits for it for ever.
+
+Enters: this process's number, and for all but process 0 the address where process 0 listens.
+Leaves: nothing while all are well; when one is not, one line on standard error that says which and
+why, and the end of this process.
+
+Every process keeps a TCP connection to process 0. The operating system closes the connections of a
+process that dies, however it dies, so the others know at once; one that fails says its reason
+first. Without this, the others of a dead process hang in the next collective operation until JAX's
+coordination service misses its heartbeats, which then aborts them with a stack trace. It stays as
+the second line: for a machine that loses power or its network and closes nothing.
+
+Only the standard library: it must work when JAX does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Exit status of a process that stops because another one did: "temporary failure, try again"
+# (EX_TEMPFAIL of sysexits.h), so that a scheduler starts it again.
+PEER_LOST_EXIT_STATUS = 75
+# Exit status of the entry points after a UserError.
+USER_ERROR_EXIT_STATUS = 2
+
+_CONNECT_TIMEOUT_SECONDS = 60.0
+# How long process 0, which fails, waits for the others to read why.
+_LINGER_SECONDS = 5.0
+
+
+def stop_process(message: str, status: int) -> None:
+    """Ends this process now: its main thread may hang where no exception reaches it."""
+    if sys.stderr.isatty():
+        message = f"\x1b[?25h{message}"  # a progress bar may have hidden the cursor
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, f"{message}\n".encode())
+    os._exit(status)
+
+
+class _Connection:
+    """Lines of JSON over a socket."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self.socket = link
+        # A machine that vanished without closing is noticed at last.
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._received = b""
+
+    def send(self, **message: Any) -> None:
+        # The other end may be gone: that is what its own end of the story says.
+        with contextlib.suppress(OSError):
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[Mapping[str, Any]] | None:
+        """The whole lines that have come; None at the end of the connection."""
+        try:
+            data = self.socket.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class Lifeline:
+    """One process's end; made by `listen` in process 0, by `connect` in the others.
+
+    Args:
+      index: this process's number.
+      count: how many processes there are.
+      stop: what ends this process, given a message and an exit status.
+    """
+
+    def __init__(self, index: int, count: int, stop: Callable[[str, int], None] = stop_process) -> None:
+        self._index, self._count, self._stop = index, count, stop
+        self._finished: set[int] = set()
+        self._connections: dict[int, _Connection] = {}
+        self._lock = threading.Lock()
+        self._server: socket.socket | None = None
+        self._token = ""
+        self._failing = False
+
+    @classmethod
+    def listen(cls, count: int, **options: Any) -> tuple[Lifeline, int, str]:
+        """Process 0's end: returns it, the port that it listens on, and the others' token."""
+        lifeline = cls(0, count, **options)
+        both = socket.has_dualstack_ipv6()
+        lifeline._server = socket.create_server(
+            ("", 0),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+            backlog=max(count, 128),
+        )
+        lifeline._token = secrets.token_hex(16)
+        threading.Thread(target=lifeline._watch_all, daemon=True).start()
+        return lifeline, lifeline._server.getsockname()[1], lifeline._token
+
+    @classmethod
+    def connect(
+        cls, index: int, count: int, host: str, port: int, token: str, **options: Any
+    ) -> Lifeline:
+        """Another process's end.
+
+        Raises:
+          OSError: process 0 cannot be reached there.
+        """
+        link = socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_SECONDS)
+        link.settimeout(None)
+        lifeline = cls(index, count, **options)
+        connection = lifeline._connections[0] = _Connection(link)
+        connection.send(process=index, token=token)
+        threading.Thread(target=lifeline._watch_first, args=(connection,), daemon=True).start()
+        return lifeline
+
+    def finish(self) -> None:
+        """Says that this process is done: that its connection ends from now on means nothing."""
+        for connection in self._snapshot():
+            connection.send(finished=self._index)
+
+    def fail(self, reason: str, status: int) -> None:
+        """Says why this process is about to stop, and with which exit status."""
+        self._failing = True
+        for connection in self._snapshot():
+            connection.send(failed=self._index, reason=reason, status=status)
+        # Process 0 also holds JAX's coordination service: with it the others would be aborted.
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while self._index == 0 and self._snapshot() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _snapshot(self) -> list[_Connection]:
+        with self._lock:
+            return list(self._connections.values())
+
+    def _lost(self, process: int, reason: str | None, status: int) -> None:
+        what = f"stopped: {reason}" if reason else "died, or the connection to it broke"
+        message = f"error: process {process} of {self._count} {what}. Process {self._index} stops"
+        if status == USER_ERROR_EXIT_STATUS:  # to start again, unchanged, would end the same
+            self._stop(f"{message} too", status)
+        else:
+            self._stop(
+                f"{message} too; start all of them again with the same command, and training "
+                "continues from its last checkpoint",
+                PEER_LOST_EXIT_STATUS,
+            )
+
+    # ---------------------------------- process 0 --------------------------------
+
+    def _watch_all(self) -> None:
+        assert self._server is not None
+        selector = selectors.DefaultSelector()
+        selector.register(self._server, selectors.EVENT_READ)
+        strangers: dict[int, _Connection] = {}  # connected, not yet introduced
+        processes: dict[int, int] = {}
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is self._server:
+                    link, _ = self._server.accept()
+                    selector.register(link, selectors.EVENT_READ)
+                    strangers[link.fileno()] = _Connection(link)
+                    continue
+                number = key.fd
+                if number in strangers:
+                    connection = strangers[number]
+                    messages = self._introduced(connection)
+                    if messages == []:
+                        continue  # half a line as yet
+                    del strangers[number]
+                    if messages is None:
+                        selector.unregister(connection.socket)
+                        connection.socket.close()
+                        continue
+                    processes[number] = messages[0]["process"]
+                    with self._lock:
+                        self._connections[processes[number]] = connection
+                    messages = messages[1:]
+                else:
+                    connection = self._connections[processes[number]]
+                    messages = connection.receive()
+                self._heard(processes[number], messages)
+                if messages is None:
+                    selector.unregister(connection.socket)
+                    with self._lock:
+                        del self._connections[processes.pop(number)]
+                    connection.socket.close()
+
+    def _introduced(self, connection: _Connection) -> list[Mapping[str, Any]] | None:
+        """The messages of a new connection; None where it is not one of ours."""
+        try:
+            messages = connection.receive()
+            if not messages or secrets.compare_digest(messages[0]["token"], self._token):
+                return messages
+            return None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _heard(self, process: int, messages: list[Mapping[str, Any]] | None) -> None:
+        if messages is None:
+            if process not in self._finished:
+                self._pass_on(process, None, PEER_LOST_EXIT_STATUS)
+            return
+        for message in messages:
+            if "finished" in message:
+                self._finished.add(process)
+            elif "failed" in message:
+                self._finished.add(process)
+                self._pass_on(process, message["reason"], message["status"])
+
+    def _pass_on(self, process: int, reason: str | None, status: int) -> None:
+        if self._failing:
+            return  # this process's own end is known; the others go because of it
+        with self._lock:
+            others = [each for number, each in self._connections.items() if number != process]
+        for connection in others:
+            connection.send(failed=process, reason=reason, status=status)
+        time.sleep(0.2)  # for the others to read it before this process's end aborts them
+        self._lost(process, reason, status)
+
+    # ---------------------------------- the others -------------------------------
+
+    def _watch_first(self, connection: _Connection) -> None:
+        while (messages := connection.receive()) is not None:
+            for message in messages:
+                if "finished" in message:
+                    self._finished.add(0)
+                elif "failed" in message:
+                    self._lost(message["failed"], message["reason"], message["status"])
+                    return
+        if 0 not in self._finished:
+            self._lost(0, None, PEER_LOST_EXIT_STATUS)
