@@ -47,6 +47,9 @@ EXTRAS_REQUIRE = {
     # The published implementation's libraries, to compare numbers with.
     "parity": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5,<6"],
     "tpu": [f"jax[tpu]{JAX}"],
+    # The TPU's compiler, for `python -m distill_sbs.precompile` on a machine without a TPU. Where
+    # there is one the extra tpu brings the version that its JAX asks for.
+    "precompile": ["libtpu>=0.0.51,<0.1"],
     "gpu": [f"jax[cuda12]{JAX}"],
     # What T5X needs from PyPI. T5X itself, airio and jestimator are not there. They cannot be named
     # here with their commits either: T5X's own setup.py asks for the unpinned heads of airio, clu,

@@ -60,6 +60,22 @@ class Decoder:
             out_shardings=sharding.replicated(mesh),
         )
 
+    def lower(self, params: Any, input_tokens: int) -> Any:
+        """Traces the decoding of one batch of `input_tokens` positions a row, to compile it.
+
+        Args:
+          params: shapes with shardings.
+          input_tokens: S.
+
+        Returns:
+          A `jax.stages.Lowered`.
+        """
+        tokens = jax.ShapeDtypeStruct(
+            (self._batch_size, input_tokens), np.int32, sharding=sharding.batch_sharding(self._mesh)
+        )
+        with sharding.rules(self._mesh):
+            return self._decode.lower(params, tokens)
+
     def __call__(
         self,
         params: Any,

@@ -27,9 +27,6 @@ CONFIG_FILE = "config.gin"
 # A preempted process: 128 + SIGTERM, so that a scheduler starts it again.
 PREEMPTED_EXIT_STATUS = 128 + signal.SIGTERM
 
-# Float32 logits alive at once on a device; a larger batch's are computed in chunks.
-LOGITS_BYTES_PER_DEVICE = 2**28
-
 # Above this share of cut examples a warning names the feature and the share.
 CUT_SHARE_WARNED = 0.01
 
@@ -93,15 +90,15 @@ def train(
     from distill_sbs.checkpoint import Checkpointer, Progress
     from distill_sbs.convert import parameters, sources
     from distill_sbs.convert.progress import values_bar
-    from distill_sbs.data import input_pipeline, registration, settings, vocabulary
+    from distill_sbs.data import input_pipeline, layout, registration, settings, vocabulary
     from distill_sbs.data.share import Share
-    from distill_sbs.model.network import Transformer
     from distill_sbs.student import (
         check_same_run,
         describe_run,
         student_config,
     )
-    from distill_sbs.train_step import Objective, initial_state, make_train_step
+    from distill_sbs.train_step import initial_state
+    from distill_sbs.training_program import training_program
 
     # ---------------------------------- checks ----------------------------------
     settings.use(
@@ -118,7 +115,7 @@ def train(
         MAX_DECODE_TOKENS=max_decode_tokens,
     )
     checkpoint_period = checkpoint_period or eval_period
-    input_pipeline.check_feature_lengths(task_feature_lengths)
+    layout.check_feature_lengths(task_feature_lengths)
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(mixture_or_task_name)
     evaluated_task = registration.evaluation_task(mixture)
@@ -204,11 +201,18 @@ def train(
     }
 
     # ---------------------------------- state -----------------------------------
-    model = Transformer(config)
-    abstract = jax.eval_shape(lambda: initial_state(model, update, random_seed))
-    fsdp = sharding.choose_fsdp(fsdp, mesh, update, abstract)
-    shardings = sharding.state_shardings(mesh, update, abstract, fsdp)
-    abstract = sharding.with_shardings(abstract, shardings)
+    program = training_program(
+        config,
+        update,
+        mesh,
+        fsdp=fsdp,
+        rationale_rate=rationale_rate,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        seed=random_seed,
+        num_microbatches=num_microbatches,
+    )
+    model, abstract = program.model, program.state
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
@@ -218,27 +222,16 @@ def train(
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(
             lambda: initial_state(model, update, random_seed).replace(params={}),
-            out_shardings=shardings.replace(params={}),
+            out_shardings=program.shardings.replace(params={}),
         )().replace(params=params)
         progress = Progress(data.sampler.start())
     else:
         state = jax.jit(
-            lambda: initial_state(model, update, random_seed), out_shardings=shardings
+            lambda: initial_state(model, update, random_seed), out_shardings=program.shardings
         )()
         progress = Progress(data.sampler.start())
 
     # ---------------------------------- step ------------------------------------
-    chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
-    objective = Objective(rationale_rate, label_smoothing, z_loss, chunk_tokens)
-    step_function = make_train_step(
-        model, update, objective, random_seed, num_microbatches, shardings.params
-    )
-    jitted_step = jax.jit(
-        step_function,
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
     decoder = evaluation.Decoder(model, mesh, max_decode_tokens, eval_batch_size)
 
     def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
@@ -266,7 +259,7 @@ def train(
         for step in range(first_step + 1, train_steps + 1):
             batch, position = next(batches)
             with sharding.rules(mesh):
-                state, metrics = jitted_step(state, sharding.put_batch(batch, mesh))
+                state, metrics = program.step(state, sharding.put_batch(batch, mesh))
             progress.position = position
             window.append(metrics)
             log.advance(step)

@@ -119,6 +119,21 @@ def test_model_files_change_size_and_weights_together(size: str) -> None:
     assert arguments["train_steps"] == (4_000 if size == "xxl" else 10_000)
 
 
+@pytest.mark.parametrize(
+    ("size", "rows", "steps"),
+    [("base", 128, 10_000), ("large", 128, 10_000), ("xl", 128, 10_000), ("xxl", 64, 4_000)],
+)
+def test_sizes_of_one_experiment(size: str, rows: int, steps: int) -> None:
+    """The paper's batch (XXL: 32 examples, the others 64) and steps, two rows an example."""
+    arguments = arguments_of(ROOT / "gin" / "experiments" / f"cqa_dss_{size}.gin")
+    assert arguments["student"] == f"t5_1_1_{size}"
+    assert arguments["mixture_or_task_name"] == "cqa_dss_palm"
+    assert arguments["batch_size"] == rows
+    assert arguments["train_steps"] == steps
+    assert arguments["learning_rate"] == 5e-5
+    assert f"t5_1_1_{size}/" in str(arguments["initial_checkpoint_path"])
+
+
 def test_run_file_and_function_agree() -> None:
     """Each parameter of `train` has a macro, with the same default where there is one."""
     signature = inspect.signature(train.train).parameters

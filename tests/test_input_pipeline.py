@@ -140,7 +140,7 @@ def test_tokens_equal_seqios_own() -> None:
 )
 def test_feature_lengths_name_the_three_features(lengths: dict) -> None:
     with pytest.raises(UserError, match="TASK_FEATURE_LENGTHS"):
-        input_pipeline.check_feature_lengths(lengths)
+        layout.check_feature_lengths(lengths)
 
 
 def test_prefetcher_passes_items_and_errors_on() -> None:

@@ -59,23 +59,6 @@ class TokenisedTask:
         return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def check_feature_lengths(lengths: Mapping[str, int]) -> None:
-    """Raises UserError where TASK_FEATURE_LENGTHS does not name the three features with lengths."""
-    expected = (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
-    form = "{'inputs': 128, 'targets': 64, 'task_ids': 64}"
-    if set(lengths) != set(expected):
-        raise UserError(
-            f"TASK_FEATURE_LENGTHS names {sorted(lengths)}, expected exactly {sorted(expected)}, "
-            f"such as {form}"
-        )
-    bad = {key: value for key, value in lengths.items() if not isinstance(value, int) or value < 2}
-    if bad or lengths[constants.TASK_IDS] != lengths[constants.TARGETS]:
-        raise UserError(
-            f"TASK_FEATURE_LENGTHS={dict(lengths)}: expected whole numbers of at least 2 tokens, "
-            f"and task_ids as long as targets, such as {form}"
-        )
-
-
 def cut_warnings(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
     """One line for each feature of which the lengths cut more than `share` of the examples."""
     return [

@@ -40,19 +40,55 @@ def matrix_product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(flat, kernel).reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    return nn.with_logical_constraint(kernel, axes)
+
+
+# The gradient is not gathered, so that it is summed straight into shards.
+_gathered.defvjp(
+    lambda kernel, axes: (_gathered(kernel, axes), None),
+    lambda axes, _, gradient: (gradient,),
+)
+
+
+def gathered(kernel: jax.Array, axes: tuple[str, ...], inputs: jax.Array) -> jax.Array:
+    """A kernel as its product with `inputs` should find it on the devices.
+
+    Under FSDP parameters are split over the data axis too, along a dimension that products
+    contract. Left to itself the compiler may then gather the activations of the whole batch and
+    sum partial products of them. Where those are larger than the kernel, which they are but for
+    the single tokens of decoding, this gathers the kernel instead.
+
+    Args:
+      kernel: two-dimensional, in the dtype of the product.
+      axes: the logical names of its dimensions (`parameter_axes`).
+      inputs: what it is multiplied with, [..., features].
+    """
+    positions = inputs.size // inputs.shape[-1]
+    if positions * sum(kernel.shape) <= kernel.size:
+        return kernel
+    return _gathered(kernel, axes)
+
+
 class Dense(nn.Module):
-    """x @ kernel, no bias; the kernel is float32, the product runs in `dtype`."""
+    """x @ kernel, no bias; the kernel is float32, the product runs in `dtype`.
+
+    `axes` are the logical names of the kernel's dimensions (`parameter_axes`).
+    """
 
     features: int
     dtype: str
     kernel_init: Initializer
+    axes: tuple[str, str]
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """[..., inputs] -> [..., features]."""
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        return matrix_product(inputs.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = gathered(kernel.astype(self.dtype), self.axes, inputs)
+        return matrix_product(inputs.astype(self.dtype), kernel)
 
 
 def dropout_multiplier(
@@ -188,10 +224,11 @@ class MultiHeadAttention(nn.Module):
             # T5 folds 1 / sqrt(head_dim) in here and never scales the products.
             return _fan_in_normal(*args) / np.sqrt(config.head_dim).astype(np.float32)
 
-        self.query = Dense(joined, config.dtype, query_init)
-        self.key = Dense(joined, config.dtype, _fan_in_normal)
-        self.value = Dense(joined, config.dtype, _fan_in_normal)
-        self.out = Dense(config.emb_dim, config.dtype, _fan_in_normal)
+        into_heads, out_of_heads = ("embed", "joined_kv"), ("joined_kv", "embed")
+        self.query = Dense(joined, config.dtype, query_init, into_heads)
+        self.key = Dense(joined, config.dtype, _fan_in_normal, into_heads)
+        self.value = Dense(joined, config.dtype, _fan_in_normal, into_heads)
+        self.out = Dense(config.emb_dim, config.dtype, _fan_in_normal, out_of_heads)
 
     def _split(self, joined: jax.Array) -> jax.Array:
         """[B, length, H * head_dim] -> [B, H, length, head_dim]."""

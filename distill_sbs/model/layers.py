@@ -72,12 +72,15 @@ class FeedForward(nn.Module):
         names = ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]
         hidden = None
         for name, activation in zip(names, config.mlp_activations, strict=True):
-            dense = Dense(config.mlp_dim, config.dtype, fan_in_truncated, name=name)
+            dense = Dense(
+                config.mlp_dim, config.dtype, fan_in_truncated, ("embed", "mlp"), name=name
+            )
             branch = _ACTIVATIONS[activation](dense(inputs))  # [B, length, mlp_dim]
             hidden = branch if hidden is None else hidden * branch
         hidden = Dropout(config.dropout_rate)(hidden, deterministic)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
-        return Dense(config.emb_dim, config.dtype, fan_in_truncated, name="wo")(hidden)
+        dense = Dense(config.emb_dim, config.dtype, fan_in_truncated, ("mlp", "embed"), name="wo")
+        return dense(hidden)
 
 
 class EncoderLayer(nn.Module):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from distill_sbs.model.attention import RelativePositionBias
+from distill_sbs.model.attention import RelativePositionBias, gathered
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
@@ -109,7 +109,9 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
       weights: the embedding [V, D] where `config.logits_via_embedding`, else the kernel [D, V].
       config: its dtype is that of the factors; sums are float32 in any case.
     """
-    hidden, weights = hidden.astype(config.dtype), weights.astype(config.dtype)
+    hidden = hidden.astype(config.dtype)
+    axes = ("vocab", "embed") if config.logits_via_embedding else ("embed", "vocab")
+    weights = gathered(weights.astype(config.dtype), axes, hidden)
     if not config.logits_via_embedding:
         return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
     logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)

@@ -1,0 +1,43 @@
+"""The arithmetic that a training step cannot do without, by formula.
+
+Enters: a student's configuration and a batch's shape. Leaves: FLOPs of its matrix products, what
+"model FLOPs utilisation" (MFU) counts: no recomputation, nothing elementwise.
+"""
+
+from __future__ import annotations
+
+from distill_sbs.model.config import T5Config
+
+
+def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
+    """FLOPs of one forward pass over rows of S input and T target positions, padding included.
+
+    A multiplication and an addition are two. Attention counts every pair of positions, masked ones
+    too, since the products are computed.
+    """
+    width, joined = config.emb_dim, config.num_heads * config.head_dim
+    inputs, targets = float(input_tokens), float(target_tokens)  # S, T
+    projection = 2.0 * width * joined  # of one position
+    feed_forward = 2.0 * width * config.mlp_dim * (len(config.mlp_activations) + 1)
+
+    def attention(queries: float, keys: float) -> float:
+        """Query · key and weight · value."""
+        return 2 * 2.0 * queries * keys * joined
+
+    encoder = inputs * (4 * projection + feed_forward) + attention(inputs, inputs)
+    decoder = (
+        targets * (4 * projection + feed_forward)
+        + attention(targets, targets)
+        # Attention on the encoder: query and output at targets, key and value at inputs.
+        + (targets + inputs) * 2 * projection
+        + attention(targets, inputs)
+    )
+    logits = 2.0 * targets * width * config.vocab_size
+    return rows * (
+        config.num_encoder_layers * encoder + config.num_decoder_layers * decoder + logits
+    )
+
+
+def train_step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
+    """FLOPs of one training step: the backward pass takes twice the forward pass's products."""
+    return 3.0 * forward_flops(config, rows, input_tokens, target_tokens)
