@@ -41,34 +41,21 @@ def matrix_product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """A parameter as products should find it on the devices: whole but for the model axis.
+
+    Under FSDP parameters are split over the data axis too, along a dimension that products
+    contract. Left to itself the compiler may then gather the activations of the whole batch, which
+    are larger by far, and sum partial products of them. The gradient is not gathered, so that it
+    is summed straight into shards.
+    """
     return nn.with_logical_constraint(kernel, axes)
 
 
-# The gradient is not gathered, so that it is summed straight into shards.
-_gathered.defvjp(
-    lambda kernel, axes: (_gathered(kernel, axes), None),
+gathered.defvjp(
+    lambda kernel, axes: (gathered(kernel, axes), None),
     lambda axes, _, gradient: (gradient,),
 )
-
-
-def gathered(kernel: jax.Array, axes: tuple[str, ...], inputs: jax.Array) -> jax.Array:
-    """A kernel as its product with `inputs` should find it on the devices.
-
-    Under FSDP parameters are split over the data axis too, along a dimension that products
-    contract. Left to itself the compiler may then gather the activations of the whole batch and
-    sum partial products of them. Where those are larger than the kernel, which they are but for
-    the single tokens of decoding, this gathers the kernel instead.
-
-    Args:
-      kernel: two-dimensional, in the dtype of the product.
-      axes: the logical names of its dimensions (`parameter_axes`).
-      inputs: what it is multiplied with, [..., features].
-    """
-    positions = inputs.size // inputs.shape[-1]
-    if positions * sum(kernel.shape) <= kernel.size:
-        return kernel
-    return _gathered(kernel, axes)
 
 
 class Dense(nn.Module):
@@ -87,7 +74,7 @@ class Dense(nn.Module):
         """[..., inputs] -> [..., features]."""
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        kernel = gathered(kernel.astype(self.dtype), self.axes, inputs)
+        kernel = gathered(kernel.astype(self.dtype), self.axes)
         return matrix_product(inputs.astype(self.dtype), kernel)
 
 

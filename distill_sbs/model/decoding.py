@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_sbs import constants
-from distill_sbs.model import attention, layers, network
+from distill_sbs.model import attention, layers, network, parameter_axes
 from distill_sbs.model.config import T5Config
 
 Params = Mapping[str, Any]
@@ -32,12 +32,31 @@ class _Decoder(NamedTuple):
     cross_mask: jax.Array  # bool [B, 1, 1, S]
 
 
+def _gather_once(params: Params, config: T5Config) -> Params:
+    """The decoder's kernels as every step uses them, so that FSDP gathers them before the loop.
+
+    That takes memory for one copy of them in the dtype of the products, and spares gathering them
+    for every token.
+    """
+
+    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if path[-1].key != "kernel":
+            return leaf
+        name = "/".join(["decoder", *(each.key for each in path)])
+        axes = parameter_axes.axes_of(name, leaf.ndim)
+        return attention.gathered(leaf.astype(config.dtype), axes)
+
+    decoder = jax.tree_util.tree_map_with_path(gather, params["decoder"])
+    return {**params, "decoder": decoder}
+
+
 def _prepare(
     model: network.Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
 ) -> tuple[_Decoder, Any]:
     """Runs the encoder; returns what steps need, and an empty cache for `length` positions."""
     config = model.config
     encoded = model.apply({"params": params}, tokens, method="encode")
+    params = _gather_once(params, config)
     layer = layers.DecoderLayer(config)
 
     def cross_of(layer_params: Params) -> tuple[jax.Array, jax.Array]:

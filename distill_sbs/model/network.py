@@ -111,7 +111,7 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
     """
     hidden = hidden.astype(config.dtype)
     axes = ("vocab", "embed") if config.logits_via_embedding else ("embed", "vocab")
-    weights = gathered(weights.astype(config.dtype), axes, hidden)
+    weights = gathered(weights.astype(config.dtype), axes)
     if not config.logits_via_embedding:
         return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
     logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
