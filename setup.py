@@ -45,6 +45,10 @@ EXTRAS_REQUIRE = {
     "parity": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5,<6"],
     "tpu": [f"jax[tpu]{JAX}"],
     "gpu": [f"jax[cuda12]{JAX}"],
+    # Orbax needs it for checkpoints in gs://, and does not ask for it.
+    "gcs": [
+        "google-cloud-storage>=3.1,<4",
+    ],
     # What T5X needs from PyPI. T5X itself, airio and jestimator are not there. They cannot be named
     # here with their commits either: T5X's own setup.py asks for the unpinned heads of airio, clu,
     # flax, jestimator, optax and seqio by URL, and pip refuses two URLs for one package. So they
