@@ -51,6 +51,10 @@ EXTRAS_REQUIRE = {
     # there is one the extra tpu brings the version that its JAX asks for.
     "precompile": ["libtpu>=0.0.51,<0.1"],
     "gpu": [f"jax[cuda12]{JAX}"],
+    # Orbax needs it for checkpoints in gs://, and does not ask for it.
+    "gcs": [
+        "google-cloud-storage>=3.1,<4",
+    ],
     # What T5X needs from PyPI. T5X itself, airio and jestimator are not there. They cannot be named
     # here with their commits either: T5X's own setup.py asks for the unpinned heads of airio, clu,
     # flax, jestimator, optax and seqio by URL, and pip refuses two URLs for one package. So they

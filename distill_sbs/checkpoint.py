@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,6 +75,7 @@ class Checkpointer:
     def __init__(self, model_dir: str, keep: int = 2) -> None:
         if keep < 1:
             raise UserError(f"KEEP_CHECKPOINTS={keep}: expected at least 1")
+        _check_bucket_package(model_dir)
         _quiet_orbax()
         self._policy = _NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
@@ -132,6 +134,19 @@ class Checkpointer:
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         self._manager.close()
+
+
+def _check_bucket_package(path: str) -> None:
+    """Orbax asks a bucket for its kind with a library that it does not depend on itself."""
+    if not path.startswith("gs://"):
+        return
+    try:
+        importlib.import_module("google.cloud.storage")
+    except ImportError as error:
+        raise UserError(
+            f"{path}: checkpoints in a bucket need the package google-cloud-storage; install it:"
+            " pip install 'distill_sbs[gcs]'"
+        ) from error
 
 
 def _absolute(path: str) -> epath.Path:

@@ -20,5 +20,5 @@ on_workers all 'mkdir -p distill_sbs'
 run "${ssh[@]}"
 run gcloud compute tpus tpu-vm scp build/distill_sbs.tar.gz tpu_scripts/worker.bash \
   "$name:distill_sbs/" "${place[@]}" --worker=all
-on_workers all 'bash distill_sbs/worker.bash install tpu'
+on_workers all 'bash distill_sbs/worker.bash install tpu,gcs'
 run "${ssh[@]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on each worker of a slice: install.sh puts it into ~/distill_sbs, and the others call it.
 #
-#   worker.bash install EXTRA       unpacks distill_sbs.tar.gz and installs it with that extra
+#   worker.bash install EXTRA,…     unpacks distill_sbs.tar.gz and installs it with those extras
 #   worker.bash start RUN FLAG…     trains in the background, unless the worker trains already
 #   worker.bash status RUN          `state: running RUN`, `state: exit STATUS`, `state: idle` or
 #                                   `state: not installed`
@@ -38,7 +38,9 @@ install() {
 
 start() {
   local run="$1"
-  if is_training; then
+  # What is started inherits the lock: it is free when all of it has ended.
+  exec 9>train.lock
+  if ! flock --nonblock 9; then
     echo "$(hostname): trains $(<train.run) already, nothing started"
     return
   fi
@@ -50,16 +52,14 @@ start() {
   echo "$(hostname): started $run"
 }
 
-# In the background, holding the lock, which its child inherits: free only when both are gone.
+# In the background, from `start`.
 train() {
   local run="$1" status=0
   shift
-  exec 9>train.lock
-  flock --nonblock 9 || exit 75
   # A machine that goes down asks every process to end; this one waits for its child.
   trap : TERM
   echo "=== $(date --utc +%FT%TZ) $run: $*"
-  venv/bin/python -m distill_sbs.train "$@" &
+  PYTHONUNBUFFERED=1 venv/bin/python -m distill_sbs.train "$@" &
   echo "$!" >train.child
   while true; do
     wait "$!" && status=0 || status=$?
