@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
+from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
@@ -187,8 +188,14 @@ def find_step_folder(checkpoint: str) -> epath.Path:
 
 def _read_json(folder: epath.Path) -> dict[str, Any]:
     _quiet_orbax()
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        return dict(reader.restore(folder))
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return dict(reader.restore(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} cannot be read ({error}); the checkpoint is truncated or damaged, or was not "
+            "copied whole: copy it again"
+        ) from None
 
 
 def read_description(step_folder: epath.Path) -> dict[str, Any]:
@@ -257,15 +264,15 @@ def stored_parameters(step_folder: epath.Path) -> dict[str, Any]:
       UserError: the arrays are not there, or not as orbax left them.
     """
     _quiet_orbax()
-    try:
-        with ocp.PyTreeCheckpointer() as reader:
-            stored = reader.metadata(step_folder / _STATE).item_metadata.tree["params"]
-    except Exception as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    with ocp.PyTreeCheckpointer() as reader:
+        # None where orbax could not read it, for whatever reason.
+        metadata = reader.metadata(step_folder / _STATE).item_metadata
+    if metadata is None or "params" not in metadata.tree:
         raise UserError(
-            f"{step_folder} cannot be read ({cause}); the checkpoint is damaged, or was not copied "
-            "whole: copy it again"
-        ) from None
+            f"{step_folder / _STATE} lists no parameters that orbax can read; the checkpoint is "
+            "truncated or damaged, or was not copied whole: copy it again"
+        )
+    stored = metadata.tree["params"]
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -328,8 +335,14 @@ def write_step(
         _PROGRESS: ocp.args.JsonSave(dataclasses.asdict(Progress({}))),
         _DESCRIPTION: ocp.args.JsonSave(dict(description)),
     }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
-        writer.save(_absolute(folder), args=ocp.args.Composite(**items))
+    # Its threads log a traceback of what is raised here all the same.
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+            writer.save(_absolute(folder), args=ocp.args.Composite(**items))
+    finally:
+        absl_logging.set_verbosity(verbosity)
 
 
 def _quiet_orbax() -> None:

@@ -16,7 +16,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 ENTRY_POINTS = {
     f"distill_sbs.{name}"
-    for name in "train evaluate infer precompile prepare extract convert sweep report".split()
+    for name in (
+        "train evaluate infer precompile prepare extract convert.__main__ sweep report"
+    ).split()
 }
 READS_GIN = ENTRY_POINTS | {"distill_sbs.command_line", "distill_sbs.gin_files"}
 # Runs where TensorFlow is not installed.

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,6 +114,7 @@ def convert(
 
     Raises:
       UserError: something given cannot work; `output` is as it was before.
+      Interrupted: Ctrl-C or SIGTERM came; so it is then.
     """
     started = time.monotonic()
     from distill_sbs.convert import sources
@@ -151,11 +153,17 @@ def convert(
             )
 
     with (
+        _Interruptions() as interruptions,
         values_bar(f"writing for {FORMS[to]}", values) as advance,
         sources.appearing_whole(output) as folder,
     ):
+
+        def advance_or_stop(count: int) -> None:
+            advance(count)
+            interruptions.check()
+
         try:
-            write(folder, advance)
+            write(folder, advance_or_stop)
         except OSError as error:
             raise UserError(f"--output={output} cannot be written ({error})") from None
     return {
@@ -164,6 +172,36 @@ def convert(
         "bytes": _size(output),
         "seconds": time.monotonic() - started,
     }
+
+
+class Interrupted(Exception):
+    """A signal asked to stop, between two tensors."""
+
+
+class _Interruptions:
+    """Notes Ctrl-C and SIGTERM, for the writers, which have threads, to stop in between tensors."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        self._number = number
+
+    def check(self) -> None:
+        """Raises `Interrupted`, with the signal's number, where one came."""
+        if self._number is not None:
+            raise Interrupted(self._number)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _described(vocabulary_file: str) -> Mapping[str, Any]:
@@ -238,14 +276,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt) as error:
         print(f"interrupted: {values.output} is as it was before", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     print_summary(done, values.output)
     return 0
 
 
 if __name__ == "__main__":
-    # A preempted job clears its half-written folder away, as one stopped by Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

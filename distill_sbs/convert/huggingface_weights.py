@@ -144,15 +144,19 @@ class _SafetensorsWeights(Weights):
                 f"{self._files[name]}: tensor {name} is of type {self._dtypes[name]}, expected one "
                 f"of {', '.join(DTYPES)}; save it in one of these"
             )
+        shape = self.shapes[name]
+        # safetensors takes no bounds beyond a tensor's.
+        bounds = [range(size)[part] for part, size in zip(index or (), shape, strict=False)]
         try:
-            if index is None or all(part == slice(None) for part in index):
+            if all(len(bound) == size for bound, size in zip(bounds, shape, strict=False)):
                 # Not mapped: what has been read need not stay in memory.
                 value = self._handle(self._files[name], "pread").get_tensor(name)
             else:
-                value = self._handle(self._files[name], "mmap").get_slice(name)[index]
+                part = tuple(slice(bound.start, bound.stop) for bound in bounds)
+                value = self._handle(self._files[name], "mmap").get_slice(name)[part]
         except (SafetensorError, OSError) as error:
             raise UserError(
-                f"{self._files[name]}: tensor {name} of shape {self.shapes[name]} cannot be read "
+                f"{self._files[name]}: tensor {name} of shape {shape} cannot be read "
                 f"({error}); {_DAMAGED}"
             ) from None
         return value.astype(np.float32, copy=False)

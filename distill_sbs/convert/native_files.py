@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from distill_sbs import checkpoint, constants
+from distill_sbs.convert import sources
 from distill_sbs.convert.parameters import (
     Index,
     Parameter,
@@ -241,6 +242,7 @@ def write_native(
         checkpoint.write_step(output, params, save_args, (_Leaf, handler), description)
     except BaseException:  # an interruption, too
         handler.stop()
+        sources.remove_unfinished(output)
         raise
 
 

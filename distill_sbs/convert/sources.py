@@ -144,6 +144,11 @@ def appearing_whole(output: str) -> Iterator[str]:
         for leftover in (partial, before):
             if leftover.exists():
                 leftover.rmtree()
-        # Orbax writes beside a folder before it renames to it.
-        for leftover in folder.parent.glob(f"{partial.name}*"):
+        remove_unfinished(str(partial))
+
+
+def remove_unfinished(output: str) -> None:
+    """Removes what orbax wrote beside `output`, where it writes before it renames."""
+    if "://" not in output:
+        for leftover in epath.Path(output).parent.glob(f"{epath.Path(output).name}.orbax-*"):
             leftover.rmtree()
