@@ -83,7 +83,9 @@ class Lifeline:
       stop: what ends this process, given a message and an exit status.
     """
 
-    def __init__(self, index: int, count: int, stop: Callable[[str, int], None] = stop_process) -> None:
+    def __init__(
+        self, index: int, count: int, stop: Callable[[str, int], None] = stop_process
+    ) -> None:
         self._index, self._count, self._stop = index, count, stop
         self._finished: set[int] = set()
         self._connections: dict[int, _Connection] = {}

@@ -181,8 +181,8 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     timeout_seconds = values["start_timeout_seconds"]
     missing = (
-        f"error: the processes did not all come within {timeout_seconds} s; start every one of them "
-        f"with the same --coordinator_address, that of process 0 ({values['coordinator_address']} "
+        f"error: the processes did not all come within {timeout_seconds} s; start every one with "
+        f"the same --coordinator_address, that of process 0 ({values['coordinator_address']} "
         "here), --process_count, and a --process_index of its own"
     )
     # JAX's own timeout aborts the process with a stack trace, so it comes second.
@@ -327,6 +327,29 @@ def one_after_the_first(work: Callable[[], None]) -> None:
     wait_for_all("one_after_the_first")
     if not is_first():
         work()
+
+
+def check_shared(folder: str) -> None:
+    """Raises UserError where `folder` is not one and the same for all processes."""
+    import jax
+    from etils import epath
+
+    if jax.process_count() == 1:
+        return
+    mark = epath.Path(folder) / ".seen_by_all_processes"
+    if is_first():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text("")
+    wait_for_all("marked")
+    sees = exchange(np.array([mark.exists()]))
+    if is_first():
+        mark.unlink()
+    blind = [str(index) for index, (seen,) in enumerate(sees) if not seen]
+    if blind:
+        raise UserError(
+            f"MODEL_DIR={folder} of process 0 is not that of process {', '.join(blind)}; use a "
+            "folder that all hosts share: gs://, or a network file system"
+        )
 
 
 class StopRequest:

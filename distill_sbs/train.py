@@ -168,6 +168,7 @@ def train(
                 file=sys.stderr,
             )
     folder = epath.Path(model_dir)
+    multiprocess.check_shared(model_dir)
     checkpointer = Checkpointer(model_dir, keep_checkpoints)
     newest = checkpointer.latest_step()
     if newest is not None:

@@ -79,6 +79,7 @@ class Machines:
         devices: int = DEVICES,
         last: Sequence[str] = (),
         started: int | None = None,
+        last_folder: pathlib.Path | None = None,
     ) -> list[subprocess.Popen]:
         """The first `started` of `count` processes; `last` are flags of the last one alone."""
         with socket.create_server(("localhost", 0)) as free:
@@ -110,7 +111,7 @@ class Machines:
                 subprocess.Popen(
                     command,
                     env=environment,
-                    cwd=self.folder,
+                    cwd=last_folder if last_folder and index == count - 1 else self.folder,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -119,7 +120,12 @@ class Machines:
         return processes
 
     def start_training(
-        self, name: str, count: int, *flags: str, devices: int = DEVICES
+        self,
+        name: str,
+        count: int,
+        *flags: str,
+        devices: int = DEVICES,
+        last_folder: pathlib.Path | None = None,
     ) -> list[subprocess.Popen]:
         """Sixty steps that save at every tenth and evaluate at every thirtieth."""
         return self._start(
@@ -144,6 +150,7 @@ class Machines:
                 *flags,
             ],
             devices,
+            last_folder=last_folder,
         )
 
     def train(self, name: str, count: int, *flags: str) -> list[str]:
@@ -152,12 +159,15 @@ class Machines:
         assert all(status == 0 for status, _, _ in outputs), outputs
         return [errors for _, _, errors in outputs]
 
-    def evaluate(self, name: str, count: int) -> dict:
-        """The accuracy on test that `count` processes find, as process 0 prints it."""
-        outputs = finish(self._start(count, "evaluate", [f"--checkpoint={name}", "--batch_size=4"]))
+    def evaluate(self, name: str, count: int) -> tuple[dict, list[dict]]:
+        """The accuracy on test that `count` processes find, and what they answered."""
+        answers = self.folder / f"answers_{count}.jsonl"
+        arguments = [f"--checkpoint={name}", "--batch_size=4", f"--output={answers}"]
+        outputs = finish(self._start(count, "evaluate", arguments))
         assert all(status == 0 for status, _, _ in outputs), outputs
-        assert [out for _, out, _ in outputs[1:]] == [""] * (count - 1)
-        return json.loads(outputs[0][1])
+        assert [out for _, out, _ in outputs[1:]] == [""] * (count - 1)  # process 0 alone prints
+        rows = [json.loads(line) for line in answers.read_text().splitlines()]
+        return json.loads(outputs[0][1]), rows
 
     def parameters(self, name: str) -> dict[str, np.ndarray]:
         """Of the last checkpoint, by name."""
@@ -240,10 +250,27 @@ def test_two_processes_killed_and_restarted_end_as_one(machines: Machines) -> No
 def test_four_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
     """Process 0, which the others depend on most. And evaluation counts every example once."""
     kill_and_restart(machines, "four", 4, victim=0)
-    evaluated = machines.evaluate("four", 4)
-    assert evaluated["examples"] == 6
+    evaluated, answers = machines.evaluate("four", 4)
+    assert evaluated["examples"] == len({row["input"] for row in answers}) == len(answers) == 6
+    alone, alones_answers = machines.evaluate("four", 1)
+    assert evaluated == alone
+    assert answers == alones_answers
     results = json.loads((machines.folder / "one" / "results.json").read_text())
     assert evaluated["accuracy"] == pytest.approx(results["test"]["accuracy"])
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_other_devices(machines: Machines) -> None:
+    """Eight devices of one process, 2 × 4 with FSDP; then four of two processes, 2 × 2 without."""
+    flags = ["--gin.NUM_MODEL_PARTITIONS=4", "--gin.FSDP=True"]
+    (process,) = machines.start_training("moved", 1, *flags, devices=8)
+    wait_for_step(process, 15)
+    process.send_signal(signal.SIGTERM)
+    ((status, _, errors),) = finish([process])
+    assert status == 128 + signal.SIGTERM, errors
+    first, _ = machines.train("moved", 2, "--gin.FSDP=False")
+    assert "continuing moved from step" in first
+    machines.assert_same_end("one", "moved")
 
 
 @pytest.mark.slow
@@ -269,6 +296,21 @@ def test_processes_with_unlike_settings_are_refused(machines: Machines) -> None:
     assert status == 2
     assert "process 1 was started with other settings than process 0: --split=" in second
     assert "error: process 1 of 2 stopped: process 1 was started with other settings" in first
+
+
+@pytest.mark.slow
+def test_a_model_dir_that_is_not_shared_is_refused(machines: Machines) -> None:
+    """Each process in a folder of its own, as on hosts whose disks are their own."""
+    elsewhere = machines.folder / "another_host"
+    elsewhere.mkdir()
+    for name in ("tickets.jsonl", "tickets.py", "prepared"):
+        (elsewhere / name).symlink_to(machines.folder / name)
+    processes = machines.start_training("unshared", 2, last_folder=elsewhere)
+    (_, _, first), (status, _, second) = finish(processes)
+    assert status == 2
+    for errors in (first, second):
+        assert "MODEL_DIR=unshared of process 0 is not that of process 1" in errors
+    assert not list((machines.folder / "unshared").iterdir())
 
 
 @pytest.mark.slow
