@@ -169,10 +169,12 @@ must_be_ours() {
 # which must be ours; and tpu_state, tpu_type, request_state. Status 1 if gcloud could not tell.
 find_slice() {
   local answer tpu_label request_label node='tpu.nodeSpec[0].node'
-  answer="$(ask gcloud compute tpus tpu-vm list "${place[@]}" --filter="name ~ /$name\$" \
+  # Where nothing is in the zone gcloud would warn that nothing there has a name.
+  local this=("${place[@]}" --filter="name ~ /$name\$" --verbosity=error)
+  answer="$(ask gcloud compute tpus tpu-vm list "${this[@]}" \
     --format="csv[no-heading](state,acceleratorType.basename(),labels.$label_key)")" || return 1
   IFS=, read -r tpu_state tpu_type tpu_label <<<"$answer"
-  answer="$(ask gcloud compute tpus queued-resources list "${place[@]}" --filter="name ~ /$name\$" \
+  answer="$(ask gcloud compute tpus queued-resources list "${this[@]}" \
     --format="csv[no-heading](state.state,$node.labels.$label_key)")" || return 1
   IFS=, read -r request_state request_label <<<"$answer"
   [[ -z $tpu_state ]] || must_be_ours "the TPU VM $name in $zone" "$tpu_label"
