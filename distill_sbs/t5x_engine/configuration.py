@@ -142,6 +142,11 @@ def training_batch_size(batch_size: int, num_microbatches: int) -> int:
 # ---------------------------------- checkpoints ------------------------------
 
 
+def absolute_path(path: str) -> str:
+    """MODEL_DIR where it is relative to the working directory: T5X saves to absolute paths only."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 @one_line_errors
 def checkpoint_period(checkpoint_period: int | None, eval_period: int) -> int:
     """CHECKPOINT_PERIOD, or EVAL_PERIOD where it is None.
@@ -171,7 +176,7 @@ def step_folder(path: str | None, macro: str) -> str | None:
     """
     if path is None:
         return None
-    path = path.rstrip("/")
+    path = absolute_path(path.rstrip("/"))
     if gfile.exists(path + ".index"):
         raise UserError(
             f"{macro}={path!r} is a TensorFlow checkpoint; convert it with T5X's "
@@ -233,8 +238,8 @@ def parameters_only(
         name = min(there ^ here)
         place = "not in the checkpoint" if name in here else "in the checkpoint only"
         raise UserError(
-            f"INITIAL_CHECKPOINT_PATH: {len(there ^ here)} parameters do not fit, {name} is {place}; "
-            "give T5X's model file that belongs to the checkpoint, such as "
+            f"INITIAL_CHECKPOINT_PATH: {len(there ^ here)} parameters do not fit, {name} is {place}"
+            "; give T5X's model file that belongs to the checkpoint, such as "
             "--gin_file=t5x/examples/t5/t5_1_1/base.gin"
         )
     return {"target": saved["target"], "state": {"step": saved["state"]["step"]}}

@@ -20,7 +20,6 @@ from distill_sbs.t5x_engine.messages import one_line_errors
 from distill_sbs.t5x_engine.models import with_task_token_counts
 
 
-
 @one_line_errors
 def _check_shapes(model: models.BaseModel, train_state: Any) -> None:
     features = (constants.ENCODER_INPUT_TOKENS, constants.DECODER_INPUT_TOKENS)
