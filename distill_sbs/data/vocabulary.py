@@ -111,7 +111,8 @@ class ConfiguredVocabulary(seqio.Vocabulary):
         return self._loaded.decode_tf(ids)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ConfiguredVocabulary)
+        # T5X compares the data's vocabulary with the model's, which may be loaded already.
+        return isinstance(other, ConfiguredVocabulary) or bool(self._loaded == other)
 
     def __hash__(self) -> int:
         return hash(ConfiguredVocabulary)
