@@ -1,0 +1,162 @@
+"""Decoding, and ten steps of AdamW, of our T5 beside transformers', for `parity.py`.
+
+Enters: a `Pair` of the same weights and examples. Leaves: `Measurement`s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from parity_pairs import (
+    Examples,
+    Measurement,
+    Pair,
+    both_tasks,
+    relative,
+    torch_inputs,
+    torch_labels,
+)
+
+from distill_sbs import constants, optimizer, train_step
+from distill_sbs.convert import huggingface
+from distill_sbs.model import decoding
+
+DECODE_TOKENS = 12
+ROWS_AT_ONCE = 16
+
+# The published implementation's settings, but for the number of steps.
+LEARNING_RATE = 5e-5
+TRAIN_STEPS = 10
+
+
+# ---------------------------------- decoding ---------------------------------
+
+
+def _until_end(tokens: np.ndarray) -> list[list[int]]:
+    """Rows up to their end token; transformers fills with either padding or end tokens."""
+    rows = []
+    for row in tokens.tolist():
+        end = row.index(constants.EOS_ID) + 1 if constants.EOS_ID in row else len(row)
+        rows.append(row[:end])
+    return rows
+
+
+def compare_decoding(pair: Pair, inputs: np.ndarray, beams: int) -> Measurement:
+    """How many outputs differ in any token, of inputs [N, S]; a single beam is greedy."""
+
+    @jax.jit
+    def decode(params: Any, tokens: Any) -> Any:
+        if beams == 1:
+            return decoding.greedy_decode(pair.ours, params, tokens, DECODE_TOKENS)
+        return decoding.beam_decode(pair.ours, params, tokens, DECODE_TOKENS, beams, 1.0)
+
+    found: list[list[int]] = []
+    expected: list[list[int]] = []
+    for start in range(0, len(inputs), ROWS_AT_ONCE):
+        chunk = inputs[start : start + ROWS_AT_ONCE]
+        with torch.no_grad():
+            tokens = pair.theirs.generate(
+                **torch_inputs(chunk),
+                max_new_tokens=DECODE_TOKENS,
+                do_sample=False,
+                num_beams=beams,
+                early_stopping=False,
+                length_penalty=1.0,
+            )
+        expected += _until_end(tokens[:, 1:].numpy())  # without the start token
+        found += _until_end(np.asarray(decode(pair.params, chunk)))
+    differing = sum(one != other for one, other in zip(found, expected, strict=True))
+    lengths = sorted(map(len, expected))
+    distinct = len(set(map(tuple, expected)))
+    return Measurement(
+        f"{'greedy' if beams == 1 else f'beam-{beams}'} decoding, outputs that differ",
+        differing,
+        0,
+        f"of {len(expected)}, {distinct} distinct, {lengths[0]} to {lengths[-1]} tokens",
+    )
+
+
+# ---------------------------------- training ---------------------------------
+
+
+def _train_theirs(theirs: Any, batches: list[Examples]) -> list[float]:
+    """Trains `theirs` in place as HuggingFace's Trainer would; returns the losses."""
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    schedule = transformers.get_linear_schedule_with_warmup(adamw, 0, TRAIN_STEPS)
+    step_losses = []
+    for batch in batches:
+        loss = 0.0
+        for inputs, targets in (batch[:2], batch[2:]):
+            # Summed, not averaged: Eq. 3 at λ = 1.
+            loss += theirs(**torch_inputs(inputs), labels=torch_labels(targets)).loss
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        adamw.step()
+        schedule.step()
+        step_losses.append(float(loss.detach()))
+    theirs.zero_grad(set_to_none=True)
+    return step_losses
+
+
+def _train_ours(pair: Pair, batches: list[Examples]) -> tuple[list[float], Any]:
+    """Trains a copy of the parameters by the project's own step; returns losses and it."""
+    update = optimizer.make_optimizer(
+        "adamw", optimizer.linear_decay(LEARNING_RATE, TRAIN_STEPS), 0.0, 1.0
+    )
+    objective = train_step.Objective(rationale_rate=1.0)
+    step = jax.jit(
+        train_step.make_train_step(pair.ours, update, objective, seed=0), donate_argnums=0
+    )
+    params = jax.tree.map(jnp.copy, pair.params)  # donated, so not the pair's
+    state = train_step.TrainState(jnp.zeros((), jnp.int32), params, update.init(params))
+    del params
+    step_losses = []
+    for batch in batches:
+        state, metrics = step(state, both_tasks(batch))
+        step_losses.append(float(metrics["loss"]))
+    return step_losses, state.params
+
+
+def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Measurement]:
+    """Ten steps with AdamW, linear decay and clipping, of label and rationale rows together.
+
+    Both sides take the same `batch_size` examples a step, others every step. Ten steps move a
+    tensor by little of its norm, so the difference is told as a part of that movement as well: a
+    step left out, a rate that decays otherwise or a missing clip would be 1e-2 and more of it.
+
+    The pair is afterwards what it was.
+    """
+    batches = [
+        examples.rows(start, start + batch_size)
+        for start in range(0, TRAIN_STEPS * batch_size, batch_size)
+    ]
+    assert len(batches[-1].labels) == batch_size, "too few examples"
+    expected_losses = _train_theirs(pair.theirs, batches)
+    found_losses, params = _train_ours(pair, batches)
+    found = huggingface.to_huggingface_state(params, pair.ours.config)
+    del params
+    initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
+    of_norm, of_movement = (0.0, ""), (0.0, "")
+    for name, parameter in pair.theirs.named_parameters():
+        expected = parameter.detach().numpy()
+        of_norm = max(of_norm, (relative(found[name], expected), name))
+        # Found less initial is exact or nearly so: the two are close together.
+        moved = relative(found[name] - initial[name], expected - initial[name])
+        of_movement = max(of_movement, (moved, name))
+        expected[:] = initial[name]  # the pair's own memory
+    losses_apart = max(
+        abs(one - other) / other for one, other in zip(found_losses, expected_losses, strict=True)
+    )
+    told = f"from {expected_losses[0]:.3f} to {expected_losses[-1]:.3f}"
+    what = "parameters after ten AdamW steps, worst tensor"
+    return [
+        Measurement("losses of ten AdamW steps, relative", losses_apart, 1e-5, told),
+        Measurement(f"{what}, of its norm", of_norm[0], 1e-4, of_norm[1]),
+        Measurement(f"{what}, of its movement", of_movement[0], 1e-2, of_movement[1]),
+    ]
