@@ -193,8 +193,8 @@ def _read_json(folder: epath.Path) -> dict[str, Any]:
             return dict(reader.restore(folder))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} cannot be read ({error}); the checkpoint is truncated or damaged, or was not "
-            "copied whole: copy it again"
+            f"{folder} cannot be read ({error}); the checkpoint is truncated or damaged, or was "
+            "not copied whole: copy it again"
         ) from None
 
 

@@ -61,9 +61,9 @@ def test_there_and_back(
     # 1 embedding, 2 · 9 + 2 of the encoder, 2 · 14 + 2 of the decoder, 1 head.
     assert re.search(r"tensors +│ +52 ", shown.out)
     assert re.search(r"parameters +│ +19,392 ", shown.out)
-    assert re.search(r"size +│ +[\d.,]+ MB", shown.out)
+    assert re.search(r"size +│ +[\d.,]+ MiB", shown.out)
     assert re.search(r"time +│ +[\d.,]+ s", shown.out)
-    assert re.search(r"peak memory +│ +[\d,]+ MB", shown.out)
+    assert re.search(r"peak memory +│ +[\d,]+ MiB", shown.out)
     assert f"written to {native}" in shown.out
     assert NativeSource(str(native)).config.scan_layers == (stacked == "--scan_layers")
     assert convert("--from=native", "--to=hf", f"--input={native}", f"--output={back}") == 0

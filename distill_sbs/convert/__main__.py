@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
 import signal
 import sys
 import threading
@@ -23,6 +22,7 @@ from absl import flags
 
 from distill_sbs import command_line, quiet_tensorflow
 from distill_sbs.errors import UserError
+from distill_sbs.peak_memory import peak_memory_mib
 
 DESCRIPTION = "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs."
 FORMS = {"hf": "HuggingFace", "t5x": "T5X", "native": "distill_sbs"}
@@ -242,11 +242,9 @@ def print_summary(done: Mapping[str, Any], output: str) -> None:
     table.add_row("tensors", f"{done['tensors']:,}")
     table.add_row("parameters", f"{done['parameters']:,}")
     if done["bytes"] is not None:
-        table.add_row("size", f"{done['bytes'] / 1e6:,.1f} MB")
+        table.add_row("size", f"{done['bytes'] / 2**20:,.1f} MiB")
     table.add_row("time", f"{done['seconds']:,.1f} s")
-    # Kibibytes on Linux; what other programs' pages it shares is counted too.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    table.add_row("peak memory", f"{peak / 1e6:,.0f} MB")
+    table.add_row("peak memory", f"{peak_memory_mib():,.0f} MiB")
     console = rich.console.Console()
     console.print(table)
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

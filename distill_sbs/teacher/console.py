@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 import textwrap
 import time
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from distill_sbs.peak_memory import peak_memory_mib
 from distill_sbs.teacher.budget import Prices
 from distill_sbs.teacher.extraction import Extraction, Outcome
 from distill_sbs.teacher.journal import Totals
@@ -131,11 +131,6 @@ def _add_quality(table: Table, quality: Quality) -> None:
         table.add_row(Text(f"without a label: {textwrap.shorten(problem, 70)}"), f"{count:,}")
     if quality.mean_words is not None:
         table.add_row("mean rationale length in words", f"{quality.mean_words:.1f}")
-
-
-def peak_memory_mib() -> float:
-    """The most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def print_outcome(
