@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,21 @@ def test_training_starts_from_every_form(
         np.testing.assert_array_equal, params, parameters.place(memory, stacked_like(memory))
     )
     assert "another vocabulary" not in capsys.readouterr().err
+    if form == "hf":  # a run that goes on does not need it any more
+        shutil.rmtree(location)
+        arguments = {"initial_checkpoint_path": str(location), "train_steps": 2}
+        again = trained(tmp_path / "run", tiny_data, **arguments)
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+        assert "from step 1" in capsys.readouterr().err
+
+
+def test_a_path_that_is_wrong_is_refused_first(
+    tmp_path: pathlib.Path, tiny_data: pathlib.Path
+) -> None:
+    for location in ("/no/such/folder", str(tiny_data)):
+        with pytest.raises(UserError, match=f"^INITIAL_CHECKPOINT_PATH: {location}"):
+            trained(tmp_path / "run", tiny_data, initial_checkpoint_path=location)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_first(
