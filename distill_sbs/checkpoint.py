@@ -155,6 +155,12 @@ def _absolute(path: str) -> epath.Path:
     return epath.Path(path) if "://" in path else epath.Path(path).absolute()
 
 
+def has_checkpoint(model_dir: str) -> bool:
+    """Whether a run has saved a step; nothing is made or removed to find out."""
+    folder = _absolute(model_dir) / CHECKPOINTS_FOLDER
+    return folder.exists() and bool(ocp.utils.checkpoint_steps(folder))
+
+
 def find_step_folder(checkpoint: str) -> epath.Path:
     """The folder of one step, from a MODEL_DIR, its `checkpoints/`, or the step's folder itself.
 

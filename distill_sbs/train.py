@@ -87,7 +87,7 @@ def train(
 
     from distill_sbs import evaluation, run_log, sharding
     from distill_sbs import optimizer as optimizers
-    from distill_sbs.checkpoint import Checkpointer, Progress
+    from distill_sbs.checkpoint import Checkpointer, Progress, has_checkpoint
     from distill_sbs.convert import parameters, sources
     from distill_sbs.convert.progress import values_bar
     from distill_sbs.data import input_pipeline, layout, registration, settings, vocabulary
@@ -130,7 +130,8 @@ def train(
     sharding.check_fsdp(fsdp)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
     pretrained = None
-    if initial_checkpoint_path:
+    # A run that goes on reads its own; the one that it began from may be gone by then.
+    if initial_checkpoint_path and not has_checkpoint(model_dir):
         try:
             pretrained = sources.open_source(initial_checkpoint_path)
             pretrained.check(config)

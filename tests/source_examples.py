@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import weakref
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,23 @@ class Memory(parameters.ParameterSource):
 
     def _gone(self) -> None:
         self.alive -= 1
+
+
+class Drawn(parameters.ParameterSource):
+    """Random parameters of any size, drawn when they are read."""
+
+    location = "random"
+
+    def __init__(self, config: T5Config) -> None:
+        self.config = config
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {parameter.path: parameter.shape for parameter in parameters.parameters(self.config)}
+
+    def read(self, path: str, index: parameters.Index | None = None) -> np.ndarray:
+        generator = np.random.default_rng(zlib.crc32(path.encode()))
+        value = generator.standard_normal(self.shapes()[path], np.float32)
+        return value if index is None else value[index]
 
 
 def assert_same_values(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,21 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from source_examples import BYTE_SIZED, Memory, assert_same_values, stacked_like, write_folder
+from source_examples import (
+    BYTE_SIZED,
+    Drawn,
+    Memory,
+    assert_same_values,
+    stacked_like,
+    write_folder,
+)
 
 from distill_sbs.convert import __main__ as command
 from distill_sbs.convert import parameters, sources
-from distill_sbs.convert.huggingface_files import HuggingFaceSource
+from distill_sbs.convert.huggingface_files import HuggingFaceSource, write_huggingface
 from distill_sbs.convert.native_files import NativeSource, write_native
 from distill_sbs.errors import UserError
+from distill_sbs.model import config as configs
 from distill_sbs.student import Student
 from distill_sbs.train import train
 
@@ -119,6 +129,61 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
         sources.open_source(str(tmp_path / "holiday.jpg"))
     with pytest.raises(UserError, match="no such checkpoint"):
         sources.open_source(str(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stacked", ["--noscan_layers", "--scan_layers"])
+def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -> None:
+    """Shards of HuggingFace to ours, to T5X and back: 2 + 2 layers, and 16 + 16 of 4 MiB tensors."""
+    sizes, peaks = [], []
+    for layers in (2, 16):
+        config = dataclasses.replace(
+            configs.named_config("t5_1_1_small"),
+            vocab_size=1024,
+            mlp_dim=2048,
+            num_encoder_layers=layers,
+            num_decoder_layers=layers,
+        )
+        folder = tmp_path / str(layers)
+        write_huggingface(
+            Drawn(config), str(folder / "hf"), with_tokenizer=False, shard_bytes=2 * 10**8
+        )
+        peaks.append(
+            [
+                peak_mebibytes(*arguments.split(), cwd=folder)
+                for arguments in (
+                    f"--input=hf --to=native --output=native --vocabulary_file=bytes {stacked}",
+                    "--input=native --to=hf --output=back",
+                    "--input=native --to=t5x --output=t5x",
+                    f"--input=t5x --to=native --output=again --vocabulary_file=bytes {stacked}",
+                )
+            ]
+        )
+        sizes.append(sum(file.stat().st_size for file in (folder / "hf").iterdir()) / 2**20)
+        for written in ("back", "again"):
+            source = sources.open_source(str(folder / written))
+            path = f"decoder/layers_{layers - 1}/mlp/wo/kernel"
+            np.testing.assert_array_equal(source.read(path), Drawn(config).read(path))
+        shutil.rmtree(folder)
+    print(f"{sizes[0]:,.0f} and {sizes[1]:,.0f} MiB of weights: peaks {peaks} MiB")
+    assert sizes[1] - sizes[0] > 450
+    assert all(large - small < 100 for small, large in zip(*peaks, strict=True))
+
+
+def peak_mebibytes(*arguments: str, cwd: pathlib.Path) -> int:
+    """What the command, run as a user does, says that it took."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_sbs.convert", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    match = re.search(r"peak memory +│ +([\d,]+) Mi?B", done.stdout)
+    assert match, done.stdout
+    return int(match[1].replace(",", ""))
 
 
 # ---------------------------------- refusals ---------------------------------
@@ -261,6 +326,21 @@ def test_training_starts_from_every_form(
         np.testing.assert_array_equal, params, parameters.place(memory, stacked_like(memory))
     )
     assert "another vocabulary" not in capsys.readouterr().err
+    if form == "hf":  # a run that goes on does not need it any more
+        shutil.rmtree(location)
+        arguments = {"initial_checkpoint_path": str(location), "train_steps": 2}
+        again = trained(tmp_path / "run", tiny_data, **arguments)
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+        assert "from step 1" in capsys.readouterr().err
+
+
+def test_a_path_that_is_wrong_is_refused_first(
+    tmp_path: pathlib.Path, tiny_data: pathlib.Path
+) -> None:
+    for location in ("/no/such/folder", str(tiny_data)):
+        with pytest.raises(UserError, match=f"^INITIAL_CHECKPOINT_PATH: {location}"):
+            trained(tmp_path / "run", tiny_data, initial_checkpoint_path=location)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_first(

@@ -20,7 +20,8 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs import command_line
+from distill_sbs.data import vocabulary_file as vocabularies
 from distill_sbs.errors import UserError
 from distill_sbs.peak_memory import peak_memory_mib
 
@@ -122,7 +123,7 @@ def convert(
     from distill_sbs.convert.progress import values_bar
 
     sources.check_output(output, location, overwrite)
-    described = _described(vocabulary_file) if vocabulary_file else None
+    described = vocabularies.describe(vocabulary_file) if vocabulary_file else None
     source = sources.open_source(location, form)
     source.check(_expected(student, source.config) if student else source.config)
     shapes = [parameter.shape for parameter in parameters(source.config)]
@@ -202,14 +203,6 @@ class _Interruptions:
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _described(vocabulary_file: str) -> Mapping[str, Any]:
-    """Of all here, vocabularies alone need TensorFlow, by way of SeqIO; it takes seconds."""
-    quiet_tensorflow.import_tensorflow()
-    from distill_sbs.data import vocabulary
-
-    return vocabulary.describe(vocabulary_file)
 
 
 def _expected(student: str, found: Any) -> Any:

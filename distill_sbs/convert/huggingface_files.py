@@ -20,7 +20,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from distill_sbs import quiet_tensorflow
 from distill_sbs.convert import huggingface, huggingface_tokenizer, huggingface_weights
 from distill_sbs.convert.parameters import (
     Index,
@@ -28,6 +27,7 @@ from distill_sbs.convert.parameters import (
     check_computation,
     stack_by_stack,
 )
+from distill_sbs.data import vocabulary_file
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
 
@@ -112,10 +112,7 @@ class HuggingFaceSource(ParameterSource):
         file = huggingface_tokenizer.vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
             return None
-        quiet_tensorflow.import_tensorflow()  # by way of SeqIO; not needed where nobody asks
-        from distill_sbs.data import vocabulary
-
-        return vocabulary.describe(file)
+        return vocabulary_file.describe(file)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `ParameterSource`."""
@@ -213,7 +210,7 @@ def write_huggingface(
     Args:
       source: of the parameters; checked.
       output: a local folder that does not exist, or is empty.
-      vocabulary: described as `data.vocabulary.describe` does; default: the source's.
+      vocabulary: described as `data.vocabulary_file.describe` does; default: the source's.
       with_tokenizer: whether tokenizer files are written.
       dtype: of `EXPORT_DTYPES`; what is not float32 is rounded to the nearest.
       shard_bytes: files are no larger than this, unless one tensor is.

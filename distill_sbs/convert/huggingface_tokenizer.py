@@ -1,6 +1,6 @@
 """Our vocabulary as the tokenizer files of a HuggingFace folder, and back.
 
-Enters: a vocabulary's description (`data.vocabulary.describe`), or a HuggingFace folder.
+Enters: a vocabulary's description (`data.vocabulary_file.describe`), or a HuggingFace folder.
 Leaves: files with which `AutoTokenizer` gives the ids that the student was trained on; or the
 `VOCABULARY_FILE` that a folder's tokenizer amounts to.
 
@@ -52,7 +52,7 @@ def tokenizer_files(
     """Name → content of the files that `AutoTokenizer` reads.
 
     Args:
-      vocabulary: from `data.vocabulary.describe`.
+      vocabulary: from `data.vocabulary_file.describe`.
       vocab_size: rows of the student's embedding, V; extra ids are added where they fit.
       max_length: tokens to which a tokenizer that is told to truncate does so.
 

@@ -204,7 +204,7 @@ def write_native(
     Args:
       source: of the parameters; checked.
       output: a folder that does not exist, local or gs://.
-      vocabulary: described as `data.vocabulary.describe` does; default: the source's.
+      vocabulary: described as `data.vocabulary_file.describe` does; default: the source's.
       scan_layers: whether layers are stored stacked; default: as `source.config` says.
       advance: called with the values written since the last call.
 

@@ -80,7 +80,7 @@ class ParameterSource(abc.ABC):
     Attributes:
       location: where it lies, for messages.
       config: the student's architecture, as far as the form states it or its shapes show it.
-      vocabulary: `data.vocabulary.describe`'s answer where the form carries a vocabulary.
+      vocabulary: `data.vocabulary_file.describe`'s answer where the form carries a vocabulary.
       description: what a checkpoint of ours says of itself (`student.describe_run`); None in
         other forms.
     """

@@ -1,8 +1,7 @@
 """The vocabulary, chosen in one place: `VOCABULARY_FILE`.
 
-Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'. Leaves: a SeqIO vocabulary
-for the tasks, token ids for a text, and a description that a checkpoint carries, so that the
-checkpoint can be used where the file is not.
+Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'; or a checkpoint's description
+of it (`vocabulary_file`). Leaves: a SeqIO vocabulary for the tasks, and token ids for a text.
 """
 
 from __future__ import annotations
@@ -17,14 +16,24 @@ from typing import Any
 
 import seqio
 import tensorflow as tf
-from etils import epath
 
-from distill_sbs import constants, resources
+from distill_sbs import constants
 from distill_sbs.data import settings
+from distill_sbs.data import vocabulary_file as files
+from distill_sbs.data.vocabulary_file import BYTES, EMBEDDED, describe
 from distill_sbs.errors import UserError
 
-BYTES = "bytes"
-EMBEDDED = "embedded"
+__all__ = [
+    "BYTES",
+    "EMBEDDED",
+    "SEPARATOR",
+    "ConfiguredVocabulary",
+    "describe",
+    "encode_text",
+    "encode_text_tf",
+    "from_description",
+    "load",
+]
 
 # Natural-language-inference inputs carry the end token between premise and hypothesis, written
 # as this text in the records (the published implementation joins them with tokenizer.eos_token).
@@ -36,34 +45,10 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     """Loads a vocabulary.
 
     Raises:
-      UserError: no vocabulary is named, the file is missing, or it is no SentencePiece model
-        with padding 0 and end-of-sequence 1, which T5 takes for granted.
+      UserError: as `vocabulary_file.checked_path`.
     """
-    if not vocabulary_file:
-        raise UserError(
-            "VOCABULARY_FILE is not set: give a SentencePiece model's path, 'bytes' or 'embedded'"
-        )
-    if vocabulary_file == BYTES:
-        return seqio.ByteVocabulary()
-    path = str(resources.embedded_vocabulary()) if vocabulary_file == EMBEDDED else vocabulary_file
-    if not epath.Path(path).exists():
-        raise UserError(
-            f"VOCABULARY_FILE={vocabulary_file!r}: no such file; "
-            "give a SentencePiece model's path, 'bytes' or 'embedded'"
-        )
-    loaded = seqio.SentencePieceVocabulary(path)
-    try:
-        ids = (loaded.pad_id, loaded.tokenizer.pad_id(), loaded.eos_id)
-    except Exception as error:
-        raise UserError(
-            f"VOCABULARY_FILE={vocabulary_file!r} is no SentencePiece model: {error}"
-        ) from error
-    if ids != (constants.PAD_ID, constants.PAD_ID, constants.EOS_ID):
-        raise UserError(
-            f"VOCABULARY_FILE={vocabulary_file!r} has padding id {ids[1]} and end-of-sequence id "
-            f"{ids[2]}, expected 0 and 1 as in T5; train it with --pad_id=0 --eos_id=1"
-        )
-    return loaded
+    path = files.checked_path(vocabulary_file)
+    return seqio.ByteVocabulary() if path is None else seqio.SentencePieceVocabulary(path)
 
 
 class ConfiguredVocabulary(seqio.Vocabulary):
@@ -155,20 +140,6 @@ def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
 
     has_separator = tf.strings.regex_full_match(text, f"(?s).*{SEPARATOR}.*")
     return tf.cond(has_separator, joined, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32))
-
-
-def describe(vocabulary_file: str | None) -> dict[str, Any]:
-    """A JSON-able description that holds the whole vocabulary; `from_description` undoes it."""
-    loaded = load(vocabulary_file)
-    if isinstance(loaded, seqio.ByteVocabulary):
-        return {"kind": BYTES, "size": loaded.vocab_size}
-    model = epath.Path(loaded.sentencepiece_model_file).read_bytes()
-    return {
-        "kind": "sentencepiece",
-        "size": loaded.vocab_size,
-        "sha256": hashlib.sha256(model).hexdigest(),
-        "model_base64": base64.b64encode(model).decode("ascii"),
-    }
 
 
 def from_description(description: Mapping[str, Any]) -> str:

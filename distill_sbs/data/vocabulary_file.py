@@ -1,0 +1,77 @@
+"""What `VOCABULARY_FILE` names, checked and described; without TensorFlow, which takes seconds.
+
+Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'. Leaves: the path of a model
+that T5 can have; or a description that a checkpoint carries, so that the checkpoint can be used
+where the file is not. `data.vocabulary` makes tokens of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Any
+
+import sentencepiece
+from etils import epath
+
+from distill_sbs import constants, resources
+from distill_sbs.errors import UserError
+
+BYTES = "bytes"
+EMBEDDED = "embedded"
+
+_BYTE_IDS = 259  # padding, end, unknown, and every byte
+
+
+def checked_path(vocabulary_file: str | None) -> str | None:
+    """The SentencePiece model's path; None for bytes, which have none.
+
+    Raises:
+      UserError: no vocabulary is named, the file is missing, or it is no SentencePiece model
+        with padding 0 and end-of-sequence 1, which T5 takes for granted.
+    """
+    if not vocabulary_file:
+        raise UserError(
+            "VOCABULARY_FILE is not set: give a SentencePiece model's path, 'bytes' or 'embedded'"
+        )
+    if vocabulary_file == BYTES:
+        return None
+    path = str(resources.embedded_vocabulary()) if vocabulary_file == EMBEDDED else vocabulary_file
+    if not epath.Path(path).exists():
+        raise UserError(
+            f"VOCABULARY_FILE={vocabulary_file!r}: no such file; "
+            "give a SentencePiece model's path, 'bytes' or 'embedded'"
+        )
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
+        ids = (model.pad_id(), model.eos_id())
+    except Exception as error:
+        raise UserError(
+            f"VOCABULARY_FILE={vocabulary_file!r} is no SentencePiece model: {error}"
+        ) from error
+    if ids != (constants.PAD_ID, constants.EOS_ID):
+        raise UserError(
+            f"VOCABULARY_FILE={vocabulary_file!r} has padding id {ids[0]} and end-of-sequence id "
+            f"{ids[1]}, expected 0 and 1 as in T5; train it with --pad_id=0 --eos_id=1"
+        )
+    return path
+
+
+def describe(vocabulary_file: str | None) -> dict[str, Any]:
+    """A JSON-able description that holds the whole vocabulary.
+
+    `data.vocabulary.from_description` undoes it.
+
+    Raises:
+      UserError: as `checked_path`.
+    """
+    path = checked_path(vocabulary_file)
+    if path is None:
+        return {"kind": BYTES, "size": _BYTE_IDS}
+    model = epath.Path(path).read_bytes()
+    return {
+        "kind": "sentencepiece",
+        "size": sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size(),
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "model_base64": base64.b64encode(model).decode("ascii"),
+    }
