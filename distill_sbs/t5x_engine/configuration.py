@@ -20,7 +20,7 @@ from tensorflow.io import gfile
 
 from distill_sbs import constants
 from distill_sbs import optimizer as our_optimizers
-from distill_sbs.data import input_pipeline, registration, settings, vocabulary
+from distill_sbs.data import layout, registration, settings, vocabulary
 from distill_sbs.errors import UserError
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
 
@@ -84,7 +84,7 @@ def prepared_mixture(
             data_dir, data_fraction, fraction_seed, rationale_rate, vocabulary_file
         )
     )
-    input_pipeline.check_feature_lengths(task_feature_lengths)
+    layout.check_feature_lengths(task_feature_lengths)
     for file in task_files:
         if not os.path.isfile(file):
             raise UserError(f"TASK_FILES: {file!r}: no such file")
