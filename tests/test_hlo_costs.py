@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distill_sbs.hlo_costs import Array, Program
+from distill_sbs.hlo_costs import Program
+from distill_sbs.hlo_text import Array
 
 
 def costs_of(function, *arguments):
