@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                 # compiles what has no result yet
     python benchmarks/scale.py --seconds=900   # … until 15 minutes have passed
+    python benchmarks/scale.py --only='xxl v4' # … of one size and slice
     python benchmarks/scale.py --print         # the tables of docs/scale.md
 
 Enters: nothing. Leaves: one JSON line a run in docs/scale.jsonl, what `precompile --json` printed
@@ -34,31 +35,31 @@ MUST_SHOW = [
         {"STUDENT_OVERRIDES": {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "none"}},
     ),
 ]
-# From small to large; a slice that is the smallest on offer has none before it.
+# What is too small, and the smallest that is large enough; what is the smallest on offer stands
+# alone. In as many microbatches as that may need.
 SLICES = [
     ("slices", "xxl", "v4:2x2x1", {}),
-    ("slices", "xxl", "v4:2x2x2", {"NUM_MODEL_PARTITIONS": 2}),
-    ("slices", "xxl", "v5e:2x4", {}),
-    ("slices", "xxl", "v5e:4x4", {"NUM_MODEL_PARTITIONS": 4}),
-    ("slices", "xxl", "v5p:2x2x1", {"NUM_MODEL_PARTITIONS": 1}),
-    ("slices", "xxl", "v6e:2x2", {}),
-    ("slices", "xxl", "v6e:2x4", {"NUM_MODEL_PARTITIONS": 2}),
-    ("slices", "xl", "v4:2x2x1", {}),
+    ("slices", "xxl", "v4:2x2x2", {"NUM_MICROBATCHES": 4}),
+    ("slices", "xxl", "v5e:2x4", {"NUM_MICROBATCHES": 32}),
+    ("slices", "xxl", "v5e:4x4", {"NUM_MICROBATCHES": 4}),
+    ("slices", "xxl", "v5p:2x2x1", {"NUM_MICROBATCHES": 4}),
+    ("slices", "xxl", "v6e:2x2", {"NUM_MICROBATCHES": 32}),
+    ("slices", "xxl", "v6e:2x4", {"NUM_MICROBATCHES": 4}),
+    ("slices", "base", "v4:2x2x1", {}),
+    ("slices", "base", "v5e:1x1", {"NUM_MICROBATCHES": 16}),
+    ("slices", "base", "v5p:2x2x1", {}),
+    ("slices", "base", "v6e:1x1", {"NUM_MICROBATCHES": 8}),
+    ("slices", "xl", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
     ("slices", "xl", "v5e:1x1", {}),
     ("slices", "xl", "v5e:2x2", {"NUM_MICROBATCHES": 8}),
-    ("slices", "xl", "v5e:2x4", {}),
+    ("slices", "xl", "v5p:2x2x1", {}),
     ("slices", "xl", "v6e:1x1", {}),
     ("slices", "xl", "v6e:2x2", {"NUM_MICROBATCHES": 2}),
-    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 16}),
-    ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
-    ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
     ("slices", "large", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
-    ("slices", "base", "v5e:1x1", {"NUM_MICROBATCHES": 16}),
-    ("slices", "base", "v6e:1x1", {"NUM_MICROBATCHES": 8}),
-    ("slices", "base", "v4:2x2x1", {}),
-    ("slices", "xl", "v5p:2x2x1", {}),
+    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 64}),
+    ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
     ("slices", "large", "v5p:2x2x1", {}),
-    ("slices", "base", "v5p:2x2x1", {}),
+    ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
 ]
 # 64 rows leave at most 64 parts to the data axis.
 MESHES = [
@@ -68,12 +69,14 @@ MESHES = [
     ),
     *(("meshes", "xxl", "v4:4x4x4", {"NUM_MODEL_PARTITIONS": partitions}) for partitions in (1, 8)),
 ]
-RUNS = [*MUST_SHOW, *SLICES[:8], *MESHES, *SLICES[8:]]
+RUNS = [*MUST_SHOW, *SLICES, *MESHES]
 
 
-def arguments_of(size: str, topology: str, bindings: dict[str, Any]) -> list[str]:
+def arguments_of(table: str, size: str, topology: str, bindings: dict[str, Any]) -> list[str]:
     """The command line of one run."""
     return [
+        # What is asked of these is the training step; decoding is compiled for the others.
+        *(["--nodecoding"] if table != "shown" else []),
         f"--gin_file=gin/experiments/cqa_dss_{size}.gin",
         f"--gin.TOPOLOGY='{topology}'",
         *(f"--gin.{name}={value!r}" for name, value in bindings.items()),
@@ -88,13 +91,15 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {" ".join(line["arguments"]): line for line in lines}
 
 
-def fill(seconds: float) -> None:
+def fill(seconds: float, only: str) -> None:
     """Compiles what is missing, in order, starting nothing new after `seconds`."""
     start = time.monotonic()
     done = read_results()
     for number, (table, size, topology, bindings) in enumerate(RUNS, start=1):
-        arguments = arguments_of(size, topology, bindings)
+        arguments = arguments_of(table, size, topology, bindings)
         if " ".join(arguments) in done:
+            continue
+        if not set(only.split()) <= {table, size, topology, topology.partition(":")[0]}:
             continue
         if time.monotonic() - start > seconds:
             print("out of time; the same command continues", file=sys.stderr)
@@ -137,7 +142,7 @@ def print_tables() -> None:
         for its_table, size, topology, bindings in RUNS:
             if its_table != table:
                 continue
-            result = done.get(" ".join(arguments_of(size, topology, bindings)))
+            result = done.get(" ".join(arguments_of(table, size, topology, bindings)))
             if result is None:
                 print(f"| {size} | {topology} {bindings or ''} |{' not run |' * 11}")
                 continue
@@ -181,11 +186,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--print", action="store_true", help="print the tables, compile nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after")
+    parser.add_argument("--only", default="", help="words of table, size and slice")
     options = parser.parse_args()
     if options.print:
         print_tables()
     else:
-        fill(options.seconds)
+        fill(options.seconds, options.only)
 
 
 if __name__ == "__main__":

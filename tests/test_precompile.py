@@ -205,6 +205,30 @@ def test_what_does_not_fit_says_what_to_change() -> None:
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+def test_what_the_compiler_refuses() -> None:
+    """Too many rows for one chip, all activations kept."""
+    overrides = SMALL[2].replace("'full'", "'none'")
+    done = run(*SMALL, overrides, "--gin.BATCH_SIZE=8192", "--gin.TOPOLOGY='v5e:1x1'", "--json")
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert result["fits"] is False
+    # The compiler's own words, and the number among them.
+    assert result["decode"] is None  # not compiled: the answer is known
+    assert "exceeds available HBM (15.75G)" in result["refusal"]
+    needed = result["bytes"]["total"] / 2**30
+    assert f"({needed:.2f}G)" in result["refusal"]
+    assert result["available_bytes"] == 15.75 * 2**30 < result["bytes"]["total"]
+    assert result["advice"] == [
+        "STUDENT_OVERRIDES = {…, 'remat_policy': 'full'}: recomputes activations, "
+        "or 'minimal': most of them",
+        "NUM_MICROBATCHES = 2: half the activations at a time",
+        "a larger TOPOLOGY",
+    ]
+    assert "does not fit: RESOURCE_EXHAUSTED" in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.tpu_aot
 def test_unknown_slice_and_indivisible_batch() -> None:
     done = run(*SMALL, "--gin.TOPOLOGY='v5e:3x3'")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
