@@ -63,6 +63,9 @@ SLICES = [
     ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
     ("slices", "large", "v5p:2x2x1", {}),
     ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
+    # What the gin files are meant for.
+    ("slices", "large", "v5e:4x4", {}),
+    ("slices", "xl", "v5e:4x8", {}),
 ]
 # 64 rows leave at most 64 parts to the data axis.
 MESHES = [
