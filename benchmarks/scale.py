@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py                 # compiles what has no result yet
     python benchmarks/scale.py --seconds=900   # … until 15 minutes have passed
+    python benchmarks/scale.py --only='xxl v4' # … of one size and slice
     python benchmarks/scale.py --print         # the tables of docs/scale.md
 
 Enters: nothing. Leaves: one JSON line a run in docs/scale.jsonl, what `precompile --json` printed
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import subprocess
 import sys
 import time
 from typing import Any
+
+from distill_sbs import topology
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "scale.jsonl"
@@ -34,31 +38,34 @@ MUST_SHOW = [
         {"STUDENT_OVERRIDES": {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "none"}},
     ),
 ]
-# From small to large; a slice that is the smallest on offer has none before it.
+# What is too small, and the smallest that is large enough; what is the smallest on offer stands
+# alone. In as many microbatches as that may need.
 SLICES = [
     ("slices", "xxl", "v4:2x2x1", {}),
-    ("slices", "xxl", "v4:2x2x2", {"NUM_MODEL_PARTITIONS": 2}),
-    ("slices", "xxl", "v5e:2x4", {}),
-    ("slices", "xxl", "v5e:4x4", {"NUM_MODEL_PARTITIONS": 4}),
-    ("slices", "xxl", "v5p:2x2x1", {"NUM_MODEL_PARTITIONS": 1}),
-    ("slices", "xxl", "v6e:2x2", {}),
-    ("slices", "xxl", "v6e:2x4", {"NUM_MODEL_PARTITIONS": 2}),
-    ("slices", "xl", "v4:2x2x1", {}),
+    ("slices", "xxl", "v4:2x2x2", {"NUM_MICROBATCHES": 16}),
+    ("slices", "xxl", "v5e:2x4", {"NUM_MICROBATCHES": 32}),
+    ("slices", "xxl", "v5e:4x4", {"NUM_MICROBATCHES": 8}),
+    ("slices", "xxl", "v5p:2x2x1", {"NUM_MICROBATCHES": 8}),
+    ("slices", "xxl", "v6e:2x2", {"NUM_MICROBATCHES": 32}),
+    ("slices", "xxl", "v6e:2x4", {"NUM_MICROBATCHES": 16}),
+    ("slices", "base", "v4:2x2x1", {}),
+    ("slices", "base", "v5e:1x1", {"NUM_MICROBATCHES": 8}),
+    ("slices", "base", "v5p:2x2x1", {}),
+    ("slices", "base", "v6e:1x1", {"NUM_MICROBATCHES": 8}),
+    ("slices", "xl", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
     ("slices", "xl", "v5e:1x1", {}),
     ("slices", "xl", "v5e:2x2", {"NUM_MICROBATCHES": 8}),
-    ("slices", "xl", "v5e:2x4", {}),
+    ("slices", "xl", "v5p:2x2x1", {}),
     ("slices", "xl", "v6e:1x1", {}),
     ("slices", "xl", "v6e:2x2", {"NUM_MICROBATCHES": 2}),
-    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 16}),
-    ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
-    ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
     ("slices", "large", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
-    ("slices", "base", "v5e:1x1", {"NUM_MICROBATCHES": 16}),
-    ("slices", "base", "v6e:1x1", {"NUM_MICROBATCHES": 8}),
-    ("slices", "base", "v4:2x2x1", {}),
-    ("slices", "xl", "v5p:2x2x1", {}),
+    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 64}),
+    ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
     ("slices", "large", "v5p:2x2x1", {}),
-    ("slices", "base", "v5p:2x2x1", {}),
+    ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
+    # What the gin files are meant for.
+    ("slices", "large", "v5e:4x4", {}),
+    ("slices", "xl", "v5e:4x8", {}),
 ]
 # 64 rows leave at most 64 parts to the data axis.
 MESHES = [
@@ -68,14 +75,16 @@ MESHES = [
     ),
     *(("meshes", "xxl", "v4:4x4x4", {"NUM_MODEL_PARTITIONS": partitions}) for partitions in (1, 8)),
 ]
-RUNS = [*MUST_SHOW, *SLICES[:8], *MESHES, *SLICES[8:]]
+RUNS = [*MUST_SHOW, *SLICES, *MESHES]
 
 
-def arguments_of(size: str, topology: str, bindings: dict[str, Any]) -> list[str]:
+def arguments_of(table: str, size: str, slice_name: str, bindings: dict[str, Any]) -> list[str]:
     """The command line of one run."""
     return [
+        # What is asked of these is the training step; decoding is compiled for the others.
+        *(["--nodecoding"] if table != "shown" else []),
         f"--gin_file=gin/experiments/cqa_dss_{size}.gin",
-        f"--gin.TOPOLOGY='{topology}'",
+        f"--gin.TOPOLOGY='{slice_name}'",
         *(f"--gin.{name}={value!r}" for name, value in bindings.items()),
     ]
 
@@ -88,18 +97,20 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {" ".join(line["arguments"]): line for line in lines}
 
 
-def fill(seconds: float) -> None:
+def fill(seconds: float, only: str) -> None:
     """Compiles what is missing, in order, starting nothing new after `seconds`."""
     start = time.monotonic()
     done = read_results()
-    for number, (table, size, topology, bindings) in enumerate(RUNS, start=1):
-        arguments = arguments_of(size, topology, bindings)
+    for number, (table, size, slice_name, bindings) in enumerate(RUNS, start=1):
+        arguments = arguments_of(table, size, slice_name, bindings)
         if " ".join(arguments) in done:
+            continue
+        if not set(only.split()) <= {table, size, slice_name}:
             continue
         if time.monotonic() - start > seconds:
             print("out of time; the same command continues", file=sys.stderr)
             return
-        print(f"{number}/{len(RUNS)} {size} {topology} {bindings}", file=sys.stderr, flush=True)
+        print(f"{number}/{len(RUNS)} {size} {slice_name} {bindings}", file=sys.stderr, flush=True)
         finished = subprocess.run(
             [sys.executable, "-m", "distill_sbs.precompile", "--json", *arguments],
             cwd=ROOT,
@@ -115,52 +126,71 @@ def fill(seconds: float) -> None:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
-def command_of(result: dict[str, Any]) -> str:
-    """What to type, quoted for a shell."""
-    parts = []
-    for argument in result["arguments"]:
-        parts.append(f'"{argument}"' if "'" in argument else argument)
-    return " ".join(parts).replace("--gin_file=gin/experiments/", "… ")
+SMALLEST_HEADER = "| size | v4 | v5e | v5p | v6e |"
+HEADER = (
+    "| size | slice | chips | flags | mesh (data × model) | GiB needed / there is | fits "
+    "| TFLOP | HBM GB | link GB | time at least, ms (limit) | MFU at most | compiled in |"
+)
 
 
 def print_tables() -> None:
-    """Prints the rows of docs/scale.md that have a result, and names those that have none."""
+    """Prints the tables of docs/scale.md; what has no result says so."""
     done = read_results()
+    print("\n### smallest\n")
+    print(f"{SMALLEST_HEADER}\n{'| --- ' * SMALLEST_HEADER[2:].count('|')}|")
+    for size in ("base", "large", "xl", "xxl"):
+        cells = [_smallest(size, generation, done) for generation in ("v4", "v5e", "v5p", "v6e")]
+        print(f"| {' | '.join([size, *cells])} |")
     for table in ("shown", "slices", "meshes"):
         print(f"\n### {table}\n")
-        print(
-            "| size | slice | chips | mesh (data × model) | microbatches | GiB needed / available "
-            "| fits | TFLOP | HBM GB | link GB | time at least, ms (limit) | MFU at most "
-            "| compiled in |"
-        )
-        print("| --- " * 13 + "|")
-        for its_table, size, topology, bindings in RUNS:
-            if its_table != table:
-                continue
-            result = done.get(" ".join(arguments_of(size, topology, bindings)))
-            if result is None:
-                print(f"| {size} | {topology} {bindings or ''} |{' not run |' * 11}")
-                continue
-            print(_row(size, topology, result))
+        print(f"{HEADER}\n{'| --- ' * HEADER[2:].count('|')}|")
+        for run in RUNS:
+            if run[0] == table:
+                print(_row(*run, done.get(" ".join(arguments_of(*run)))))
 
 
-def _row(size: str, topology: str, result: dict[str, Any]) -> str:
-    gib = 2**30
-    needed = max(
-        result["bytes"]["total"] or 0.0,
-        (result["decode"] or {"bytes": {"total": 0.0}})["bytes"]["total"] or 0.0,
-    )
-    mesh = f"{result['mesh']['data']} × {result['mesh']['model']}"
-    mesh += ", FSDP" if result["fsdp"] else ""
-    if result["remat_policy"] == "none":
-        mesh += ", no remat"
+def _smallest(size: str, generation: str, done: dict[str, dict[str, Any]]) -> str:
+    """The smallest slice that a result says to fit, where the next smaller one is known not to."""
+    shapes = topology.TPUS[generation][1]
+    fits: dict[str, bool] = {}
+    for run in RUNS:
+        its_generation, _, shape = run[2].partition(":")
+        result = done.get(" ".join(arguments_of(*run)))
+        if run[1] == size and its_generation == generation and result:
+            fits[shape] = fits.get(shape, False) or result["fits"]
+    enough = [shape for shape in shapes if fits.get(shape)]
+    if not enough:
+        too_small = [shape for shape in shapes if fits.get(shape) is False]
+        return f"not run; larger than {too_small[-1]}" if too_small else "not run"
+    before = shapes[: shapes.index(enough[0])]
+    chips = math.prod(int(side) for side in enough[0].split("x"))
+    proved = not before or fits.get(before[-1]) is False
+    return f"{enough[0]} ({chips})" + ("" if proved else f" fits, {before[-1]} not run")
+
+
+def _row(
+    table: str, size: str, slice_name: str, bindings: dict[str, Any], result: dict[str, Any] | None
+) -> str:
+    flags = ["--nodecoding"] if table != "shown" else []
+    flags += [
+        f"--gin.{name}={value if isinstance(value, int) else repr(str(value))}"
+        for name, value in bindings.items()
+    ]
     cells = [
         size,
-        topology,
-        str(result["chips"]),
-        mesh,
-        str(result["num_microbatches"]),
-        f"{needed / gib:.2f} / {result['available_bytes'] / gib:.2f}",
+        slice_name,
+        str(math.prod(int(side) for side in slice_name.partition(":")[2].split("x"))),
+        " ".join(f"`{flag}`" for flag in flags),
+    ]
+    if result is None:
+        return f"| {' | '.join(cells)} |{' not run |' * 9}"
+    gib = 2**30
+    needed = [each["bytes"]["total"] for each in (result, result["decode"]) if each]
+    there_is = f"{result['available_bytes'] / gib:.2f}"
+    cells += [
+        f"{result['mesh']['data']} × {result['mesh']['model']}"
+        + (", FSDP" if result["fsdp"] else ""),
+        f"{max(needed) / gib:.2f} / {there_is}" if None not in needed else f"– / {there_is}",
         "yes" if result["fits"] else "**no**",
     ]
     if "flops" in result:
@@ -173,7 +203,8 @@ def _row(size: str, topology: str, result: dict[str, Any]) -> str:
         ]
     else:
         cells += ["–"] * 5
-    return "| " + " | ".join([*cells, f"{result['compile_seconds']:.0f} s"]) + " |"
+    seconds = [each["compile_seconds"] for each in (result, result["decode"]) if each]
+    return f"| {' | '.join(cells)} | {' + '.join(f'{each:.0f}' for each in seconds)} s |"
 
 
 def main() -> None:
@@ -181,11 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--print", action="store_true", help="print the tables, compile nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after")
+    parser.add_argument("--only", default="", help="words of table, size and slice")
     options = parser.parse_args()
     if options.print:
         print_tables()
     else:
-        fill(options.seconds)
+        fill(options.seconds, options.only)
 
 
 if __name__ == "__main__":

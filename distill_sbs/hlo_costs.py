@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0}
+from distill_sbs.hlo_text import Array, Instruction, read_program
 
 # These name buffers, or stand for work that is counted elsewhere.
 _FREE = {
@@ -45,61 +45,6 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
-_NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(
-    r"\b(calls|body|condition|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """One array of an instruction's type: elements, dimensions, where and how it is laid out."""
-
-    element: str
-    dimensions: tuple[int, ...]
-    layout: str
-
-    @property
-    def bytes(self) -> int:
-        """Its size; dimensions that a tiled layout pads count as padded."""
-        dimensions = list(self.dimensions)
-        tile = re.search(r"T\(([\d,]+)\)", self.layout)
-        order = re.match(r"[\d,]+", self.layout)
-        if tile and order and dimensions:
-            minor_to_major = [int(number) for number in order[0].split(",")]
-            sizes = [int(number) for number in tile[1].split(",")]
-            for axis, size in zip(minor_to_major, reversed(sizes), strict=False):
-                dimensions[axis] = -(-dimensions[axis] // size) * size
-        digits = re.search(r"\d+", self.element)
-        bits = _BITS.get(self.element, int(digits[0]) if digits else 8)
-        return math.prod(dimensions) * bits // 8
-
-    @property
-    def in_main_memory(self) -> bool:
-        """Whether it lies in the device's main memory (HBM), and not in memory on the chip."""
-        return re.search(r"S\([1-9]", self.layout) is None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    is_root: bool
-    literal: str
-
-    def called(self, *kinds: str) -> list[str]:
-        return [
-            name
-            for kind, names in _CALLED.findall(self.attributes)
-            if not kinds or kind in kinds
-            for name in _NAME.findall(names)
-        ]
 
 
 @dataclasses.dataclass
@@ -149,22 +94,7 @@ class Program:
 
     def __init__(self, text: str, loops_once: bool = False) -> None:
         self._loops_once = loops_once
-        self._computations: dict[str, dict[str, _Instruction]] = {}
-        self._entry = ""
-        current: dict[str, _Instruction] | None = None
-        for line in text.splitlines():
-            if current is None or not line.startswith(" "):
-                header = _HEADER.match(line)
-                if header:
-                    current = self._computations.setdefault(header[2], {})
-                    if header[1]:
-                        self._entry = header[2]
-                continue
-            instruction = _read_instruction(line)
-            if instruction is not None:
-                current[instruction.name] = instruction
-        if not self._entry:
-            raise ValueError("expected the text of a compiled program; it has no ENTRY computation")
+        self._computations, self._entry = read_program(text)
         self._costs_of = functools.cache(self._computation_costs)
 
     def costs(self) -> Costs:
@@ -198,7 +128,7 @@ class Program:
                         total.memory_bytes += size if array.in_main_memory else 0
         return total
 
-    def _trip_count(self, loop: _Instruction) -> int | None:
+    def _trip_count(self, loop: Instruction) -> int | None:
         known = re.search(r'known_trip_count[^0-9]*"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
@@ -214,7 +144,7 @@ class Program:
         return None
 
     def _constant(
-        self, computation: dict[str, _Instruction], each: _Instruction, operand: str
+        self, computation: dict[str, Instruction], each: Instruction, operand: str
     ) -> int | None:
         for place in (computation, *self._computations_called_by(computation)):
             found = place.get(operand)
@@ -231,8 +161,8 @@ class Program:
         return None
 
     def _computations_called_by(
-        self, computation: dict[str, _Instruction]
-    ) -> list[dict[str, _Instruction]]:
+        self, computation: dict[str, Instruction]
+    ) -> list[dict[str, Instruction]]:
         return [
             self._computations[name]
             for each in computation.values()
@@ -240,13 +170,13 @@ class Program:
             if name in self._computations
         ]
 
-    def _inside(self, computation: dict[str, _Instruction]) -> Iterator[_Instruction]:
+    def _inside(self, computation: dict[str, Instruction]) -> Iterator[Instruction]:
         for called in self._computations_called_by(computation):
             yield from called.values()
 
     # ---------------------------------- counting ---------------------------------
 
-    def _matrix_flops(self, computation: dict[str, _Instruction], each: _Instruction) -> float:
+    def _matrix_flops(self, computation: dict[str, Instruction], each: Instruction) -> float:
         if each.opcode == "fusion":
             return sum(
                 self._matrix_flops(self._computations[name], inner)
@@ -274,8 +204,8 @@ class Program:
     def _add_collectives(
         self,
         total: Costs,
-        computation: dict[str, _Instruction],
-        each: _Instruction,
+        computation: dict[str, Instruction],
+        each: Instruction,
         scatters: bool = False,
     ) -> None:
         if each.opcode == "fusion":
@@ -306,7 +236,7 @@ class Program:
         }.get(kind, share)
 
     def _traffic(
-        self, computation: dict[str, _Instruction], each: _Instruction
+        self, computation: dict[str, Instruction], each: Instruction
     ) -> Iterator[tuple[Array, int]]:
         """What an instruction reads and writes: arrays, and how many bytes of each."""
         operands = [computation[name] for name in each.operands if name in computation]
@@ -345,52 +275,7 @@ class Program:
         yield from zip(each.arrays, results, strict=True)
 
 
-# ---------------------------------- reading ----------------------------------
-
-
-def _read_instruction(line: str) -> _Instruction | None:
-    body = line.strip()
-    is_root = body.startswith("ROOT ")
-    name, separator, rest = body.removeprefix("ROOT ").partition(" = ")
-    if not separator:
-        return None
-    end = _end_of_type(rest)
-    opcode, parenthesis, arguments = rest[end:].lstrip().partition("(")
-    if not parenthesis:
-        return None
-    close = _closing(arguments)
-    inside, attributes = arguments[:close], arguments[close + 1 :]
-    # Metadata may hold any text, and most of the bytes.
-    attributes = re.sub(r"metadata=\{[^{}]*\}", "", attributes)
-    return _Instruction(
-        name=name.lstrip("%"),
-        arrays=tuple(
-            Array(element, tuple(int(size) for size in sizes.split(",") if size), layout or "")
-            for element, sizes, layout in _ARRAY.findall(rest[:end])
-        ),
-        opcode=opcode.strip(),
-        operands=tuple(_NAME.findall(inside)),
-        attributes=attributes,
-        is_root=is_root,
-        literal=inside.strip() if opcode.strip() in ("constant", "parameter") else "",
-    )
-
-
-def _end_of_type(text: str) -> int:
-    """Where an instruction's type ends: a tuple in parentheses, or an array without blanks."""
-    if text.startswith("("):
-        return _closing(text[1:]) + 2
-    return text.find(" ")
-
-
-def _closing(text: str) -> int:
-    """The index of the parenthesis that closes what was open before `text`."""
-    depth = 1
-    for match in re.finditer(r"[()]", text):
-        depth += 1 if match[0] == "(" else -1
-        if depth == 0:
-            return match.start()
-    return len(text)
+# ---------------------------------- one operation ----------------------------
 
 
 def _group_size(attributes: str) -> int:
@@ -400,9 +285,6 @@ def _group_size(attributes: str) -> int:
         return int(shape[2])
     first = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     return len(first[1].split(",")) if first else 0
-
-
-# ---------------------------------- one operation ----------------------------
 
 
 def _convolution_flops(
@@ -469,7 +351,7 @@ def _meetings(
     return count
 
 
-def _users(body: dict[str, _Instruction], name: str) -> list[_Instruction]:
+def _users(body: dict[str, Instruction], name: str) -> list[Instruction]:
     """Who uses a value inside a fusion, names for the same buffer looked through."""
     users = []
     for each in body.values():
@@ -478,7 +360,7 @@ def _users(body: dict[str, _Instruction], name: str) -> list[_Instruction]:
     return users
 
 
-def _read_of_fused(body: dict[str, _Instruction], number: int, array: Array) -> int:
+def _read_of_fused(body: dict[str, Instruction], number: int, array: Array) -> int:
     """Bytes that a fusion reads of its operand: only the slices, where it takes slices only."""
     parameter = next(
         (
@@ -501,7 +383,7 @@ def _read_of_fused(body: dict[str, _Instruction], number: int, array: Array) -> 
     return min(read, array.bytes)
 
 
-def _results_of_fused(body: dict[str, _Instruction], fusion: _Instruction) -> list[int]:
+def _results_of_fused(body: dict[str, Instruction], fusion: Instruction) -> list[int]:
     """Bytes that a fusion writes of each result: only the update, where it updates in place."""
     root = next((each for each in body.values() if each.is_root), None)
     if root is None:

@@ -52,10 +52,12 @@ def precompile(
     fsdp: bool | None = None,
     num_slices: int | None = None,
     num_microbatches: int = 1,
+    decoding: bool = True,
 ) -> dict[str, Any]:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
-    Every argument is a macro of `gin/runs/precompile.gin`. The batch is laid out one sequence a
+    Every argument is a macro of `gin/runs/precompile.gin`, but `decoding`, which is the flag
+    `--decoding`: whether the decoding step is compiled, once the training step is known to fit. The batch is laid out one sequence a
     row, every row as long as the feature lengths: what `PACK = False` trains on, and more than a
     packed batch of the same sequences takes.
 
@@ -136,8 +138,12 @@ def precompile(
     else:
         with _waiting(f"compiling the training step for {where} …"):
             step = compiled.compile_report(lower_step)
-        with _waiting(f"compiling the decoding step for {where} …"):
-            decode = compiled.compile_report(lambda: decoder.lower(program.state.params, inputs))
+        decode = None
+        if decoding and step.refusal is None:
+            with _waiting(f"compiling the decoding step for {where} …"):
+                decode = compiled.compile_report(
+                    lambda: decoder.lower(program.state.params, inputs)
+                )
 
     # ---------------------------------- report ----------------------------------
     # The optimizer's state stays in memory while labels are decoded.
@@ -265,8 +271,10 @@ def _advice(
     data, model = mesh["slice"] * mesh["data"], mesh["model"]
     state_is_large = available is not None and state > 0.5 * available
     advice = []
-    if not result["fsdp"] and mesh["data"] > 1:
-        advice.append("FSDP = True: splits parameters and optimizer state over the data axis")
+    splits_state = "FSDP = True: splits parameters and optimizer state over the data axis"
+    can_split_state = not result["fsdp"] and mesh["data"] > 1
+    if can_split_state and state_is_large:
+        advice.append(splits_state)
     elif state_is_large and result["fsdp"]:
         advice.append(
             "a larger TOPOLOGY: parameters and optimizer state are split over all chips already"
@@ -284,6 +292,8 @@ def _advice(
         advice.append(
             f"NUM_MODEL_PARTITIONS = {2 * model}: more chips share each copy of the parameters"
         )
+    if can_split_state and not state_is_large:
+        advice.append(splits_state)
     if too_large == ["decoding"]:
         advice.insert(0, f"EVAL_BATCH_SIZE below {result['decode']['rows']}")
     if not any(text.startswith("a larger") for text in advice):
@@ -425,11 +435,17 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Prints one JSON object on standard output, the table on standard error.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "decoding",
+        True,
+        "Compiles the decoding step too, where the training step fits.",
+        flag_values=values,
+    )
 
 
 def main(configuration: command_line.Configuration) -> int:
     """Compiles what the command line and the gin files say; returns the exit status."""
-    result = precompile(**configuration.arguments)
+    result = precompile(**configuration.arguments, decoding=bool(configuration.flags["decoding"]))
     as_json = bool(configuration.flags["json"])
     print_table(result, to_standard_error=as_json)
     if as_json:

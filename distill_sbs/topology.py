@@ -75,8 +75,8 @@ def use_compiler_only() -> None:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "TOPOLOGY needs libtpu, the TPU compiler, which is not installed; no TPU is needed: "
-            "pip install 'distill_sbs[precompile]', or pip install libtpu"
+            "TOPOLOGY needs libtpu, the TPU compiler, which is not installed (no TPU is needed): "
+            "pip install -e '.[precompile]' in the checkout, or pip install 'libtpu>=0.0.51,<0.1'"
         )
     if "jax" in sys.modules and os.environ.get("JAX_PLATFORMS") != "cpu":
         raise RuntimeError("jax was imported before use_compiler_only()")

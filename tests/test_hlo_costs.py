@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from distill_sbs.hlo_costs import Array, Program
+from distill_sbs.hlo_costs import Program
+from distill_sbs.hlo_text import Array
 
 
 def costs_of(function, *arguments):
@@ -43,6 +49,76 @@ def test_a_loop_in_a_loop() -> None:
         return jax.lax.scan(inner, x, None, length=7)[0]
 
     assert costs_of(outer, jnp.ones((16, 16))).matrix_flops == 7 * 5 * 2 * 16**3
+
+
+def test_scanned_layers_cost_what_unrolled_ones_do() -> None:
+    """A training step's gradients, through four layers that are scanned or written out."""
+
+    def layer(x, w):
+        return jnp.tanh(x @ w)
+
+    def scanned(weights, x):
+        return jnp.sum(jax.lax.scan(lambda x, w: (layer(x, w), None), x, weights)[0])
+
+    def unrolled(weights, x):
+        for w in weights:
+            x = layer(x, w)
+        return jnp.sum(x)
+
+    weights, x = jnp.ones((4, 64, 64)), jnp.ones((32, 64))
+    # Forward one product a layer; backward one for the weights and one for the inputs, the first
+    # layer's inputs aside, which a loop's equal bodies do not leave out.
+    product = 2 * 32 * 64 * 64
+    assert costs_of(jax.grad(unrolled), weights, x).matrix_flops == (4 + 4 + 3) * product
+    assert costs_of(jax.grad(scanned), weights, x).matrix_flops == (4 + 4 + 4) * product
+    both = (jax.grad(function, argnums=(0, 1)) for function in (unrolled, scanned))
+    assert [costs_of(function, weights, x).matrix_flops for function in both] == [12 * product] * 2
+
+
+# Four devices with 2 rows of 16 float32 numbers each: 128 bytes.
+COLLECTIVES = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec as P
+from distill_sbs.hlo_costs import Program
+
+def costs(function, given, left):
+    mapped = jax.shard_map(
+        lambda x: function(jnp.sin(x)), mesh=Mesh(jax.devices(), ("d",)),
+        in_specs=given, out_specs=left, check_vma=False)
+    program = Program(jax.jit(mapped).lower(jnp.ones((8, 16))).compile().as_text())
+    return program.costs().collective_bytes, program.costs().link_bytes
+
+rows, whole = P("d"), P()
+print(json.dumps([
+    costs(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jax.lax.psum(y, "d") / 4, x), rows, rows),
+    costs(lambda x: jax.lax.all_gather(x, "d", tiled=True), rows, whole),
+    costs(lambda x: jax.lax.psum_scatter(x, "d", tiled=True), whole, rows),
+    costs(lambda x: jax.lax.ppermute(x, "d", [(0, 1), (1, 2), (2, 3), (3, 0)]), rows, rows),
+    costs(lambda x: jax.lax.all_to_all(x, "d", 1, 0, tiled=True), rows, rows),
+]))
+"""
+
+
+def test_collectives_of_four_devices() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTIVES],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        # Three turns; each sends 3/4 of its operand, then as much of the sum.
+        [{"all-reduce": 3 * 128}, 3 * 2 * 96],
+        # A device's part goes on three times round the ring.
+        [{"all-gather": 128}, 3 * 128],
+        [{"reduce-scatter": 512}, 3 * 128],
+        [{"collective-permute": 128}, 128],
+        # A device keeps a quarter of what it has.
+        [{"all-to-all": 128}, 96],
+    ]
 
 
 # As the TPU compiler prints: products as convolutions, no known_trip_count, memory on the chip.

@@ -1,0 +1,141 @@
+"""Reads the text of a compiled XLA program.
+
+Enters: what `compiled.as_text()` gives. Leaves: its computations, `Instruction`s by name, and the
+sizes of their `Array`s as they lie in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(calls|body|condition|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of an instruction's type: elements, dimensions, where and how it is laid out."""
+
+    element: str
+    dimensions: tuple[int, ...]
+    layout: str
+
+    @property
+    def bytes(self) -> int:
+        """Its size; dimensions that a tiled layout pads count as padded."""
+        dimensions = list(self.dimensions)
+        tile = re.search(r"T\(([\d,]+)\)", self.layout)
+        order = re.match(r"[\d,]+", self.layout)
+        if tile and order and dimensions:
+            minor_to_major = [int(number) for number in order[0].split(",")]
+            sizes = [int(number) for number in tile[1].split(",")]
+            for axis, size in zip(minor_to_major, reversed(sizes), strict=False):
+                dimensions[axis] = -(-dimensions[axis] // size) * size
+        digits = re.search(r"\d+", self.element)
+        bits = _BITS.get(self.element, int(digits[0]) if digits else 8)
+        return math.prod(dimensions) * bits // 8
+
+    @property
+    def in_main_memory(self) -> bool:
+        """Whether it lies in the device's main memory (HBM), and not in memory on the chip."""
+        return re.search(r"S\([1-9]", self.layout) is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: what it makes, of which operands, calling which computations."""
+
+    name: str
+    arrays: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+    literal: str
+
+    def called(self, *kinds: str) -> list[str]:
+        """Names of the computations that it calls, by the attributes `kinds`; by any without."""
+        return [
+            name
+            for kind, names in _CALLED.findall(self.attributes)
+            if not kinds or kind in kinds
+            for name in _NAME.findall(names)
+        ]
+
+
+def read_program(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """Name → computation, which is name → instruction, in order; and the name of the first to run.
+
+    Raises:
+      ValueError: the text holds no program.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry = ""
+    current: dict[str, Instruction] | None = None
+    for line in text.splitlines():
+        if current is None or not line.startswith(" "):
+            header = _HEADER.match(line)
+            if header:
+                current = computations.setdefault(header[2], {})
+                if header[1]:
+                    entry = header[2]
+            continue
+        instruction = _read_instruction(line)
+        if instruction is not None:
+            current[instruction.name] = instruction
+    if not entry:
+        raise ValueError("expected the text of a compiled program; it has no ENTRY computation")
+    return computations, entry
+
+
+def _read_instruction(line: str) -> Instruction | None:
+    body = line.strip()
+    is_root = body.startswith("ROOT ")
+    name, separator, rest = body.removeprefix("ROOT ").partition(" = ")
+    if not separator:
+        return None
+    end = _end_of_type(rest)
+    opcode, parenthesis, arguments = rest[end:].lstrip().partition("(")
+    if not parenthesis:
+        return None
+    close = _closing(arguments)
+    inside, attributes = arguments[:close], arguments[close + 1 :]
+    # Metadata may hold any text, and most of the bytes.
+    attributes = re.sub(r"metadata=\{[^{}]*\}", "", attributes)
+    return Instruction(
+        name=name.lstrip("%"),
+        arrays=tuple(
+            Array(element, tuple(int(size) for size in sizes.split(",") if size), layout or "")
+            for element, sizes, layout in _ARRAY.findall(rest[:end])
+        ),
+        opcode=opcode.strip(),
+        operands=tuple(_NAME.findall(inside)),
+        attributes=attributes,
+        is_root=is_root,
+        literal=inside.strip() if opcode.strip() in ("constant", "parameter") else "",
+    )
+
+
+def _end_of_type(text: str) -> int:
+    """Where an instruction's type ends: a tuple in parentheses, or an array without blanks."""
+    if text.startswith("("):
+        return _closing(text[1:]) + 2
+    return text.find(" ")
+
+
+def _closing(text: str) -> int:
+    """The index of the parenthesis that closes what was open before `text`."""
+    depth = 1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.start()
+    return len(text)
