@@ -94,7 +94,12 @@ def run_python(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedPro
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            # Compiling is what takes time here: less optimized, and each program once.
+            "XLA_FLAGS": (
+                "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+            ),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "DISTILL_SBS_DATA_DIR": str(folder / "data"),
         },
         capture_output=True,
@@ -235,7 +240,7 @@ def test_what_is_unset_is_named_in_one_line(folder: pathlib.Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: required macro not set: MODEL_DIR;")
 
 
-# Reads the training data as T5X does, and prints (task id, input tokens) of each row.
+# Reads training data as T5X does, and prints (task id, input tokens, target tokens) of each row.
 READ_DATA = """
 import json, os, sys
 import gin
@@ -259,33 +264,55 @@ for flags in arguments:
     dataset = utils.get_dataset(data, 0, 1, StepByStepFeatureConverter)
     rows = []
     for batch in dataset.unbatch().take(600).as_numpy_iterator():
-        rows.append((int(batch["decoder_task_ids"].max()), batch["encoder_input_tokens"].tolist()))
+        tokens = [batch[f"{name}_tokens"].tolist() for name in ("encoder_input", "decoder_target")]
+        rows.append((int(batch["decoder_task_ids"].max()), *tokens))
     seen.append(rows)
 print(json.dumps(seen))
 """
 
 
-def test_fraction_and_rate_are_those_of_the_macros(folder: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def joined(folder: pathlib.Path) -> pathlib.Path:
+    """A DATA_DIR where `prepare` joined the user's dataset with a teacher that it does not name."""
+    with (folder / "outputs.jsonl").open("w") as file:
+        for i in range(200):
+            row = {"id": f"train-{i}", "label": "ab"[i % 2], "rationale": f"qwen's {i}"}
+            file.write(json.dumps(row) + "\n")
+    done = run_python(
+        folder,
+        *("-m", "distill_sbs.prepare", "--dataset=pairs", "--task_file=pairs.py"),
+        *("--data_dir=joined", "--teacher=qwen", "--teacher_outputs=outputs.jsonl"),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "joined"
+
+
+def test_data_are_those_of_the_macros(folder: pathlib.Path, joined: pathlib.Path) -> None:
+    """Fraction, rate, mixtures, and a teacher whose outputs were joined by `prepare --teacher`."""
     runs = [
         {"DATA_FRACTION": 0.25},
         {"RATIONALE_RATE": 0.5},
         {"RATIONALE_RATE": 0.0},
         {"MIXTURE_OR_TASK_NAME": "'pairs_finetune'"},
+        {"MIXTURE_OR_TASK_NAME": "'pairs_dss_qwen'", "DATA_DIR": f"'{joined}'"},
     ]
     flags = [t5x_arguments("finetune", MODEL_DIR="'none'", **macros) for macros in runs]
     done = run_python(folder, "-c", READ_DATA, json.dumps(flags))
     assert done.returncode == 0, done.stderr[-4000:]
-    quarter, half, none, finetune = json.loads(done.stdout)
+    quarter, half, none, finetune, qwen = json.loads(done.stdout)
+
+    def texts(rows: list, task: int, feature: int = 1) -> set[str]:
+        chosen = (row[feature] for row in rows if row[0] == task)
+        return {bytes(byte - 3 for byte in row if byte > 2).decode() for row in chosen}
 
     def inputs(rows: list, task: int) -> set[str]:
-        texts = (
-            bytes(byte - 3 for byte in row if byte > 2).decode() for id_, row in rows if id_ == task
-        )
-        return {text.split(": ", 1)[1] for text in texts}
+        return {text.split(": ", 1)[1] for text in texts(rows, task)}
 
     assert len(inputs(quarter, 1)) == 50  # of 200; each task is drawn some 300 times
     assert inputs(quarter, 1) == inputs(quarter, 2)
-    share = sum(id_ == 2 for id_, _ in half) / len(half)
+    share = sum(row[0] == 2 for row in half) / len(half)
     assert share == pytest.approx(1 / 3, abs=0.06)
-    assert {id_ for id_, _ in none} == {1}
+    assert {row[0] for row in none} == {1}
     assert none == finetune
+    assert texts(qwen, 1, feature=2) == {"a", "b"}
+    assert all(re.fullmatch(r"qwen's \d+", text) for text in texts(qwen, 2, feature=2))
