@@ -195,9 +195,9 @@ def main(argv: Sequence[str]) -> int:
     if values.output:
         parity_table.write(values.output, parity_table.markdown(parts))
         console.print(f"written to {values.output}", highlight=False, soft_wrap=True)
-    beyond = [line for part in parts for line in part.lines if not line.within]
-    if beyond:
-        print(f"{len(beyond)} beyond the limit", file=sys.stderr)
+    beyond = [(part, line) for part in parts for line in part.lines if not line.within]
+    for part, line in beyond:
+        print(f"beyond the limit: {part.title}: {line.name}: {line.cell}", file=sys.stderr)
     return 1 if beyond else 0
 
 

@@ -13,7 +13,6 @@ import os
 import pathlib
 import sys
 
-import numpy as np
 import pytest
 
 from distill_sbs import constants, optimizer
@@ -149,8 +148,14 @@ def test_objective_at_rate_one_is_twice_the_reference_s(tiny, examples):
 def test_base_at_full_size(version, examples):
     """Fewer rows than the benchmark's, for the time they take."""
     pair = parity_pairs.Pair.random("base", version)
-    assert np.sum([each.numel() for each in pair.theirs.parameters()]) > 220e6
-    check(parity_outputs.compare_outputs(pair, examples.rows(0, 2), rounding=False))
+    assert sum(each.numel() for each in pair.theirs.parameters()) > 220e6
+    measured = parity_outputs.compare_outputs(pair, examples.rows(0, 2), rounding=False)
+    if parity_outputs.DECIDED in {each.name for each in measured}:
+        # Of a million hidden units some lie within rounding of ReLU's kink, where float32 decides
+        # nothing: transformers is then as far from itself in float64 (docs/parity.md). The
+        # gradient with those units decided alike is held to the same limit.
+        measured = [each for each in measured if each.name != parity_outputs.GRADIENTS]
+    check(measured)
     found, expected = parity_training.decode_both(pair, examples.label_inputs[:8], 1)
     assert found == expected
     del pair
