@@ -1,11 +1,12 @@
 """`python benchmarks/parity.py`: our T5 beside transformers', in numbers.
 
-    python benchmarks/parity.py --size=tiny,base --version=1.0,1.1 --output=docs/parity.md
+    python benchmarks/parity.py --results=parity.jsonl --output=docs/parity.md
 
 Enters: CommonsenseQA's prepared records and T5's vocabulary; weights are drawn by transformers,
-with a fixed seed. Leaves: a table in Markdown on standard output, line by line as it is measured,
-and where `--output` names a file, between its two comments `<!-- transformers -->`. Exit status 1
-where a difference is beyond its limit.
+with a fixed seed. Leaves: a table on standard output; where `--output` names a file, the same in
+Markdown between its two comments `<!-- transformers -->`. With `--results` every part is kept as
+soon as it is measured, and the same command goes on after the last one. Exit status 1 where a
+difference is beyond its limit.
 
 Both sides run in float32 on the CPU with dropout off, one after the other on the same batches.
 """
@@ -13,16 +14,18 @@ Both sides run in float32 on the CPU with dropout off, one after the other on th
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import pathlib
-import platform
-import re
 import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import parity_table
+import rich.console
+import rich.progress
 from absl import flags
 
 from distill_sbs import command_line, quiet_tensorflow
@@ -30,22 +33,26 @@ from distill_sbs.errors import UserError
 
 SIZES = ("tiny", "base")
 VERSIONS = ("1.0", "1.1")
-BEAMS = (1, 4)
+PARTS = ("outputs", "greedy", "beam", "training", "drawn")
 EXAMPLES_A_BATCH = 4
+# Off a terminal, wide enough for every column.
+WIDTH = 150
 
 DESCRIPTION = "Compares our T5 with transformers': outputs, loss, gradients, decoding, training."
-MARKER = "<!-- transformers -->"
-PACKAGES = ("jax", "flax", "optax", "torch", "transformers")
-HEADER = (
-    "| T5 | ours against transformers | difference | limit | within | float32 | note |\n"
-    "| --- | --- | ---: | ---: | --- | ---: | --- |"
-)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this script."""
     flags.DEFINE_list("size", list(SIZES), "Of tiny and base.", flag_values=values)
     flags.DEFINE_list("version", list(VERSIONS), "Of T5: 1.0 and 1.1.", flag_values=values)
+    flags.DEFINE_list(
+        "part",
+        list(PARTS),
+        f"Of {', '.join(PARTS)}: encoder output, logits, loss and gradients; decoding; ten steps"
+        " of AdamW; and outputs again, with the weights as transformers draws them instead of"
+        " scaled so that mistakes show (see parity_pairs.random_model).",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "data_dir",
         None,
@@ -61,20 +68,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
+        "results",
+        None,
+        "A file of JSON lines to keep what is measured in; what it has is not measured again.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "output", None, "A Markdown file to put the table in, too.", flag_values=values
-    )
-    flags.DEFINE_bool(
-        "as_drawn",
-        False,
-        "Leaves the weights as transformers draws them, instead of scaling some so that mistakes "
-        "show (see parity_pairs.random_model).",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "rounding",
-        False,
-        "Fills the column float32: the difference of transformers from itself in float64.",
-        flag_values=values,
     )
 
 
@@ -119,65 +119,41 @@ def import_libraries() -> None:
     quiet_tensorflow.import_tensorflow()
 
 
-def measure(
-    size: str, version: str, examples: Any, as_drawn: bool, rounding: bool
-) -> Iterator[tuple[Any, float | None]]:
-    """All measurements of one model as they are made, with the rounding where it is known."""
+def measure(pair: Any, part: str, examples: Any) -> list[parity_table.Measurement]:
+    """The measurements of one part."""
     import parity_outputs
-    import parity_pairs
     import parity_training
 
-    pair = parity_pairs.Pair.random(size, version, as_drawn)
-    first = examples.rows(0, EXAMPLES_A_BATCH)
-    known = parity_outputs.rounding_of_transformers(pair, first) if rounding else {}
-    for measured in parity_outputs.compare_outputs(pair, first):
-        yield measured, known.get(measured.name)
-    for beams in BEAMS:
-        yield parity_training.compare_decoding(pair, examples.label_inputs, beams), None
-    for measured in parity_training.compare_training(pair, examples, EXAMPLES_A_BATCH):
-        yield measured, None
+    if part in ("outputs", "drawn"):
+        return parity_outputs.compare_outputs(pair, examples.rows(0, EXAMPLES_A_BATCH))
+    if part == "training":
+        return parity_training.compare_training(pair, examples, EXAMPLES_A_BATCH)
+    beams = {"greedy": 1, "beam": 4}[part]
+    return [parity_training.compare_decoding(pair, examples.label_inputs, beams)]
 
 
-def line(size: str, version: str, measured: Any, rounding: float | None) -> str:
-    """A measurement as a line of the table."""
-    counted = measured.limit == 0
-    limit, within = "", ""
-    if measured.limit is not None:
-        limit = "0" if counted else f"{measured.limit:.0e}"
-        within = "yes" if measured.within else "**no**"
-    cells = (
-        f"{version} {size}",
-        measured.name,
-        f"{measured.value:.0f}" if counted else f"{measured.value:.1e}",
-        limit,
-        within,
-        "" if rounding is None else f"{rounding:.1e}",
-        measured.note,
-    )
-    return f"| {' | '.join(cells)} |"
+def measure_all(
+    wanted: Sequence[parity_table.Key], examples: Any, bar: rich.progress.Progress
+) -> Iterator[parity_table.Part]:
+    """Parts as they are measured. One model at a time is in memory."""
+    import parity_pairs
 
-
-def machine() -> str:
-    """Processor and libraries, in words."""
-    from importlib import metadata
-
-    model = platform.processor() or platform.machine()
-    if pathlib.Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
-        model = found[1] if found else model
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {model}; Python {platform.python_version()}, {versions}."
-
-
-def write(path: str, table: str) -> None:
-    """Puts the table between the file's two markers, or writes a file of it."""
-    file = pathlib.Path(path)
-    text = file.read_text(encoding="utf-8") if file.exists() else f"{MARKER}\n{MARKER}\n"
-    parts = text.split(MARKER)
-    if len(parts) != 3:
-        raise UserError(f"--output={path}: expected two lines {MARKER} to put the table between")
-    file.write_text(f"{parts[0]}{MARKER}\n{table}\n{MARKER}{parts[2]}", encoding="utf-8")
+    task = bar.add_task("", total=len(wanted))
+    for (size, version, weights), group in itertools.groupby(wanted, lambda key: key[:3]):
+        bar.update(task, description=f"{version} {size}, weights {weights}")
+        pair = parity_pairs.Pair.random(size, version, as_drawn=weights == "as drawn")
+        for *_, part in group:
+            bar.update(task, description=f"{version} {size}, weights {weights}: {part}")
+            start = time.monotonic()
+            measured = measure(pair, part, examples)
+            # ru_maxrss is in KiB on Linux.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            yield parity_table.Part(
+                size, version, weights, part, time.monotonic() - start, peak, measured
+            )
+            bar.advance(task)
+        del pair
+        gc.collect()  # a model's cycles hold its weights
 
 
 def main(argv: Sequence[str]) -> int:
@@ -185,34 +161,44 @@ def main(argv: Sequence[str]) -> int:
     values = command_line.parse_flags(argv, define_flags, DESCRIPTION)
     check_choices("size", values.size, SIZES)
     check_choices("version", values.version, VERSIONS)
+    check_choices("part", values.part, PARTS)
     vocabulary = vocabulary_file(values.vocabulary_file)
-    import_libraries()
-    import parity_pairs
-
-    examples = parity_pairs.cqa_examples(values.data_dir, vocabulary)
-    lines = [HEADER]
-    print(HEADER, flush=True)
-    failed, start = 0, time.monotonic()
-    for size in values.size:
-        for version in values.version:
-            for measured, rounding in measure(
-                size, version, examples, values.as_drawn, values.rounding
-            ):
-                failed += not measured.within
-                lines.append(line(size, version, measured, rounding))
-                print(lines[-1], flush=True)
-            gc.collect()  # a model's cycles hold its weights
-    # ru_maxrss is in KiB on Linux.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    seconds = time.monotonic() - start
-    lines.append(f"\nMeasured in {seconds:.0f} s with at most {peak:.1f} GB, on {machine()}")
-    print(lines[-1])
     if values.output:
-        write(values.output, "\n".join(lines))
-        print(f"written to {values.output}")
-    if failed:
-        print(f"{failed} beyond the limit", file=sys.stderr)
-    return 1 if failed else 0
+        parity_table.write(values.output, None)
+    done = {each.key: each for each in parity_table.read(values.results)}
+    wanted = [
+        (size, version, "as drawn" if part == "drawn" else "scaled", part)
+        for size in values.size
+        for version in values.version
+        for part in values.part
+    ]
+    missing = [key for key in wanted if key not in done]
+    if missing:
+        import_libraries()
+        import parity_pairs
+
+        examples = parity_pairs.cqa_examples(values.data_dir, vocabulary)
+        console = rich.console.Console(stderr=True, soft_wrap=True)
+        columns = rich.progress.Progress.get_default_columns()
+        with rich.progress.Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True
+        ) as bar:
+            for part in measure_all(missing, examples, bar):
+                done[part.key] = part
+                parity_table.append(values.results, part)
+                console.print(f"{part.title}: {part.seconds:.0f} s", highlight=False)
+    parts = [done[key] for key in wanted]
+    console = rich.console.Console(width=None if sys.stdout.isatty() else WIDTH)
+    for table in parity_table.terminal_tables(parts):
+        console.print(table)
+    console.print(parity_table.measured(parts), highlight=False)
+    if values.output:
+        parity_table.write(values.output, parity_table.markdown(parts))
+        console.print(f"written to {values.output}", highlight=False, soft_wrap=True)
+    beyond = [(part, line) for part in parts for line in part.lines if not line.within]
+    for part, line in beyond:
+        print(f"beyond the limit: {part.title}: {line.name}: {line.cell}", file=sys.stderr)
+    return 1 if beyond else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What `parity.py` compares: our T5 and transformers' with the same weights, and batches of text.
 
 Enters: a size and a version of T5; a folder of prepared records and a vocabulary. Leaves: `Pair`s,
-`Examples` and the batches made of them; and `Measurement`, the form that every comparison answers
-in.
+`Examples` and the batches made of them.
 """
 
 from __future__ import annotations
@@ -21,30 +20,7 @@ from distill_sbs.convert import huggingface
 from distill_sbs.model import config as configs
 from distill_sbs.model import network
 
-VERSIONS = ("1.0", "1.1")
-SIZES = ("tiny", "base")
 EXAMPLES = 64
-
-
-class Measurement(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-      name: what was compared.
-      value: the difference measured.
-      limit: the most it may be; None: told, but held to nothing.
-      note: how to read it.
-    """
-
-    name: str
-    value: float
-    limit: float | None
-    note: str = ""
-
-    @property
-    def within(self) -> bool:
-        """Whether the limit is kept; not so for NaN."""
-        return self.limit is None or self.value <= self.limit
 
 
 # ---------------------------------- weights ----------------------------------
@@ -129,12 +105,18 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+def worst(differences: Mapping[str, float]) -> tuple[float, str]:
+    """The largest, and its name; NaN is larger than everything."""
+    name = max(differences, key=lambda each: np.nan_to_num(differences[each], nan=np.inf))
+    return differences[name], name
+
+
 def worst_tensor(
     found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> tuple[float, str]:
     """The largest relative difference of a tensor, and its name."""
     assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
-    return max((relative(found[name], value), name) for name, value in expected.items())
+    return worst({name: relative(found[name], value) for name, value in expected.items()})
 
 
 # ---------------------------------- batches ----------------------------------

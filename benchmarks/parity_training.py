@@ -14,24 +14,30 @@ import torch
 import transformers
 from parity_pairs import (
     Examples,
-    Measurement,
     Pair,
     both_tasks,
     relative,
     torch_inputs,
     torch_labels,
+    worst,
 )
+from parity_table import Measurement
 
 from distill_sbs import constants, optimizer, train_step
 from distill_sbs.convert import huggingface
 from distill_sbs.model import decoding
 
+DECODING = {1: "greedy decoding, outputs that differ", 4: "beam-4 decoding, outputs that differ"}
 DECODE_TOKENS = 12
 ROWS_AT_ONCE = 16
 
 # The published implementation's settings, but for the number of steps.
 LEARNING_RATE = 5e-5
 TRAIN_STEPS = 10
+
+STEP_LOSSES = "losses of ten AdamW steps, relative"
+OF_NORM = "parameters after ten AdamW steps, worst tensor, of its norm"
+OF_MOVEMENT = "… of what the ten steps moved it"
 
 
 # ---------------------------------- decoding ---------------------------------
@@ -46,8 +52,10 @@ def _until_end(tokens: np.ndarray) -> list[list[int]]:
     return rows
 
 
-def compare_decoding(pair: Pair, inputs: np.ndarray, beams: int) -> Measurement:
-    """How many outputs differ in any token, of inputs [N, S]; a single beam is greedy."""
+def decode_both(
+    pair: Pair, inputs: np.ndarray, beams: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens that we and transformers decode from inputs [N, S]; a single beam is greedy."""
 
     @jax.jit
     def decode(params: Any, tokens: Any) -> Any:
@@ -70,14 +78,20 @@ def compare_decoding(pair: Pair, inputs: np.ndarray, beams: int) -> Measurement:
             )
         expected += _until_end(tokens[:, 1:].numpy())  # without the start token
         found += _until_end(np.asarray(decode(pair.params, chunk)))
+    return found, expected
+
+
+def compare_decoding(pair: Pair, inputs: np.ndarray, beams: int) -> Measurement:
+    """How many outputs differ in any token, of inputs [N, S]."""
+    found, expected = decode_both(pair, inputs, beams)
     differing = sum(one != other for one, other in zip(found, expected, strict=True))
     lengths = sorted(map(len, expected))
     distinct = len(set(map(tuple, expected)))
     return Measurement(
-        f"{'greedy' if beams == 1 else f'beam-{beams}'} decoding, outputs that differ",
+        DECODING[beams],
         differing,
         0,
-        f"of {len(expected)}, {distinct} distinct, {lengths[0]} to {lengths[-1]} tokens",
+        f"of {len(expected)}; {distinct} distinct, {lengths[0]} to {lengths[-1]} tokens",
     )
 
 
@@ -142,21 +156,21 @@ def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Me
     found = huggingface.to_huggingface_state(params, pair.ours.config)
     del params
     initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
-    of_norm, of_movement = (0.0, ""), (0.0, "")
+    of_norm, of_movement = {}, {}
     for name, parameter in pair.theirs.named_parameters():
         expected = parameter.detach().numpy()
-        of_norm = max(of_norm, (relative(found[name], expected), name))
+        of_norm[name] = relative(found[name], expected)
         # Found less initial is exact or nearly so: the two are close together.
-        moved = relative(found[name] - initial[name], expected - initial[name])
-        of_movement = max(of_movement, (moved, name))
+        of_movement[name] = relative(found[name] - initial[name], expected - initial[name])
         expected[:] = initial[name]  # the pair's own memory
-    losses_apart = max(
-        abs(one - other) / other for one, other in zip(found_losses, expected_losses, strict=True)
+    steps = zip(found_losses, expected_losses, strict=True)
+    losses_apart, _ = worst(
+        {str(i): abs(one - other) / other for i, (one, other) in enumerate(steps)}
     )
     told = f"from {expected_losses[0]:.3f} to {expected_losses[-1]:.3f}"
-    what = "parameters after ten AdamW steps, worst tensor"
+    (norm, norm_of), (moved, moved_of) = worst(of_norm), worst(of_movement)
     return [
-        Measurement("losses of ten AdamW steps, relative", losses_apart, 1e-5, told),
-        Measurement(f"{what}, of its norm", of_norm[0], 1e-4, of_norm[1]),
-        Measurement(f"{what}, of its movement", of_movement[0], 1e-2, of_movement[1]),
+        Measurement(STEP_LOSSES, losses_apart, 1e-5, told),
+        Measurement(OF_NORM, norm, 1e-4, norm_of),
+        Measurement(OF_MOVEMENT, moved, 1e-2, moved_of),
     ]
