@@ -57,9 +57,9 @@ def precompile(
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
     Every argument is a macro of `gin/runs/precompile.gin`, but `decoding`, which is the flag
-    `--decoding`: whether the decoding step is compiled, once the training step is known to fit. The batch is laid out one sequence a
-    row, every row as long as the feature lengths: what `PACK = False` trains on, and more than a
-    packed batch of the same sequences takes.
+    `--decoding`: whether the decoding step is compiled, once the training step is known to fit.
+    The batch is laid out one sequence a row, every row as long as the feature lengths: what
+    `PACK = False` trains on, and more than a packed batch of the same sequences takes.
 
     Raises:
       UserError: something given cannot work; nothing was compiled.
