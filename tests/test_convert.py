@@ -328,8 +328,7 @@ def test_training_starts_from_every_form(
     assert "another vocabulary" not in capsys.readouterr().err
     if form == "hf":  # a run that goes on does not need it any more
         shutil.rmtree(location)
-        arguments = {"initial_checkpoint_path": str(location), "train_steps": 2}
-        again = trained(tmp_path / "run", tiny_data, **arguments)
+        again = trained(tmp_path / "run", tiny_data, initial_checkpoint_path=str(location))
         jax.tree.map(np.testing.assert_array_equal, again, params)
         assert "from step 1" in capsys.readouterr().err
 
