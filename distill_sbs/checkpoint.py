@@ -313,6 +313,17 @@ def reading_context(kept_bytes: int) -> tensorstore.Context:
     )
 
 
+def writing_context() -> tensorstore.Context:
+    """What handles share that write array after array, none of which is read again.
+
+    Orbax's own keeps up to 100 MB of the database's nodes, more with each array.
+    """
+    nodes = {"cache_pool#ocdbt": {"total_bytes_limit": 0}}
+    return tensorstore.Context(
+        tensorstore.Context.Spec(nodes), ocp.type_handlers.get_ts_context(use_ocdbt=True)
+    )
+
+
 def write_step(
     folder: str,
     params: Any,

@@ -134,7 +134,7 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", ["--noscan_layers", "--scan_layers"])
 def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -> None:
-    """Shards of HuggingFace to ours, to T5X and back: 2 + 2 layers, and 16 + 16 of 4 MiB tensors."""
+    """HuggingFace to ours, to T5X and back: 2 + 2 layers, and 16 + 16, of tensors of 4 MiB."""
     sizes, peaks = [], []
     for layers in (2, 16):
         config = dataclasses.replace(
@@ -328,8 +328,7 @@ def test_training_starts_from_every_form(
     assert "another vocabulary" not in capsys.readouterr().err
     if form == "hf":  # a run that goes on does not need it any more
         shutil.rmtree(location)
-        arguments = {"initial_checkpoint_path": str(location), "train_steps": 2}
-        again = trained(tmp_path / "run", tiny_data, **arguments)
+        again = trained(tmp_path / "run", tiny_data, initial_checkpoint_path=str(location))
         jax.tree.map(np.testing.assert_array_equal, again, params)
         assert "from step 1" in capsys.readouterr().err
 

@@ -145,6 +145,7 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
     def __init__(self) -> None:
         super().__init__()
         self._stopped = threading.Event()
+        self._context = checkpoint.writing_context()
         self._writing: list[Any] = []
 
     async def serialize(
@@ -174,7 +175,7 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
                 arg=arg,
             )
             array = await tensorstore.open(
-                tensorstore.Spec(spec), create=True, open=True, context=info.ts_context
+                tensorstore.Spec(spec), create=True, open=True, context=self._context
             )
             for layer, path in enumerate(leaf.paths):
                 if self._stopped.is_set():
