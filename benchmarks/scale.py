@@ -97,7 +97,7 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {" ".join(line["arguments"]): line for line in lines}
 
 
-def fill(seconds: float, only: str) -> None:
+def fill(seconds: float, only: str, programs: str | None) -> None:
     """Compiles what is missing, in order, starting nothing new after `seconds`."""
     start = time.monotonic()
     done = read_results()
@@ -111,8 +111,10 @@ def fill(seconds: float, only: str) -> None:
             print("out of time; the same command continues", file=sys.stderr)
             return
         print(f"{number}/{len(RUNS)} {size} {slice_name} {bindings}", file=sys.stderr, flush=True)
+        folder = "_".join([table, size, slice_name.replace(":", "_"), *map(str, bindings.values())])
+        keep = [f"--programs={pathlib.Path(programs) / folder}"] if programs else []
         finished = subprocess.run(
-            [sys.executable, "-m", "distill_sbs.precompile", "--json", *arguments],
+            [sys.executable, "-m", "distill_sbs.precompile", "--json", *arguments, *keep],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -213,11 +215,12 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print the tables, compile nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after")
     parser.add_argument("--only", default="", help="words of table, size and slice")
+    parser.add_argument("--programs", help="a folder for the texts of the compiled programs")
     options = parser.parse_args()
     if options.print:
         print_tables()
     else:
-        fill(options.seconds, options.only)
+        fill(options.seconds, options.only, options.programs)
 
 
 if __name__ == "__main__":
