@@ -38,6 +38,7 @@ MUST_SHOW = [
         {"STUDENT_OVERRIDES": {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "none"}},
     ),
 ]
+FULL_REMAT = {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "full"}
 # What is too small, and the smallest that is large enough; what is the smallest on offer stands
 # alone. In as many microbatches as that may need.
 SLICES = [
@@ -59,7 +60,7 @@ SLICES = [
     ("slices", "xl", "v6e:1x1", {}),
     ("slices", "xl", "v6e:2x2", {"NUM_MICROBATCHES": 2}),
     ("slices", "large", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
-    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 64}),
+    ("slices", "large", "v5e:1x1", {"STUDENT_OVERRIDES": FULL_REMAT, "NUM_MICROBATCHES": 128}),
     ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
     ("slices", "large", "v5p:2x2x1", {}),
     ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
@@ -195,16 +196,16 @@ def _row(
         f"{max(needed) / gib:.2f} / {there_is}" if None not in needed else f"– / {there_is}",
         "yes" if result["fits"] else "**no**",
     ]
-    if "flops" in result:
+    cells.append(f"{result['flops'] / 1e12:.2f}" if "flops" in result else "–")
+    if "link_bytes" in result:
         cells += [
-            f"{result['flops'] / 1e12:.2f}",
             f"{result['hbm_bytes_accessed'] / 1e9:.1f}",
             f"{result['link_bytes'] / 1e9:.2f}",
             f"{result['step_seconds_at_least'] * 1e3:.0f} ({result['limited_by']})",
             f"{result['mfu_bound']:.0%}",
         ]
     else:
-        cells += ["–"] * 5
+        cells += ["–" if result["refusal"] else "not run"] * 4
     seconds = [each["compile_seconds"] for each in (result, result["decode"]) if each]
     return f"| {' | '.join(cells)} | {' + '.join(f'{each:.0f}' for each in seconds)} s |"
 
