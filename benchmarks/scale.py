@@ -38,6 +38,7 @@ MUST_SHOW = [
         {"STUDENT_OVERRIDES": {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "none"}},
     ),
 ]
+FULL_REMAT = {"dtype": "bfloat16", "scan_layers": True, "remat_policy": "full"}
 # What is too small, and the smallest that is large enough; what is the smallest on offer stands
 # alone. In as many microbatches as that may need.
 SLICES = [
@@ -59,7 +60,7 @@ SLICES = [
     ("slices", "xl", "v6e:1x1", {}),
     ("slices", "xl", "v6e:2x2", {"NUM_MICROBATCHES": 2}),
     ("slices", "large", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
-    ("slices", "large", "v5e:1x1", {"NUM_MICROBATCHES": 64}),
+    ("slices", "large", "v5e:1x1", {"STUDENT_OVERRIDES": FULL_REMAT, "NUM_MICROBATCHES": 128}),
     ("slices", "large", "v5e:2x2", {"NUM_MICROBATCHES": 4}),
     ("slices", "large", "v5p:2x2x1", {}),
     ("slices", "large", "v6e:1x1", {"NUM_MICROBATCHES": 16}),
@@ -97,7 +98,7 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {" ".join(line["arguments"]): line for line in lines}
 
 
-def fill(seconds: float, only: str) -> None:
+def fill(seconds: float, only: str, programs: str | None) -> None:
     """Compiles what is missing, in order, starting nothing new after `seconds`."""
     start = time.monotonic()
     done = read_results()
@@ -111,8 +112,10 @@ def fill(seconds: float, only: str) -> None:
             print("out of time; the same command continues", file=sys.stderr)
             return
         print(f"{number}/{len(RUNS)} {size} {slice_name} {bindings}", file=sys.stderr, flush=True)
+        folder = "_".join([table, size, slice_name.replace(":", "_"), *map(str, bindings.values())])
+        keep = [f"--programs={pathlib.Path(programs) / folder}"] if programs else []
         finished = subprocess.run(
-            [sys.executable, "-m", "distill_sbs.precompile", "--json", *arguments],
+            [sys.executable, "-m", "distill_sbs.precompile", "--json", *arguments, *keep],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -193,16 +196,16 @@ def _row(
         f"{max(needed) / gib:.2f} / {there_is}" if None not in needed else f"– / {there_is}",
         "yes" if result["fits"] else "**no**",
     ]
-    if "flops" in result:
+    cells.append(f"{result['flops'] / 1e12:.2f}" if "flops" in result else "–")
+    if "link_bytes" in result:
         cells += [
-            f"{result['flops'] / 1e12:.2f}",
             f"{result['hbm_bytes_accessed'] / 1e9:.1f}",
             f"{result['link_bytes'] / 1e9:.2f}",
             f"{result['step_seconds_at_least'] * 1e3:.0f} ({result['limited_by']})",
             f"{result['mfu_bound']:.0%}",
         ]
     else:
-        cells += ["–"] * 5
+        cells += ["–" if result["refusal"] else "not run"] * 4
     seconds = [each["compile_seconds"] for each in (result, result["decode"]) if each]
     return f"| {' | '.join(cells)} | {' + '.join(f'{each:.0f}' for each in seconds)} s |"
 
@@ -213,11 +216,12 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print the tables, compile nothing")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after")
     parser.add_argument("--only", default="", help="words of table, size and slice")
+    parser.add_argument("--programs", help="a folder for the texts of the compiled programs")
     options = parser.parse_args()
     if options.print:
         print_tables()
     else:
-        fill(options.seconds, options.only)
+        fill(options.seconds, options.only, options.programs)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Leaves: a `Report` for each program: bytes a chip by what they hold, FLOPs, traf
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
 import time
 from typing import Any
@@ -50,11 +51,12 @@ class Report:
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
 
 
-def compile_report(lower: Any) -> Report:
+def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Report:
     """Compiles what `lower()` lowers.
 
     Args:
       lower: traces a program, `jax.stages.Lowered`.
+      program_file: where the compiled program's text is to be written, if anywhere.
 
     Raises:
       Exception: any error of the compiler but one for want of memory.
@@ -72,13 +74,17 @@ def compile_report(lower: Any) -> Report:
     analysis = compiled.cost_analysis() or {}
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else {}
+    text = compiled.as_text()
+    if program_file is not None:
+        program_file.parent.mkdir(parents=True, exist_ok=True)
+        program_file.write_text(text)
     return Report(
         compile_seconds=seconds,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         code_bytes=memory.generated_code_size_in_bytes,
-        costs=Program(compiled.as_text()).costs(),
+        costs=Program(text).costs(),
         xla_flops=float(analysis.get("flops", 0.0)),
         xla_bytes=float(analysis.get("bytes accessed", 0.0)),
     )

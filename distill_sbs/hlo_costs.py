@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from distill_sbs.hlo_text import Array, Instruction, read_program
+from distill_sbs.hlo_text import Array, Computations, Instruction, read_program
 
 # These name buffers, or stand for work that is counted elsewhere.
 _FREE = {
@@ -217,7 +217,7 @@ class Program:
         kind = each.opcode.removesuffix("-start")
         if scatters and kind == "all-reduce":
             kind = "reduce-scatter"
-        if kind not in COLLECTIVES:
+        if kind not in COLLECTIVES or _asynchronous_part(each) == "later":
             return
         size = sum(
             array.bytes
@@ -266,12 +266,16 @@ class Program:
             for array in each.arrays[count:] if len(each.arrays) > count else each.arrays:
                 yield array, array.bytes
             return
-        bodies = each.called("calls") if each.opcode == "fusion" else []
-        body = self._computations[bodies[0]] if bodies else None
+        fused = each.called("calls")[0] if each.opcode == "fusion" else None
         for number, operand in enumerate(operands):
             for array in operand.arrays:
-                yield array, _read_of_fused(body, number, array) if body else array.bytes
-        results = _results_of_fused(body, each) if body else [array.bytes for array in each.arrays]
+                size = array.bytes
+                if fused:
+                    size = _read_of_fused(self._computations, fused, number, array)
+                yield array, size
+        results = [array.bytes for array in each.arrays]
+        if fused:
+            results = _results_of_fused(self._computations, fused, each.arrays)
         yield from zip(each.arrays, results, strict=True)
 
 
@@ -279,10 +283,19 @@ class Program:
 
 
 def _group_size(attributes: str) -> int:
-    """How many devices a collective joins; 0 where it does not say."""
+    """How many devices a collective joins; 0 where it does not say.
+
+    Three notations: `[groups,size]<=…`, `{{0,1},{2,3}}`, and axes of a mesh, or parts of axes:
+    `mesh['a'=64,'b'=4] {'a','b':(1)2}`.
+    """
     shape = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     if shape:
         return int(shape[2])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     first = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     return len(first[1].split(",")) if first else 0
 
@@ -351,17 +364,31 @@ def _meetings(
     return count
 
 
-def _users(body: dict[str, Instruction], name: str) -> list[Instruction]:
-    """Who uses a value inside a fusion, names for the same buffer looked through."""
+def _asynchronous_part(each: Instruction) -> str | None:
+    """Whether it begins an asynchronous collective ("first"), or goes on with it ("later").
+
+    The TPU compiler spreads one collective over several fusions, to compute meanwhile: a start, any
+    number of steps, a done. Each of them repeats the collective's instruction and hands its
+    buffers on.
+    """
+    flag = re.search(r'"flag_start":"(-?\d+)"', each.attributes)
+    return None if flag is None else "first" if flag[1] == "-1" else "later"
+
+
+def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, int]]:
+    """Who uses a value inside a fusion, as which operand; other names of its buffer included."""
     users = []
     for each in body.values():
-        if name in each.operands:
-            users += _users(body, each.name) or [each] if each.opcode == "bitcast" else [each]
+        for position, operand in enumerate(each.operands):
+            if operand == name:
+                aliases = _users(body, each.name) if each.opcode == "bitcast" else []
+                users += aliases or [(each, position)]
     return users
 
 
-def _read_of_fused(body: dict[str, Instruction], number: int, array: Array) -> int:
+def _read_of_fused(computations: Computations, name: str, number: int, array: Array) -> int:
     """Bytes that a fusion reads of its operand: only the slices, where it takes slices only."""
+    body = computations[name]
     parameter = next(
         (
             each.name
@@ -372,31 +399,51 @@ def _read_of_fused(body: dict[str, Instruction], number: int, array: Array) -> i
     )
     if parameter is None:
         return array.bytes
+    hands_on = any(_asynchronous_part(each) for each in body.values())
     read = 0
-    for user in _users(body, parameter):
+    for user, position in _users(body, parameter):
+        if _asynchronous_part(user) == "later" or (
+            hands_on and user.opcode in ("tuple", "custom-call")
+        ):
+            continue
         if user.opcode in ("dynamic-slice", "slice"):
             read += user.arrays[0].bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[1] != parameter:
+        elif user.opcode == "dynamic-update-slice" and position == 0:
             continue  # updated in place: what is not overwritten is not touched
+        elif user.opcode == "fusion":
+            read += _read_of_fused(computations, user.called("calls")[0], position, array)
         else:
             return array.bytes
     return min(read, array.bytes)
 
 
-def _results_of_fused(body: dict[str, Instruction], fusion: Instruction) -> list[int]:
+def _results_of_fused(
+    computations: Computations, name: str, arrays: tuple[Array, ...]
+) -> list[int]:
     """Bytes that a fusion writes of each result: only the update, where it updates in place."""
+    body = computations[name]
     root = next((each for each in body.values() if each.is_root), None)
     if root is None:
-        return [array.bytes for array in fusion.arrays]
+        return [array.bytes for array in arrays]
     sources = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
+    hands_on = any(_asynchronous_part(each) for each in body.values())
     sizes = []
-    for array, source in zip(fusion.arrays, sources, strict=False):
+    for array, source in zip(arrays, sources, strict=False):
         while source is not None and source.opcode == "bitcast":
             source = body.get(source.operands[0])
         size = array.bytes
-        if source is not None and source.opcode == "dynamic-update-slice":
+        if hands_on and (
+            source is None
+            or source.opcode in ("parameter", "custom-call")
+            or _asynchronous_part(source) == "later"
+        ):
+            size = 0
+        elif source is not None and source.opcode == "dynamic-update-slice":
             update = body.get(source.operands[1])
             if update is not None:
                 size = min(size, update.arrays[0].bytes)
+        elif source is not None and source.opcode == "fusion" and len(source.arrays) == 1:
+            inner = _results_of_fused(computations, source.called("calls")[0], (array,))
+            size = min(size, inner[0])
         sizes.append(size)
-    return sizes + [array.bytes for array in fusion.arrays[len(sizes) :]]
+    return sizes + [array.bytes for array in arrays[len(sizes) :]]

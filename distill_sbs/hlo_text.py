@@ -71,13 +71,16 @@ class Instruction:
         ]
 
 
-def read_program(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+Computations = dict[str, dict[str, Instruction]]
+
+
+def read_program(text: str) -> tuple[Computations, str]:
     """Name → computation, which is name → instruction, in order; and the name of the first to run.
 
     Raises:
       ValueError: the text holds no program.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: Computations = {}
     entry = ""
     current: dict[str, Instruction] | None = None
     for line in text.splitlines():

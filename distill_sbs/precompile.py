@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,13 +54,15 @@ def precompile(
     num_slices: int | None = None,
     num_microbatches: int = 1,
     decoding: bool = True,
+    program_folder: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
-    Every argument is a macro of `gin/runs/precompile.gin`, but `decoding`, which is the flag
-    `--decoding`: whether the decoding step is compiled, once the training step is known to fit.
-    The batch is laid out one sequence a row, every row as long as the feature lengths: what
-    `PACK = False` trains on, and more than a packed batch of the same sequences takes.
+    Every argument is a macro of `gin/runs/precompile.gin`, but the last two, which are flags:
+    `decoding`, whether the decoding step is compiled once the training step is known to fit, and
+    `program_folder`, where the programs' texts go. The batch is laid out one sequence a row, every
+    row as long as the feature lengths: what `PACK = False` trains on, and more than a packed batch
+    of the same sequences takes.
 
     Raises:
       UserError: something given cannot work; nothing was compiled.
@@ -125,6 +128,9 @@ def precompile(
         with sharding.rules(mesh):
             return program.step.lower(program.state, abstract_batch)
 
+    def program_file(name: str) -> pathlib.Path | None:
+        return program_folder / f"{name}.hlo" if program_folder else None
+
     decoder = evaluation.Decoder(program.model, mesh, max_decode_tokens, eval_batch_size)
     where = topology or f"{len(devices)} × {devices[0].device_kind}"
     if available is not None and sum(state_bytes.values()) > available:
@@ -137,12 +143,12 @@ def precompile(
         decode = None
     else:
         with _waiting(f"compiling the training step for {where} …"):
-            step = compiled.compile_report(lower_step)
+            step = compiled.compile_report(lower_step, program_file("training"))
         decode = None
         if decoding and step.refusal is None:
             with _waiting(f"compiling the decoding step for {where} …"):
                 decode = compiled.compile_report(
-                    lambda: decoder.lower(program.state.params, inputs)
+                    lambda: decoder.lower(program.state.params, inputs), program_file("decoding")
                 )
 
     # ---------------------------------- report ----------------------------------
@@ -441,11 +447,22 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Compiles the decoding step too, where the training step fits.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "programs",
+        None,
+        "A folder for the texts of the compiled programs: training.hlo, decoding.hlo.",
+        flag_values=values,
+    )
 
 
 def main(configuration: command_line.Configuration) -> int:
     """Compiles what the command line and the gin files say; returns the exit status."""
-    result = precompile(**configuration.arguments, decoding=bool(configuration.flags["decoding"]))
+    programs = configuration.flags["programs"]
+    result = precompile(
+        **configuration.arguments,
+        decoding=bool(configuration.flags["decoding"]),
+        program_folder=pathlib.Path(programs) if programs else None,
+    )
     as_json = bool(configuration.flags["json"])
     print_table(result, to_standard_error=as_json)
     if as_json:

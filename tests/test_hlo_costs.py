@@ -183,6 +183,103 @@ def test_a_tpu_program_by_hand() -> None:
     assert once.collective_bytes == {"all-reduce": operand}
 
 
+# As the TPU compiler prints too: one collective spread over a start, a step in a loop, and a done,
+# each of which repeats its instruction; the step computes meanwhile, with a slice of a stack that a
+# fusion inside it takes; devices named by axes of a mesh.
+ASYNCHRONOUS_PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%first (p.0: bf16[16,128]) -> (bf16[16,128], bf16[64,128]) {
+  %p.0 = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %g.0 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p.0), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}, \
+backend_config={"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}
+  ROOT %t.0 = (bf16[16,128]{1,0:T(8,128)(2,1)}, bf16[64,128]{1,0:T(8,128)(2,1)}) tuple(%p.0, %g.0)
+}
+
+%slice (stack: bf16[3,128,256], turn: s32[]) -> bf16[128,256] {
+  %stack = bf16[3,128,256]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %turn = s32[]{:T(128)} parameter(1)
+  %zero.0 = s32[]{:T(128)} constant(0)
+  %taken = bf16[1,128,256]{2,1,0:T(8,128)(2,1)} dynamic-slice(%stack, %turn, %zero.0, %zero.0), \
+dynamic_slice_sizes={1,128,256}
+  ROOT %w = bf16[128,256]{1,0:T(8,128)(2,1)} bitcast(%taken)
+}
+
+%step (p.1: bf16[16,128], r.1: bf16[64,128], k: bf16[3,128,256], n: s32[], x.1: bf16[8,128]) -> \
+(bf16[8,256], bf16[16,128], bf16[64,128]) {
+  %p.1 = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %r.1 = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %k = bf16[3,128,256]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %n = s32[]{:T(128)} parameter(3)
+  %x.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(4)
+  %w.1 = bf16[128,256]{1,0:T(8,128)(2,1)} fusion(%k, %n), kind=kLoop, calls=%slice
+  %y.1 = bf16[8,256]{1,0:T(8,128)(2,1)} convolution(%x.1, %w.1), dim_labels=bf_io->bf
+  %g.1 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}, \
+backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}
+  ROOT %t.1 = (bf16[8,256]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)}, \
+bf16[64,128]{1,0:T(8,128)(2,1)}) tuple(%y.1, %p.1, %g.1)
+}
+
+%last (p.2: bf16[16,128], r.2: bf16[64,128]) -> bf16[64,128] {
+  %p.2 = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %r.2 = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %g.2 = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%p.2), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2] {'a'}, dimensions={0}, \
+backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}
+  ROOT %c.2 = bf16[64,128]{1,0:T(8,128)(2,1)} custom-call(%p.2, %r.2, %g.2), \
+custom_call_target="done"
+}
+
+ENTRY %main (a: bf16[16,128], s: bf16[3,128,256], x: bf16[8,128]) -> bf16[64,128] {
+  %a = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %s = bf16[3,128,256]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %one = s32[]{:T(128)} constant(1)
+  %begun = (bf16[16,128]{1,0:T(8,128)(2,1)}, bf16[64,128]{1,0:T(8,128)(2,1)}) fusion(%a), \
+kind=kCustom, calls=%first
+  %a.1 = bf16[16,128]{1,0:T(8,128)(2,1)} get-tuple-element(%begun), index=0
+  %g = bf16[64,128]{1,0:T(8,128)(2,1)} get-tuple-element(%begun), index=1
+  %going = (bf16[8,256]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)}, \
+bf16[64,128]{1,0:T(8,128)(2,1)}) fusion(%a.1, %g, %s, %one, %x), kind=kOutput, calls=%step
+  %a.2 = bf16[16,128]{1,0:T(8,128)(2,1)} get-tuple-element(%going), index=1
+  %g.3 = bf16[64,128]{1,0:T(8,128)(2,1)} get-tuple-element(%going), index=2
+  ROOT %end = bf16[64,128]{1,0:T(8,128)(2,1)} fusion(%a.2, %g.3), kind=kCustom, calls=%last
+}
+"""
+
+
+def test_an_asynchronous_collective_counts_once() -> None:
+    costs = Program(ASYNCHRONOUS_PROGRAM).costs()
+    shard, whole = 16 * 128 * 2, 64 * 128 * 2
+    assert costs.collective_bytes == {"all-gather": shard}
+    assert costs.link_bytes == 3 * shard  # four devices on axis a
+    assert costs.matrix_flops == 2 * 8 * 128 * 256
+    # The gather reads its shard and writes the whole; the product reads one layer of the stack of
+    # three, its index and its inputs, and writes its outputs. Nothing handed on counts again.
+    product = 128 * 256 * 2 + 4 + 8 * 128 * 2 + 8 * 256 * 2
+    assert costs.memory_bytes == shard + whole + product
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("[2,4]<=[8]", 4),
+        ("[4,64]<=[64,4]T(1,0)", 64),
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("mesh['a'=64,'b'=4] {'a'}", 64),
+        ("mesh['a'=64,'b'=4] {'a','b'}", 256),
+        ("mesh['a'=64,'b'=4] {'a':(8)4}", 4),
+        ("{}", 0),
+    ],
+)
+def test_how_many_devices_a_collective_joins(groups: str, size: int) -> None:
+    from distill_sbs.hlo_costs import _group_size
+
+    assert _group_size(f"channel_id=1, replica_groups={groups}, use_global_device_ids=true") == size
+
+
 def test_sizes_of_arrays() -> None:
     assert Array("f32", (3, 5), "1,0").bytes == 60
     assert Array("bf16", (3, 5), "1,0:T(8,128)(2,1)").bytes == 8 * 128 * 2
