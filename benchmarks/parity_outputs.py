@@ -198,7 +198,7 @@ def compare_outputs(pair: Pair, examples: Examples, rounding: bool = True) -> li
     theirs = _their_outputs(pair.theirs, batch)
     known = {}
     if rounding:
-        with _in_float64(pair.theirs):
+        with in_float64(pair.theirs):
             exact = _their_outputs(pair.theirs, batch)
         known = {name: each.value for name, each in _differences(theirs, exact, batch).items()}
         del exact
@@ -222,7 +222,7 @@ def compare_outputs(pair: Pair, examples: Examples, rounding: bool = True) -> li
 
 
 @contextlib.contextmanager
-def _in_float64(theirs: Any) -> Iterator[None]:
+def in_float64(theirs: Any) -> Iterator[None]:
     """Makes `theirs` compute in float64, also where transformers itself falls back to float32."""
     norm = type(theirs.encoder.final_layer_norm)
 
