@@ -23,6 +23,9 @@ MARKER = "<!-- transformers -->"
 PACKAGES = ("jax", "flax", "optax", "torch", "transformers")
 WEIGHTS = ("scaled", "as drawn")
 
+# The part that measures what float32 leaves open in another one.
+ROUNDING = "rounding"
+
 # Size, version, weights, part.
 Key = tuple[str, str, str, str]
 
@@ -136,6 +139,28 @@ def append(path: str | None, part: Part) -> None:
         file.write(part.to_json() + "\n")
 
 
+def folded(parts: Sequence[Part]) -> list[Part]:
+    """Without the parts named `rounding`: their values become the rounding of their model's lines.
+
+    What they measure bears the name of the line that it belongs to.
+    """
+    known = {
+        (part.model, line.name): line.value
+        for part in parts
+        if part.name == ROUNDING
+        for line in part.lines
+    }
+
+    def with_rounding(part: Part) -> Part:
+        lines = [
+            line._replace(rounding=known.get((part.model, line.name), line.rounding))
+            for line in part.lines
+        ]
+        return part._replace(lines=lines)
+
+    return [with_rounding(part) for part in parts if part.name != ROUNDING]
+
+
 def _rows(parts: Sequence[Part]) -> tuple[list[str], list[list[Measurement | None]], list[str]]:
     """Names of the models; for every quantity its line of each model; names of the quantities."""
     models = list(dict.fromkeys(part.model for part in parts))
@@ -153,7 +178,7 @@ def _limit(lines: Sequence[Measurement | None]) -> str:
 def terminal_tables(parts: Sequence[Part]) -> Iterator[rich.table.Table]:
     """A table for each kind of weights: a row a quantity, a column a model."""
     for weights in WEIGHTS:
-        chosen = [part for part in parts if part.weights == weights]
+        chosen = [part for part in folded(parts) if part.weights == weights]
         if not chosen:
             continue
         models, rows, quantities = _rows(chosen)
@@ -179,7 +204,7 @@ def markdown(parts: Sequence[Part]) -> str:
     """The same tables in Markdown, what was noted beside each measurement, and the machine."""
     text = []
     for weights in WEIGHTS:
-        chosen = [part for part in parts if part.weights == weights]
+        chosen = [part for part in folded(parts) if part.weights == weights]
         if not chosen:
             continue
         models, rows, quantities = _rows(chosen)

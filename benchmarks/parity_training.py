@@ -5,6 +5,7 @@ Enters: a `Pair` of the same weights and examples. Leaves: `Measurement`s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+from parity_outputs import in_float64
 from parity_pairs import (
     Examples,
     Pair,
@@ -20,6 +22,7 @@ from parity_pairs import (
     torch_inputs,
     torch_labels,
     worst,
+    worst_tensor,
 )
 from parity_table import Measurement
 
@@ -137,40 +140,88 @@ def _train_ours(pair: Pair, batches: list[Examples]) -> tuple[list[float], Any]:
     return step_losses, state.params
 
 
-def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Measurement]:
-    """Ten steps with AdamW, linear decay and clipping, of label and rationale rows together.
-
-    Both sides take the same `batch_size` examples a step, others every step. Ten steps move a
-    tensor by little of its norm, so the difference is told as a part of that movement as well: a
-    step left out, a rate that decays otherwise or a missing clip would be 1e-2 and more of it.
-
-    The pair is afterwards what it was.
-    """
+def _batches(examples: Examples, batch_size: int) -> list[Examples]:
     batches = [
         examples.rows(start, start + batch_size)
         for start in range(0, TRAIN_STEPS * batch_size, batch_size)
     ]
     assert len(batches[-1].labels) == batch_size, "too few examples"
+    return batches
+
+
+def _restore(theirs: Any, initial: Mapping[str, np.ndarray]) -> None:
+    """Takes the steps back."""
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            parameter.copy_(torch.from_numpy(np.array(initial[name])))
+
+
+def _differences(
+    found_losses: list[float],
+    found: Mapping[str, np.ndarray],
+    expected_losses: list[float],
+    expected: Mapping[str, np.ndarray],
+    initial: Mapping[str, np.ndarray],
+) -> list[Measurement]:
+    """Of two times ten steps from the same weights."""
+    steps = enumerate(zip(found_losses, expected_losses, strict=True))
+    apart, _ = worst({str(i): abs(one - other) / other for i, (one, other) in steps})
+    told = f"from {expected_losses[0]:.3f} to {expected_losses[-1]:.3f}"
+    norm, norm_of = worst_tensor(found, expected)
+    # Found less initial is exact or nearly so: the two are close together.
+    moved, moved_of = worst(
+        {
+            name: relative(found[name] - initial[name], expected[name] - initial[name])
+            for name in expected
+        }
+    )
+    return [
+        Measurement(STEP_LOSSES, apart, 1e-5, told),
+        Measurement(OF_NORM, norm, 1e-4, norm_of),
+        Measurement(OF_MOVEMENT, moved, 1e-2, moved_of),
+    ]
+
+
+def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Measurement]:
+    """Ten steps with AdamW, linear decay and clipping, of label and rationale rows together.
+
+    Both sides take the same `batch_size` examples a step, others every step. Ten steps move a
+    tensor by little of its norm, so the difference is told as a part of that movement as well.
+
+    The pair is afterwards what it was.
+    """
+    batches = _batches(examples, batch_size)
+    initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
     expected_losses = _train_theirs(pair.theirs, batches)
     found_losses, params = _train_ours(pair, batches)
     found = huggingface.to_huggingface_state(params, pair.ours.config)
     del params
+    expected = _parameters(pair.theirs)
+    measured = _differences(found_losses, found, expected_losses, expected, initial)
+    _restore(pair.theirs, initial)
+    return measured
+
+
+def rounding_of_training(pair: Pair, examples: Examples, batch_size: int) -> list[Measurement]:
+    """What float32 leaves open in `compare_training`: transformers' steps against its float64's.
+
+    AdamW moves every parameter by about the learning rate, be its gradient ever so small, so
+    rounding that changes the sign of a tiny gradient moves its parameter the other way; each step
+    multiplies what the last one left. The names are those of `compare_training`.
+    """
+    batches = _batches(examples, batch_size)
     initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
-    of_norm, of_movement = {}, {}
-    for name, parameter in pair.theirs.named_parameters():
-        expected = parameter.detach().numpy()
-        of_norm[name] = relative(found[name], expected)
-        # Found less initial is exact or nearly so: the two are close together.
-        of_movement[name] = relative(found[name] - initial[name], expected - initial[name])
-        expected[:] = initial[name]  # the pair's own memory
-    steps = zip(found_losses, expected_losses, strict=True)
-    losses_apart, _ = worst(
-        {str(i): abs(one - other) / other for i, (one, other) in enumerate(steps)}
-    )
-    told = f"from {expected_losses[0]:.3f} to {expected_losses[-1]:.3f}"
-    (norm, norm_of), (moved, moved_of) = worst(of_norm), worst(of_movement)
-    return [
-        Measurement(STEP_LOSSES, losses_apart, 1e-5, told),
-        Measurement(OF_NORM, norm, 1e-4, norm_of),
-        Measurement(OF_MOVEMENT, moved, 1e-2, moved_of),
-    ]
+    single_losses = _train_theirs(pair.theirs, batches)
+    single = {name: value.copy() for name, value in _parameters(pair.theirs).items()}
+    _restore(pair.theirs, initial)
+    with in_float64(pair.theirs):
+        double_losses = _train_theirs(pair.theirs, batches)
+        double = _parameters(pair.theirs)
+        measured = _differences(single_losses, single, double_losses, double, initial)
+    _restore(pair.theirs, initial)
+    return measured
+
+
+def _parameters(theirs: Any) -> dict[str, np.ndarray]:
+    """By name; the model's own memory."""
+    return {name: value.detach().numpy() for name, value in theirs.named_parameters()}
