@@ -209,12 +209,20 @@ def state_shardings(
 ) -> Any:
     """A `NamedSharding` for every leaf of a `TrainState`.
 
-    Optimizer state lies like the parameter it belongs to; what is smaller is replicated.
+    Optimizer state lies like the parameter it belongs to, and a factor of Adafactor's like the
+    dimensions that it kept; what is neither is replicated.
     """
     shardings = parameter_shardings(mesh, state.params, fsdp)
 
     def like_parameter(leaf: Any, place: NamedSharding, parameter: Any) -> NamedSharding:
-        return place if leaf.shape == parameter.shape else replicated(mesh)
+        if leaf.shape == parameter.shape:
+            return place
+        axes = (*place.spec, *(None,) * (parameter.ndim - len(place.spec)))
+        # From the last: where two dimensions are alike, either fits.
+        for summed in reversed(range(parameter.ndim)):
+            if leaf.shape == (*parameter.shape[:summed], *parameter.shape[summed + 1 :]):
+                return NamedSharding(mesh, PartitionSpec(*axes[:summed], *axes[summed + 1 :]))
+        return replicated(mesh)
 
     optimizer_state = optax.tree_map_params(
         optimizer,
