@@ -205,7 +205,8 @@ def _row(
             f"{result['mfu_bound']:.0%}",
         ]
     else:
-        cells += ["–" if result["refusal"] else "not run"] * 4
+        not_counted = result["refusal"] or result.get("unreadable")
+        cells += ["–" if not_counted else "not run"] * 4
     seconds = [each["compile_seconds"] for each in (result, result["decode"]) if each]
     return f"| {' | '.join(cells)} | {' + '.join(f'{each:.0f}' for each in seconds)} s |"
 

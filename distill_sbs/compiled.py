@@ -26,10 +26,13 @@ class Report:
       temporary_bytes: activations, gradients, and whatever else lives only inside.
       output_bytes: its results that do not take an input's place.
       code_bytes: the program itself.
-      costs: see `hlo_costs.Costs`; None where it does not fit.
+      costs: see `hlo_costs.Costs`; None where it does not fit, or cannot be read.
       xla_flops, xla_bytes: XLA's own count, which takes every loop's body once.
       needed_bytes: where the compiler refused for want of memory, what it said it needed.
       refusal: its words.
+      unreadable: why the compiled program's text cannot be had, where it cannot: some of v5p's
+        come back from libtpu in a form that the XLA of this JAX does not take (RET_CHECK of
+        async-update). What the compiler says of memory stands all the same.
     """
 
     compile_seconds: float
@@ -42,6 +45,7 @@ class Report:
     xla_bytes: float = 0.0
     needed_bytes: float | None = None
     refusal: str | None = None
+    unreadable: str | None = None
 
     @property
     def total_bytes(self) -> float:
@@ -74,8 +78,12 @@ def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Repo
     analysis = compiled.cost_analysis() or {}
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else {}
-    text = compiled.as_text()
-    if program_file is not None:
+    text, unreadable = None, None
+    try:
+        text = compiled.as_text()
+    except Exception as error:  # as above
+        unreadable = _first_line(error)
+    if program_file is not None and text is not None:
         program_file.parent.mkdir(parents=True, exist_ok=True)
         program_file.write_text(text)
     return Report(
@@ -84,9 +92,10 @@ def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Repo
         temporary_bytes=memory.temp_size_in_bytes,
         output_bytes=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         code_bytes=memory.generated_code_size_in_bytes,
-        costs=Program(text).costs(),
+        costs=Program(text).costs() if text is not None else None,
         xla_flops=float(analysis.get("flops", 0.0)),
         xla_bytes=float(analysis.get("bytes accessed", 0.0)),
+        unreadable=unreadable,
     )
 
 

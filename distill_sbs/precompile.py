@@ -191,6 +191,7 @@ def precompile(
         "mfu_bound": None,
         "compile_seconds": round(step.compile_seconds, 1),
         "refusal": step.refusal,
+        "unreadable": step.unreadable,
         "decode": None,
     }
     if chip and step.costs:
@@ -209,6 +210,7 @@ def precompile(
             **_costs_of(decode, chip),
             "compile_seconds": round(decode.compile_seconds, 1),
             "refusal": decode.refusal,
+            "unreadable": decode.unreadable,
         }
     result["advice"] = _advice(result, too_large, sum(state_bytes.values()), available)
     return result
@@ -428,6 +430,9 @@ def print_table(result: Mapping[str, Any], to_standard_error: bool = False) -> N
     for each in (result, decode):
         if each and each.get("refusal"):
             console.print(f"does not fit: {each['refusal']}", highlight=False, soft_wrap=True)
+        if each and each.get("unreadable"):
+            message = f"FLOPs and traffic not counted, no text of it: {each['unreadable']}"
+            console.print(message, highlight=False, markup=False, soft_wrap=True)
     if result["advice"]:
         console.print("To change, one or more of:", highlight=False)
         for text in result["advice"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from distill_sbs.compiled import compile_report
 from distill_sbs.hlo_costs import Program
 from distill_sbs.hlo_text import Array
 
@@ -80,6 +81,7 @@ COLLECTIVES = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
+from distill_sbs.compiled import compile_report
 from distill_sbs.hlo_costs import Program
 
 def costs(function, given, left):
@@ -315,3 +317,25 @@ def test_padding_of_a_convolution_is_no_work(attributes, left, right, result, pa
 def test_text_that_is_no_program() -> None:
     with pytest.raises(ValueError, match="no ENTRY"):
         Program("nothing")
+
+
+def test_a_program_without_a_text_has_its_memory() -> None:
+    """libtpu's programs for v5p come back so that `as_text` fails, as here."""
+
+    class Unreadable:
+        def __init__(self, compiled: jax.stages.Compiled) -> None:
+            self.memory_analysis = compiled.memory_analysis
+            self.cost_analysis = compiled.cost_analysis
+
+        def as_text(self) -> str:
+            raise RuntimeError("INTERNAL: RET_CHECK failure\nat length")
+
+    class Lowered:
+        def compile(self) -> Unreadable:
+            return Unreadable(jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile())
+
+    report = compile_report(Lowered)
+    assert report.unreadable == "INTERNAL: RET_CHECK failure"
+    assert report.costs is None
+    assert report.refusal is None
+    assert report.argument_bytes == 4 * 4 * 4
