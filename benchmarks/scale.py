@@ -120,7 +120,7 @@ def fill(seconds: float, only: str, programs: str | None) -> None:
             capture_output=True,
             text=True,
         )
-        if finished.returncode not in (0, 1):
+        if not finished.stdout:
             print(finished.stderr, file=sys.stderr)
             continue
         result = {"arguments": arguments, "exit_status": finished.returncode, "table": table}
