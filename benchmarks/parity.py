@@ -71,7 +71,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "results",
         None,
-        "A file of JSON lines to keep what is measured in; what it has is not measured again.",
+        "A file of JSON lines to keep what is measured in; what it has is not measured again, and"
+        " the tables show all of it.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -190,7 +191,8 @@ def main(argv: Sequence[str]) -> int:
                 done[part.key] = part
                 parity_table.append(values.results, part)
                 console.print(f"{part.title}: {part.seconds:.0f} s", highlight=False)
-    parts = [done[key] for key in wanted]
+    order = list(itertools.product(SIZES, VERSIONS, parity_table.WEIGHTS, PARTS))
+    parts = [done[key] for key in order if key in done]
     console = rich.console.Console(width=None if sys.stdout.isatty() else WIDTH)
     for table in parity_table.terminal_tables(parts):
         console.print(table)
