@@ -56,6 +56,7 @@ SLICES = [
     ("slices", "xl", "v4:2x2x1", {"NUM_MICROBATCHES": 2}),
     ("slices", "xl", "v5e:1x1", {}),
     ("slices", "xl", "v5e:2x2", {"NUM_MICROBATCHES": 8}),
+    ("slices", "xl", "v5e:2x2", {"STUDENT_OVERRIDES": FULL_REMAT, "NUM_MICROBATCHES": 16}),
     ("slices", "xl", "v5p:2x2x1", {}),
     ("slices", "xl", "v6e:1x1", {}),
     ("slices", "xl", "v6e:2x2", {"NUM_MICROBATCHES": 2}),
