@@ -17,7 +17,6 @@ import gc
 import itertools
 import os
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from absl import flags
 
 from distill_sbs import command_line, quiet_tensorflow
 from distill_sbs.errors import UserError
+from distill_sbs.peak_memory import peak_memory_mib
 
 SIZES = ("tiny", "base")
 VERSIONS = ("1.0", "1.1")
@@ -150,8 +150,7 @@ def measure_all(
             bar.update(task, description=f"{version} {size}, weights {weights}: {part}")
             start = time.monotonic()
             measured = measure(pair, part, examples)
-            # ru_maxrss is in KiB on Linux.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            peak = peak_memory_mib() * 2**20 / 1e9
             yield parity_table.Part(
                 size, version, weights, part, time.monotonic() - start, peak, measured
             )

@@ -118,6 +118,26 @@ def define_gin_flags(flag_values: flags.FlagValues) -> None:
     )
 
 
+def define_decoding_flags(values: flags.FlagValues) -> None:
+    """Defines what every entry point that decodes with a trained student takes."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A run's MODEL_DIR (its best step is taken), or one step's folder.",
+        flag_values=values,
+        required=True,
+    )
+    flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer(
+        "num_model_partitions",
+        1,
+        "Devices that share one copy of the parameters; a student of any run, trained on any mesh.",
+        flag_values=values,
+        lower_bound=1,
+    )
+
+
 def parse_flags(
     argv: Sequence[str], define: DefineFlags, description: str = "", more_help: str = ""
 ) -> flags.FlagValues:

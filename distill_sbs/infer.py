@@ -24,13 +24,7 @@ TASKS = ("label", "rationale")
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "A run's MODEL_DIR (its best step is taken), or one step's folder.",
-        flag_values=values,
-        required=True,
-    )
+    command_line.define_decoding_flags(values)
     flags.DEFINE_string(
         "input",
         None,
@@ -42,15 +36,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         "output", None, "Where the answered lines go.", flag_values=values, required=True
     )
     flags.DEFINE_enum("task", "label", TASKS, "What to write.", flag_values=values)
-    flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer(
-        "num_model_partitions",
-        1,
-        "Devices that share one copy of the parameters; a student of any run, trained on any mesh.",
-        flag_values=values,
-        lower_bound=1,
-    )
     multiprocess.define_flags(values)
 
 
