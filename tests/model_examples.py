@@ -22,6 +22,16 @@ SMALL = configs.T5Config(
     dropout_rate=0.0,
 )
 
+# STUDENT_OVERRIDES of whole runs, beside a vocabulary's size: quick to compile.
+ONE_LAYER = {
+    "emb_dim": 16,
+    "num_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
+
 
 def student(seed: int = 0, **changes: Any) -> tuple[network.Transformer, dict[str, Any]]:
     """A small student and random parameters of about the initial size, all of them random."""

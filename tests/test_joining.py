@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import model_examples
 import pytest
 import seqio
 import tensorflow as tf
@@ -257,15 +258,7 @@ def test_the_whole_circle(data_dir: pathlib.Path, tmp_path: pathlib.Path, capsys
         vocabulary_file="embedded",
         data_dir=str(data_dir),
         student="t5_1_1_tiny",
-        student_overrides={
-            "vocab_size": 512,
-            "emb_dim": 16,
-            "num_heads": 2,
-            "head_dim": 8,
-            "mlp_dim": 32,
-            "num_encoder_layers": 1,
-            "num_decoder_layers": 1,
-        },
+        student_overrides={"vocab_size": 512, **model_examples.ONE_LAYER},
         eval_period=2,
         log_period=1,
         max_decode_tokens=8,

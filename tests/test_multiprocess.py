@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import model_examples
 import numpy as np
 import pytest
 from absl import flags
@@ -28,15 +29,7 @@ from distill_sbs.errors import UserError
 from distill_sbs.student import Student
 
 ROOT = pathlib.Path(__file__).parent.parent
-STUDENT = {
-    "vocab_size": 384,
-    "emb_dim": 16,
-    "num_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 32,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-}
+STUDENT = {"vocab_size": 384, **model_examples.ONE_LAYER}
 TASK_FILE = """
 from distill_sbs.data import metrics, registration
 from distill_sbs.data.dataset import DatasetSpec
@@ -127,7 +120,7 @@ class Machines:
         devices: int = DEVICES,
         last_folder: pathlib.Path | None = None,
     ) -> list[subprocess.Popen]:
-        """Twenty-four steps that save at every sixth and evaluate at every twelfth."""
+        """Sixty steps that save at every tenth and evaluate at every thirtieth."""
         return self._start(
             count,
             "train",
@@ -138,10 +131,10 @@ class Machines:
                 "--gin.VOCABULARY_FILE='bytes'",
                 f"--gin.STUDENT_OVERRIDES={STUDENT}",
                 "--gin.TASK_FEATURE_LENGTHS={'inputs': 24, 'targets': 16, 'task_ids': 16}",
-                "--gin.TRAIN_STEPS=24",
-                "--gin.EVAL_PERIOD=12",
-                "--gin.CHECKPOINT_PERIOD=6",
-                "--gin.LOG_PERIOD=3",
+                "--gin.TRAIN_STEPS=60",
+                "--gin.EVAL_PERIOD=30",
+                "--gin.CHECKPOINT_PERIOD=10",
+                "--gin.LOG_PERIOD=5",
                 "--gin.BATCH_SIZE=8",
                 "--gin.DROPOUT_RATE=0.1",
                 "--gin.MAX_DECODE_TOKENS=4",
@@ -171,7 +164,7 @@ class Machines:
 
     def parameters(self, name: str) -> dict[str, np.ndarray]:
         """Of the last checkpoint, by name."""
-        params = Student.load(str(self.folder / name / "checkpoints" / "24")).params
+        params = Student.load(str(self.folder / name / "checkpoints" / "60")).params
         return {
             jax.tree_util.keystr(path): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -221,7 +214,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Machines:
 def kill_and_restart(machines: Machines, name: str, count: int, victim: int) -> None:
     """SIGKILLs one process in mid-run; the others stop; all together, started again, finish."""
     processes = machines.start_training(name, count)
-    wait_for_step(processes[0], 9)
+    wait_for_step(processes[0], 25)
     processes[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     outputs = finish(processes)
@@ -239,7 +232,7 @@ def kill_and_restart(machines: Machines, name: str, count: int, victim: int) -> 
     assert others == [""] * (count - 1)
     machines.assert_same_end("one", name)
     lines = (machines.folder / name / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(3, 25, 3))
+    assert [json.loads(line)["step"] for line in lines] == list(range(5, 61, 5))
 
 
 def test_two_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
@@ -263,7 +256,7 @@ def test_four_processes_killed_and_restarted_end_as_one(machines: Machines) -> N
 def test_a_signal_to_one_process_saves_for_any_other_mesh(machines: Machines) -> None:
     """Two processes, 2 × 2 with FSDP; then one process alone, eight devices as 2 × 4 without."""
     processes = machines.start_training("moved", 2)
-    wait_for_step(processes[0], 9)
+    wait_for_step(processes[0], 25)
     processes[1].send_signal(signal.SIGTERM)
     outputs = finish(processes)
     assert [status for status, _, _ in outputs] == [128 + signal.SIGTERM] * 2, outputs

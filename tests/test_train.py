@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+import model_examples
 import numpy as np
 import pytest
 
@@ -22,15 +23,7 @@ from distill_sbs.student import Student
 from distill_sbs.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent
-STUDENT = {
-    "vocab_size": 640,
-    "emb_dim": 16,
-    "num_heads": 2,
-    "head_dim": 8,
-    "mlp_dim": 32,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 1,
-}
+STUDENT = {"vocab_size": 640, **model_examples.ONE_LAYER}
 
 
 # ---------------------------------- in this process ---------------------------
