@@ -108,7 +108,7 @@ setup(
     packages=find_packages(include=["distill_sbs", "distill_sbs.*"]) + list(resource_packages()),
     package_dir=resource_packages(),
     package_data={
-        "distill_sbs": ["py.typed", "data/*.model", "teacher/prompts/*.toml"],
+        "distill_sbs": ["py.typed", "data/readers/*.model", "teacher/prompts/*.toml"],
         **{name: ["*.gin"] for name in resource_packages() if ".gin" in name},
     },
     include_package_data=False,

@@ -27,9 +27,9 @@ import rich.console
 import rich.progress
 from absl import flags
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.errors import UserError
-from distill_sbs.peak_memory import peak_memory_mib
 
 SIZES = ("tiny", "base")
 VERSIONS = ("1.0", "1.1")

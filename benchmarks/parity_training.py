@@ -26,9 +26,10 @@ from parity_pairs import (
 )
 from parity_table import Measurement
 
-from distill_sbs import constants, optimizer, train_step
-from distill_sbs.convert import huggingface
+from distill_sbs import constants
+from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.model import decoding
+from distill_sbs.training import optimizer, train_step
 
 DECODING = {1: "greedy decoding, outputs that differ", 4: "beam-4 decoding, outputs that differ"}
 DECODE_TOKENS = 12
@@ -191,10 +192,10 @@ def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Me
     The pair is afterwards what it was.
     """
     batches = _batches(examples, batch_size)
-    initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
+    initial = tensor_names.to_huggingface_state(pair.params, pair.ours.config)
     expected_losses = _train_theirs(pair.theirs, batches)
     found_losses, params = _train_ours(pair, batches)
-    found = huggingface.to_huggingface_state(params, pair.ours.config)
+    found = tensor_names.to_huggingface_state(params, pair.ours.config)
     del params
     expected = _parameters(pair.theirs)
     measured = _differences(found_losses, found, expected_losses, expected, initial)
@@ -210,7 +211,7 @@ def rounding_of_training(pair: Pair, examples: Examples, batch_size: int) -> lis
     multiplies what the last one left. The names are those of `compare_training`.
     """
     batches = _batches(examples, batch_size)
-    initial = huggingface.to_huggingface_state(pair.params, pair.ours.config)
+    initial = tensor_names.to_huggingface_state(pair.params, pair.ours.config)
     single_losses = _train_theirs(pair.theirs, batches)
     single = {name: value.copy() for name, value in _parameters(pair.theirs).items()}
     _restore(pair.theirs, initial)

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-from distill_sbs import topology
+from distill_sbs.precompiling import topology
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "scale.jsonl"

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from distill_sbs import command_line, multiprocess, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Evaluates a trained student on a split of a prepared dataset."
@@ -45,7 +46,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         "A JSONL file for every input, reference and prediction.",
         flag_values=values,
     )
-    multiprocess.define_flags(values)
+    processes.define_flags(values)
 
 
 def evaluate(
@@ -68,11 +69,13 @@ def evaluate(
     import jax
     from etils import epath
 
-    from distill_sbs import checkpoint as checkpoints
-    from distill_sbs import evaluation, run_log
-    from distill_sbs.data import input_pipeline, registration, settings, vocabulary
-    from distill_sbs.data.share import Share
-    from distill_sbs.student import Student
+    from distill_sbs.checkpoint import checkpointer as checkpoints
+    from distill_sbs.data import registration, settings, vocabulary
+    from distill_sbs.data.batches import input_pipeline
+    from distill_sbs.data.batches.share import Share
+    from distill_sbs.inference import batch_decoder
+    from distill_sbs.inference.student import Student
+    from distill_sbs.training import run_log
 
     step_folder = checkpoints.find_step_folder(checkpoint)
     description = checkpoints.read_description(step_folder)
@@ -88,10 +91,10 @@ def evaluate(
     task = registration.evaluation_task(mixture)
     if split not in task.splits:
         raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")
-    multiprocess.check_joined()
-    is_first = multiprocess.is_first()
-    multiprocess.one_after_the_first(lambda: registration.check_prepared(task))
-    share = Share(jax.process_index(), jax.process_count(), multiprocess.exchange)
+    processes.check_joined()
+    is_first = processes.is_first()
+    processes.one_after_the_first(lambda: registration.check_prepared(task))
+    share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     examples = input_pipeline.tokenise(
         task, split, description["task_feature_lengths"], share=share
     )
@@ -111,7 +114,7 @@ def evaluate(
             for text, label, said in rows
         ]
         epath.Path(output).write_text("\n".join(lines) + "\n")
-    metrics = evaluation.metrics_of(
+    metrics = batch_decoder.metrics_of(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
     return {
@@ -130,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.argv if argv is None else argv, _define_flags, DESCRIPTION
         )
         given = values.flag_values_dict()
-        multiprocess.check_flags(given)
+        processes.check_flags(given)
         quiet_tensorflow.import_tensorflow()  # see train.py
-        with multiprocess.joined(given, multiprocess.settings_of(given)):
+        with processes.joined(given, processes.settings_of(given)):
             result = evaluate(
                 values.checkpoint,
                 values.mixture_or_task,
@@ -144,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 values.task_file,
                 values.num_model_partitions,
             )
-            if multiprocess.is_first():
+            if processes.is_first():
                 print(json.dumps(result, indent=2))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

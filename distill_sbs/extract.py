@@ -19,11 +19,12 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line
-from distill_sbs.data import settings, teacher_files
+from distill_sbs.cli import command_line
+from distill_sbs.data import settings
+from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
-from distill_sbs.teacher import command_flags, prompts
 from distill_sbs.teacher import inputs as teacher_inputs
+from distill_sbs.teacher import options, prompts
 from distill_sbs.teacher.inputs import Inputs
 from distill_sbs.teacher.prompts import Prompt
 
@@ -80,7 +81,7 @@ def _output(values: flags.FlagValues) -> str:
             "default"
         )
     data_dir = values.data_dir or settings.default_data_dir()
-    folder = teacher_files.default_folder(data_dir, values.dataset, values.teacher)
+    folder = responses.default_folder(data_dir, values.dataset, values.teacher)
     shard = teacher_inputs.parse_shard(values.shard) if values.shard else None
     part = f"-{shard[0]:05d}-of-{shard[1]:05d}" if shard else ""
     return str(folder / f"{values.split}{part}.jsonl")
@@ -90,7 +91,7 @@ def _recorded(values: flags.FlagValues) -> dict[str, Any]:
     """The settings beside the output that a report or a merge is about."""
     for path in values.merge or [values.output]:
         if path and not path.endswith(".json"):
-            return teacher_files.read_settings(path)
+            return responses.read_settings(path)
     return {}
 
 
@@ -115,13 +116,13 @@ def _show_prompt(values: flags.FlagValues) -> int:
 
 
 def _merge(values: flags.FlagValues) -> int:
-    from distill_sbs.teacher import products
+    from distill_sbs.teacher import export
 
     recorded = _recorded(values)
     has_inputs = bool(values.input or values.dataset or recorded.get("inputs"))
     inputs = _inputs(values, recorded.get("task"), recorded) if has_inputs else None
     output = _output(values)
-    answered, failed, missing = products.merge(values.merge, output, inputs)
+    answered, failed, missing = export.merge(values.merge, output, inputs)
     print(f"{answered:,} examples answered, {failed:,} failed, {missing:,} not asked yet: {output}")
     if inputs is not None and not missing:
         _finish(output, inputs)
@@ -159,7 +160,7 @@ def _judged(
     values: flags.FlagValues, recorded: dict[str, Any]
 ) -> tuple[Iterator[Any], str, Prompt]:
     """The answers that `--report` is about, a title, and the prompt they were asked with."""
-    from distill_sbs.teacher import products, quality
+    from distill_sbs.teacher import export, quality
 
     prompt = _prompt(values, recorded)
     if not values.output and values.dataset and values.split and values.teacher:
@@ -167,7 +168,7 @@ def _judged(
         if not os.path.exists(default):
             return _prepared(values), f"{values.dataset} {values.split}, {values.teacher}", prompt
         values.output = default
-        recorded.update(teacher_files.read_settings(default))
+        recorded.update(responses.read_settings(default))
     output = _output(values)
     has_inputs = bool(values.input or values.dataset or recorded.get("inputs"))
     if output.endswith(".json"):
@@ -177,11 +178,11 @@ def _judged(
                 "--input or --dataset"
             )
         inputs = _inputs(values, prompt.name, recorded)
-        texts = products.positional_texts(products.published_texts(output), inputs.examples())
+        texts = export.positional_texts(export.published_texts(output), inputs.examples())
         judged = quality.judge_published(inputs.examples(), texts, prompt.name, prompt)
         return judged, output, prompt
-    index = teacher_files.AnswerIndex([output])
-    selection = teacher_files.Selection.of(output)
+    index = responses.AnswerIndex([output])
+    selection = responses.Selection.of(output)
     if has_inputs:
         examples = _inputs(values, prompt.name, recorded).examples()
     else:
@@ -194,8 +195,8 @@ def _bare_examples(output: str) -> Iterator[Any]:
     from distill_sbs.data.dataset import Example
 
     seen: set[int] = set()
-    for _, row in teacher_files.read_lines(output):
-        number = teacher_files.number_of(row["id"])
+    for _, row in responses.read_lines(output):
+        number = responses.number_of(row["id"])
         if number not in seen:
             seen.add(number)
             yield Example(row["id"], "", None)
@@ -218,11 +219,11 @@ def _extract(values: flags.FlagValues) -> int:
         raise UserError(f"--output={output}: expected a name that ends in .jsonl")
     if not values.model:
         raise UserError("--model is not given: the name by which the endpoint knows the teacher")
-    from distill_sbs.teacher import journal, products
+    from distill_sbs.teacher import export, journal
     from distill_sbs.teacher.budget import Budget, Prices
     from distill_sbs.teacher.client import Asking, Endpoint
+    from distill_sbs.teacher.collect import Extraction, Settings
     from distill_sbs.teacher.console import ProgressBar, working
-    from distill_sbs.teacher.extraction import Extraction, Settings
 
     temperature = values.temperature
     if temperature is None:
@@ -240,7 +241,7 @@ def _extract(values: flags.FlagValues) -> int:
     with working("checking the inputs"):
         inputs = _inputs(values, prompt.name, {})
     _check_first_input(prompt, inputs, values.rationalise)
-    products.check_llm_folder(output, inputs.split)
+    export.check_llm_folder(output, inputs.split)
     asked_with = {
         "format_version": 1,
         "task": prompt.name,
@@ -318,8 +319,8 @@ def _print_outcome(
     from distill_sbs.teacher import console, quality
 
     with console.working(f"counting {output}"):
-        index = teacher_files.AnswerIndex([output])
-        selection = teacher_files.Selection.of(output)
+        index = responses.AnswerIndex([output])
+        selection = responses.Selection.of(output)
         judged = quality.judge_index(inputs.examples(), index, selection, prompt)
         measured = quality.measure(judged, prompt.answers == "equation")
         index.close()
@@ -328,16 +329,16 @@ def _print_outcome(
 
 def _finish(output: str, inputs: Inputs) -> None:
     """Writes what belongs to a complete output."""
-    from distill_sbs.teacher import console, products
+    from distill_sbs.teacher import console, export
 
     with console.working("writing the published layout"):
-        index = teacher_files.AnswerIndex([output])
-        written = products.write_llm_files(output, inputs, index)
+        index = responses.AnswerIndex([output])
+        written = export.write_llm_files(output, inputs, index)
     more = f", {written[-1].name}" if len(written) > 1 else ""
     print(f"written to {output} and {written[0]}{more}")
-    recorded = teacher_files.read_settings(output)
+    recorded = responses.read_settings(output)
     if recorded.get("keep") != "all" or recorded.get("samples", 1) > 1:
-        path, count = products.write_kept(output, inputs, index)
+        path, count = export.write_kept(output, inputs, index)
         print(f"{count:,} kept answers: {path}")
     index.close()
 
@@ -346,9 +347,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit status."""
     try:
         values = command_line.parse_flags(
-            sys.argv if argv is None else argv, command_flags.define, command_flags.DESCRIPTION
+            sys.argv if argv is None else argv, options.define, options.DESCRIPTION
         )
-        command_flags.check(values)
+        options.check(values)
         if values.show_prompt is not None:
             return _show_prompt(values)
         if values.merge:

@@ -16,7 +16,8 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line, multiprocess, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Answers the inputs of a JSONL file with a trained student."
@@ -36,7 +37,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         "output", None, "Where the answered lines go.", flag_values=values, required=True
     )
     flags.DEFINE_enum("task", "label", TASKS, "What to write.", flag_values=values)
-    multiprocess.define_flags(values)
+    processes.define_flags(values)
 
 
 def read_inputs(path: str) -> list[dict[str, Any]]:
@@ -72,11 +73,11 @@ def _answer(rows: Sequence[dict[str, Any]], values: flags.FlagValues) -> None:
     quiet_tensorflow.import_tensorflow()
     from etils import epath
 
-    from distill_sbs import run_log
-    from distill_sbs.student import Student
+    from distill_sbs.inference.student import Student
+    from distill_sbs.training import run_log
 
     student = Student.load(values.checkpoint, values.num_model_partitions)
-    is_first = multiprocess.is_first()
+    is_first = processes.is_first()
     with run_log.progress_bar("answering", len(rows), silent=not is_first) as advance:
         answers = student.answer(
             [row["input"] for row in rows],
@@ -103,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         rows = read_inputs(values.input)
         given = values.flag_values_dict()
-        multiprocess.check_flags(given)
+        processes.check_flags(given)
         quiet_tensorflow.import_tensorflow()  # see train.py
-        with multiprocess.joined(given, multiprocess.settings_of(given)):
+        with processes.joined(given, processes.settings_of(given)):
             _answer(rows, values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

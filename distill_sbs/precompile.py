@@ -22,9 +22,9 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line
-from distill_sbs import topology as topologies
+from distill_sbs.cli import command_line
 from distill_sbs.errors import UserError
+from distill_sbs.precompiling import topology as topologies
 
 DESCRIPTION = "Compiles a run's steps for a TPU slice: whether it fits, and its roofline."
 DOES_NOT_FIT_EXIT_STATUS = 1
@@ -72,12 +72,14 @@ def precompile(
         topologies.use_compiler_only()
     import numpy as np
 
-    from distill_sbs import compiled, evaluation, sharding
-    from distill_sbs import optimizer as optimizers
-    from distill_sbs.data import layout
+    from distill_sbs.data.batches import layout
+    from distill_sbs.distributed import sharding
+    from distill_sbs.inference import batch_decoder
     from distill_sbs.model import flops
     from distill_sbs.model.config import named_config
-    from distill_sbs.training_program import training_program
+    from distill_sbs.precompiling import compiled
+    from distill_sbs.training import optimizer as optimizers
+    from distill_sbs.training.program import training_program
 
     # ---------------------------------- checks ----------------------------------
     layout.check_feature_lengths(task_feature_lengths)
@@ -131,7 +133,7 @@ def precompile(
     def program_file(name: str) -> pathlib.Path | None:
         return program_folder / f"{name}.hlo" if program_folder else None
 
-    decoder = evaluation.Decoder(program.model, mesh, max_decode_tokens, eval_batch_size)
+    decoder = batch_decoder.Decoder(program.model, mesh, max_decode_tokens, eval_batch_size)
     where = topology or f"{len(devices)} × {devices[0].device_kind}"
     if available is not None and sum(state_bytes.values()) > available:
         # The compiler would say the same, minutes later.
@@ -239,7 +241,7 @@ def _costs_of(report: Any, chip: topologies.Chip | None) -> dict[str, Any]:
     """FLOPs, traffic and the times that follow from them, of one chip."""
     if report.costs is None:
         return {}
-    from distill_sbs.compiled import Roofline
+    from distill_sbs.precompiling.compiled import Roofline
 
     times = chip.devices if chip else 1
     costs = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow
 from distill_sbs.errors import UserError
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
@@ -132,11 +132,11 @@ def _check_teacher_flags(values: flags.FlagValues) -> None:
 
 
 def _output_files(values: flags.FlagValues, dataset: str, data_dir: str) -> list[str]:
-    from distill_sbs.data import teacher_files
+    from distill_sbs.data.readers import responses
 
-    files = values.teacher_outputs or teacher_files.default_files(data_dir, dataset, values.teacher)
+    files = values.teacher_outputs or responses.default_files(data_dir, dataset, values.teacher)
     if not files:
-        folder = teacher_files.default_folder(data_dir, dataset, values.teacher)
+        folder = responses.default_folder(data_dir, dataset, values.teacher)
         raise UserError(
             f"no outputs of {values.teacher}: {folder} holds no .jsonl file; name what extract "
             "wrote with --teacher_outputs=FILE, or make it:\n  python -m distill_sbs.extract "
@@ -157,32 +157,33 @@ def _joined_in(info: Mapping[str, Any]) -> set[tuple[str, str]]:
 
 
 def _joined_teachers(data_dir: str, dataset: str) -> set[tuple[str, str]]:
-    from distill_sbs.data import records
+    from distill_sbs.data.records import tfrecords
 
     try:
-        return _joined_in(records.read_info(data_dir, dataset))
-    except records.UnpreparedDataError:
+        return _joined_in(tfrecords.read_info(data_dir, dataset))
+    except tfrecords.UnpreparedDataError:
         return set()
 
 
 def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
     # Importing TensorFlow takes seconds: what can be refused without it has been.
     quiet_tensorflow.import_tensorflow()
-    from distill_sbs.data import preparation, registration, settings
+    from distill_sbs.data import registration, settings
     from distill_sbs.data.dataset import SourceError
+    from distill_sbs.data.records import build
 
     registration.load_task_files(values.task_file)
     names = list(registration.DATASETS) if values.dataset == ["all"] else values.dataset
     specs = [registration.get_dataset(name) for name in names]
     for spec in specs:
-        preparation.check_splits(spec, values.splits)
+        build.check_splits(spec, values.splits)
     data_dir = values.data_dir or settings.default_data_dir()
     failed = 0
     for spec in specs:
         earlier = _joined_teachers(data_dir, spec.name)
         try:
             if values.teacher:
-                info = preparation.join_teacher(
+                info = build.join_teacher(
                     spec,
                     source_dir,
                     data_dir,
@@ -191,7 +192,7 @@ def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
                     values.splits,
                 )
             else:
-                info = preparation.prepare_dataset(spec, source_dir, data_dir, values.splits)
+                info = build.prepare_dataset(spec, source_dir, data_dir, values.splits)
         except SourceError as error:
             print(f"error: {spec.name}: {error}", file=sys.stderr)
             failed += 1

@@ -54,7 +54,7 @@ def embedded_vocabulary() -> pathlib.Path:
     Raises:
       FileNotFoundError: the installation is incomplete.
     """
-    path = _PACKAGE / "data" / "wordproblems.model"
+    path = _PACKAGE / "data" / "readers" / "wordproblems.model"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist, though it comes with distill_sbs; install the package again"

@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line
+from distill_sbs.cli import command_line
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Trains one experiment over mixtures, data fractions and seeds; prints the table."

@@ -17,7 +17,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_sbs import command_line, multiprocess, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
@@ -85,20 +86,19 @@ def train(
     import jax
     from etils import epath
 
-    from distill_sbs import evaluation, run_log, sharding
-    from distill_sbs import optimizer as optimizers
-    from distill_sbs.checkpoint import Checkpointer, Progress, has_checkpoint
-    from distill_sbs.convert import parameters, sources
-    from distill_sbs.convert.progress import values_bar
-    from distill_sbs.data import input_pipeline, layout, registration, settings, vocabulary
-    from distill_sbs.data.share import Share
-    from distill_sbs.student import (
-        check_same_run,
-        describe_run,
-        student_config,
-    )
-    from distill_sbs.train_step import initial_state
-    from distill_sbs.training_program import training_program
+    from distill_sbs.checkpoint.checkpointer import Checkpointer, Progress, has_checkpoint
+    from distill_sbs.cli.progress import values_bar
+    from distill_sbs.convert import forms, source
+    from distill_sbs.data import registration, settings, vocabulary
+    from distill_sbs.data.batches import input_pipeline, layout
+    from distill_sbs.data.batches.share import Share
+    from distill_sbs.distributed import sharding
+    from distill_sbs.inference import batch_decoder
+    from distill_sbs.inference.student import check_same_run, describe_run, student_config
+    from distill_sbs.training import optimizer as optimizers
+    from distill_sbs.training import run_log
+    from distill_sbs.training.program import training_program
+    from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
     settings.use(
@@ -119,9 +119,9 @@ def train(
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(mixture_or_task_name)
     evaluated_task = registration.evaluation_task(mixture)
-    multiprocess.check_joined()
-    is_first = multiprocess.is_first()
-    multiprocess.one_after_the_first(lambda: registration.check_prepared(mixture))
+    processes.check_joined()
+    is_first = processes.is_first()
+    processes.one_after_the_first(lambda: registration.check_prepared(mixture))
     loaded_vocabulary = vocabulary.load(vocabulary_file)
     config = student_config(
         student, {"dropout_rate": dropout_rate, **(student_overrides or {})}, loaded_vocabulary
@@ -133,7 +133,7 @@ def train(
     # A run that goes on reads its own; the one that it began from may be gone by then.
     if initial_checkpoint_path and not has_checkpoint(model_dir):
         try:
-            pretrained = sources.open_source(initial_checkpoint_path)
+            pretrained = forms.open_source(initial_checkpoint_path)
             pretrained.check(config)
         except UserError as error:
             raise UserError(
@@ -169,7 +169,7 @@ def train(
                 file=sys.stderr,
             )
     folder = epath.Path(model_dir)
-    multiprocess.check_shared(model_dir)
+    processes.check_shared(model_dir)
     checkpointer = Checkpointer(model_dir, keep_checkpoints)
     newest = checkpointer.latest_step()
     if newest is not None:
@@ -180,7 +180,7 @@ def train(
 
     # ---------------------------------- data ------------------------------------
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
-    share = Share(jax.process_index(), jax.process_count(), multiprocess.exchange)
+    share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
     with run_log.progress_bar("tokenising", rows // share.count, silent=not is_first) as advance:
         data = input_pipeline.training_data(
@@ -220,7 +220,7 @@ def train(
     elif pretrained is not None:
         values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
         with values_bar("reading", values, silent=jax.process_index() > 0) as advance:
-            params = parameters.place(pretrained, abstract.params, advance)
+            params = source.place(pretrained, abstract.params, advance)
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(
             lambda: initial_state(model, update, random_seed).replace(params={}),
@@ -234,14 +234,14 @@ def train(
         progress = Progress(data.sampler.start())
 
     # ---------------------------------- step ------------------------------------
-    decoder = evaluation.Decoder(model, mesh, max_decode_tokens, eval_batch_size)
+    decoder = batch_decoder.Decoder(model, mesh, max_decode_tokens, eval_batch_size)
 
     def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
         """Accuracy, 0 to 1, of the decoded labels of a split."""
         examples = splits[split]
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [loaded_vocabulary.decode(output.tolist()) for output in outputs]
-        return evaluation.metrics_of(
+        return batch_decoder.metrics_of(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
             examples.texts[:limit],
@@ -254,7 +254,7 @@ def train(
     log.say(data.describe())
     if first_step:
         log.say(f"continuing {model_dir} from step {first_step}")
-    stop = multiprocess.StopRequest()
+    stop = processes.StopRequest()
     batches = input_pipeline.Prefetcher(data.batches(progress.position))
     window: list[Mapping[str, Any]] = []
     try:
@@ -347,10 +347,10 @@ def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: 
 
 def main(configuration: command_line.Configuration) -> None:
     """Trains with what the command line and the gin files say."""
-    multiprocess.check_flags(configuration.flags)
+    processes.check_flags(configuration.flags)
     # First: it drops what is written to the terminal meanwhile, such as that a process died.
     quiet_tensorflow.import_tensorflow()
-    with multiprocess.joined(configuration.flags, configuration.config_text, preemptible=True):
+    with processes.joined(configuration.flags, configuration.config_text, preemptible=True):
         train(
             **configuration.arguments,
             task_files=configuration.task_files,
@@ -359,4 +359,4 @@ def main(configuration: command_line.Configuration) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "runs/train.gin", DESCRIPTION, multiprocess.define_flags)
+    command_line.run(main, "runs/train.gin", DESCRIPTION, processes.define_flags)

@@ -1,7 +1,8 @@
 """Natural language inference (e-SNLI), PaLM-540B's rationales."""
 
-from distill_sbs.data import metrics, published, registration
+from distill_sbs.data import metrics, registration
 from distill_sbs.data.dataset import DatasetSpec
+from distill_sbs.data.readers import published
 
 registration.register_dataset(
     DatasetSpec(

@@ -1,7 +1,8 @@
 """Generated arithmetic word problems whose label is an equation: embedded, nothing to download."""
 
-from distill_sbs.data import metrics, registration, wordproblems
+from distill_sbs.data import metrics, registration
 from distill_sbs.data.dataset import DatasetSpec
+from distill_sbs.data.readers import wordproblems
 
 registration.register_dataset(
     DatasetSpec(

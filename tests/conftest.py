@@ -32,8 +32,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     Row i of training asks "question i", its gold label is "yes i", its teacher `gpt` says
     "no i" because "rationale i"; every tenth output could not be parsed.
     """
-    from distill_sbs.data import metrics, preparation, registration
+    from distill_sbs.data import metrics, registration
     from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput
+    from distill_sbs.data.records import build
 
     sizes = {"train": 40, "validation": 8, "test": 8}
 
@@ -53,7 +54,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         registration.register_dataset(spec)
     registration.load_task_files()
     folder = tmp_path_factory.mktemp("data")
-    preparation.prepare_dataset(spec, None, str(folder), None)
+    build.prepare_dataset(spec, None, str(folder), None)
     return folder
 
 
@@ -77,7 +78,8 @@ def tiny_settings(tiny_data: pathlib.Path):
 @pytest.fixture(scope="session")
 def real_data(source_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """All published data, prepared once."""
-    from distill_sbs.data import preparation, registration
+    from distill_sbs.data import registration
+    from distill_sbs.data.records import build
 
     registration.load_task_files()
     folder = tmp_path_factory.mktemp("real_data")
@@ -85,7 +87,7 @@ def real_data(source_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
         # The training split of ANLI is not among the files at hand.
         splits = ["validation", "test"] if name == "anli1" else None
         spec = registration.get_dataset(name)
-        preparation.prepare_dataset(spec, str(source_dir), str(folder), splits)
+        build.prepare_dataset(spec, str(source_dir), str(folder), splits)
     return folder
 
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs import command_line
-from distill_sbs.data import vocabulary_file as vocabularies
+from distill_sbs.cli import command_line
+from distill_sbs.cli.peak_memory import peak_memory_mib
+from distill_sbs.data import sentencepiece_model as vocabularies
 from distill_sbs.errors import UserError
-from distill_sbs.peak_memory import peak_memory_mib
 
 DESCRIPTION = "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs."
 FORMS = {"hf": "HuggingFace", "t5x": "T5X", "native": "distill_sbs"}
@@ -118,20 +118,20 @@ def convert(
       Interrupted: Ctrl-C or SIGTERM came; so it is then.
     """
     started = time.monotonic()
-    from distill_sbs.convert import sources
-    from distill_sbs.convert.parameters import parameters
-    from distill_sbs.convert.progress import values_bar
+    from distill_sbs.cli.progress import values_bar
+    from distill_sbs.convert import forms
+    from distill_sbs.convert.source import parameters
 
-    sources.check_output(output, location, overwrite)
+    forms.check_output(output, location, overwrite)
     described = vocabularies.describe(vocabulary_file) if vocabulary_file else None
-    source = sources.open_source(location, form)
+    source = forms.open_source(location, form)
     source.check(_expected(student, source.config) if student else source.config)
     shapes = [parameter.shape for parameter in parameters(source.config)]
     values = sum(math.prod(shape) for shape in shapes)
 
     def write(folder: str, advance: Callable[[int], None]) -> None:
         if to == "hf":
-            from distill_sbs.convert.huggingface_files import write_huggingface
+            from distill_sbs.convert.huggingface.files import write_huggingface
 
             write_huggingface(
                 source,
@@ -142,12 +142,12 @@ def convert(
                 advance=advance,
             )
         elif to == "t5x":
-            from distill_sbs.convert import t5x_files  # type: ignore[attr-defined]
+            from distill_sbs.convert.t5x import files as t5x_files  # type: ignore[attr-defined]
 
             scanned = source.config.scan_layers if scan_layers is None else scan_layers
             t5x_files.write_t5x(source, folder, scan_layers=scanned, advance=advance)
         else:
-            from distill_sbs.convert.native_files import write_native
+            from distill_sbs.convert.native import write_native
 
             write_native(
                 source, folder, vocabulary=described, scan_layers=scan_layers, advance=advance
@@ -156,7 +156,7 @@ def convert(
     with (
         _Interruptions() as interruptions,
         values_bar(f"writing for {FORMS[to]}", values) as advance,
-        sources.appearing_whole(output) as folder,
+        forms.appearing_whole(output) as folder,
     ):
 
         def advance_or_stop(count: int) -> None:

@@ -18,8 +18,10 @@ import seqio
 import tensorflow as tf
 
 from distill_sbs import constants, resources
-from distill_sbs.data import metrics, preparation, preprocessors, records, settings, vocabulary
+from distill_sbs.data import metrics, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
+from distill_sbs.data.records import build, tfrecords
+from distill_sbs.data.tasks import preprocessors
 from distill_sbs.errors import UserError
 
 DATASETS: dict[str, DatasetSpec] = {}
@@ -55,11 +57,11 @@ class RecordsDataSource(seqio.DataSource):
 
     def list_shards(self, split: str) -> Sequence[str]:
         """The record files of a split."""
-        return records.split_files(settings.current().folder, self._spec.name, split)
+        return tfrecords.split_files(settings.current().folder, self._spec.name, split)
 
     def num_input_examples(self, split: str) -> int:
         """The rows of a split, before any method drops some."""
-        info = records.read_info(settings.current().folder, self._spec.name)
+        info = tfrecords.read_info(settings.current().folder, self._spec.name)
         return info["splits"][split]["examples"]
 
     def get_dataset(  # type: ignore[override]
@@ -89,7 +91,7 @@ class RecordsDataSource(seqio.DataSource):
         if shard_info and not by_files:
             # Unparsed, and in file order (shuffled files would be others in every process).
             dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        parse = functools.partial(records.parse_record, teachers=self._teachers)
+        parse = functools.partial(tfrecords.parse_record, teachers=self._teachers)
 
         def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
             return {**parse(serialized), "is_train": tf.constant(split == "train")}
@@ -305,8 +307,8 @@ def _dataset_and_teacher(name: str, datasets: Sequence[str]) -> tuple[str, str] 
 def _joined_teachers(dataset: str) -> set[str]:
     """The teachers in the prepared records of a dataset; none where it is not prepared."""
     try:
-        info = records.read_info(settings.current().folder, dataset)
-    except records.UnpreparedDataError:
+        info = tfrecords.read_info(settings.current().folder, dataset)
+    except tfrecords.UnpreparedDataError:
         return set()
     return {teacher for entry in info["splits"].values() for teacher in entry["teachers"]}
 
@@ -368,12 +370,12 @@ def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
         if not spec.needs_source_dir:
             _prepare_if_missing(spec, folder)
         for split in spec.splits:
-            records.split_files(folder, spec.name, split)
+            tfrecords.split_files(folder, spec.name, split)
 
 
 def _prepare_if_missing(spec: DatasetSpec, folder: str) -> None:
     try:
         for split in spec.splits:
-            records.split_files(folder, spec.name, split)
-    except records.UnpreparedDataError:
-        preparation.prepare_dataset(spec, None, folder, None)
+            tfrecords.split_files(folder, spec.name, split)
+    except tfrecords.UnpreparedDataError:
+        build.prepare_dataset(spec, None, folder, None)

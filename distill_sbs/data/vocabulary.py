@@ -18,9 +18,9 @@ import seqio
 import tensorflow as tf
 
 from distill_sbs import constants
+from distill_sbs.data import sentencepiece_model as files
 from distill_sbs.data import settings
-from distill_sbs.data import vocabulary_file as files
-from distill_sbs.data.vocabulary_file import BYTES, EMBEDDED, describe
+from distill_sbs.data.sentencepiece_model import BYTES, EMBEDDED, describe
 from distill_sbs.errors import UserError
 
 __all__ = [

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from distill_sbs import constants
-from distill_sbs.model import attention, layers, network, parameter_axes
+from distill_sbs.model import attention, layers, network
+from distill_sbs.model import axes as parameter_axes
 from distill_sbs.model.config import T5Config
 
 Params = Mapping[str, Any]

@@ -19,10 +19,11 @@ from t5x import adafactor, checkpoints_utils, models, optimizers, state_utils
 from tensorflow.io import gfile
 
 from distill_sbs import constants
-from distill_sbs import optimizer as our_optimizers
-from distill_sbs.data import layout, registration, settings, vocabulary
+from distill_sbs.data import registration, settings, vocabulary
+from distill_sbs.data.batches import layout
 from distill_sbs.errors import UserError
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
+from distill_sbs.training import optimizer as our_optimizers
 
 # T5X restores folders of this name only, and takes the step from it.
 _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from distill_sbs.peak_memory import peak_memory_mib
+from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.teacher.budget import Prices
-from distill_sbs.teacher.extraction import Extraction, Outcome
+from distill_sbs.teacher.collect import Extraction, Outcome
 from distill_sbs.teacher.journal import Totals
 from distill_sbs.teacher.quality import Quality
 

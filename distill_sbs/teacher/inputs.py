@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distill_sbs import quiet_tensorflow
-from distill_sbs.data import published, teacher_files
+from distill_sbs.cli import quiet_tensorflow
 from distill_sbs.data.dataset import Example, SourceError
 from distill_sbs.data.jsonl import json_lines, text_field
+from distill_sbs.data.readers import published, responses
 from distill_sbs.errors import UserError
 
 
@@ -87,7 +87,7 @@ def from_file(path: str, task: str) -> Inputs:
     def examples() -> Iterator[Example]:
         return (_example(row, f"{path}, line {number}") for number, row in json_lines(file))
 
-    numbers = array.array("Q", (teacher_files.number_of(each.id) for each in examples()))
+    numbers = array.array("Q", (responses.number_of(each.id) for each in examples()))
     if not numbers:
         raise SourceError(f"--input={path} holds no rows; expected at least one")
     if len(np.unique(np.frombuffer(numbers, np.uint64))) < len(numbers):
@@ -124,22 +124,23 @@ def from_records(dataset: str, split: str, data_dir: str, task_files: tuple[str,
       UserError: no such data set or split, or it is not prepared.
     """
     quiet_tensorflow.import_tensorflow()
-    from distill_sbs.data import joining, records
+    from distill_sbs.data.records import joining, tfrecords
 
     splits = split.split("+")
     try:
-        info = records.read_info(data_dir, dataset)
-    except records.UnpreparedDataError:
-        from distill_sbs.data import preparation, registration
+        info = tfrecords.read_info(data_dir, dataset)
+    except tfrecords.UnpreparedDataError:
+        from distill_sbs.data import registration
+        from distill_sbs.data.records import build
 
         registration.load_task_files(task_files)
         spec = registration.get_dataset(dataset)
         if spec.needs_source_dir:
             raise
-        info = preparation.prepare_dataset(spec, None, data_dir)
+        info = build.prepare_dataset(spec, None, data_dir)
     _check_splits(splits, info["splits"], f"{data_dir}/{dataset}")
     for each in splits:
-        records.split_files(data_dir, dataset, each)
+        tfrecords.split_files(data_dir, dataset, each)
     return Inputs(
         sum(info["splits"][each]["examples"] for each in splits),
         lambda: itertools.chain.from_iterable(
@@ -157,9 +158,9 @@ def with_teacher(dataset: str, split: str, data_dir: str, teacher: str) -> Itera
       UserError: the split is not prepared, or holds no outputs of that teacher.
     """
     quiet_tensorflow.import_tensorflow()
-    from distill_sbs.data import joining, records
+    from distill_sbs.data.records import joining, tfrecords
 
-    info = records.read_info(data_dir, dataset)
+    info = tfrecords.read_info(data_dir, dataset)
     splits = split.split("+")
     _check_splits(splits, info["splits"], f"{data_dir}/{dataset}")
     for each in splits:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_sbs.data import teacher_files
+from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
 
 # What may differ from run to run of one output file: it changes no answer.
@@ -82,7 +82,7 @@ class Journal:
             raise UserError(f"another process writes to {path}; wait for it, or end it") from None
         try:
             self.mended = _mend(path) if existed else None
-            earlier = teacher_files.read_settings(path)
+            earlier = responses.read_settings(path)
             kept = {key: earlier[key] for key in CHANGEABLE if key in earlier}
             write_settings(path, {**kept, **settings})
             self._finished, self._inputs = self._read_finished(retry_failed)
@@ -94,7 +94,7 @@ class Journal:
         """Sorted numbers of the finished answers, and the hashes of their inputs, uint64 each."""
         numbers, inputs = array.array("Q"), array.array("Q")
         failed: dict[int, bool] = {}
-        for _, row in teacher_files.read_lines(self.path):
+        for _, row in responses.read_lines(self.path):
             number = _answer_number(row["id"], row.get("sample") or 0)
             if row.get("error"):
                 if retry_failed:
@@ -126,7 +126,7 @@ class Journal:
         if place == len(self._finished) or self._finished[place] != number:
             return False
         known = int(self._inputs[place])
-        if known and known != int(teacher_files.input_hash(text), 16):
+        if known and known != int(responses.input_hash(text), 16):
             raise UserError(
                 f"{self.path} holds an answer for id {example_id!r}, but to another input text "
                 f"than {text[:60]!r}; give these inputs an --output of their own"
@@ -147,7 +147,7 @@ class Journal:
 
 
 def _answer_number(example_id: str, sample: int) -> int:
-    return teacher_files.number_of(f"{sample}\0{example_id}")
+    return responses.number_of(f"{sample}\0{example_id}")
 
 
 def _mend(path: str) -> str | None:
@@ -176,7 +176,7 @@ def _mend(path: str) -> str | None:
 
 def write_settings(path: str, settings: Mapping[str, Any]) -> None:
     """Writes the settings file of an output, all at once."""
-    target = teacher_files.settings_path(path)
+    target = responses.settings_path(path)
     partial = target.with_name(target.name + ".partial")
     partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(target)
@@ -200,10 +200,10 @@ def check_equal_settings(path: str, earlier: Mapping[str, Any], now: Mapping[str
 
 
 def _check_same_settings(path: str, settings: Mapping[str, Any]) -> None:
-    earlier = teacher_files.read_settings(path)
+    earlier = responses.read_settings(path)
     if not earlier:
         raise UserError(
-            f"{path} exists, and {teacher_files.settings_path(path)} does not say how its answers "
+            f"{path} exists, and {responses.settings_path(path)} does not say how its answers "
             "were asked for; choose another --output, or put that file back"
         )
     check_equal_settings(path, earlier, settings)

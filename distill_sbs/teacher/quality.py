@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from distill_sbs.data import metrics, published, teacher_files
+from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, TeacherOutput
-from distill_sbs.data.teacher_files import AnswerIndex, Selection
-from distill_sbs.teacher import answers
+from distill_sbs.data.readers import published, responses
+from distill_sbs.data.readers.responses import AnswerIndex, Selection
+from distill_sbs.teacher import parsing
 from distill_sbs.teacher.prompts import Prompt
 
 # Examples shown of every kind of failure.
@@ -92,7 +93,7 @@ class Quality:
             else:
                 self._show("label differs from gold", judged)
         self._words[len(judged.rationale.split())] += 1
-        self._rationales.append(teacher_files.number_of(judged.rationale))
+        self._rationales.append(responses.number_of(judged.rationale))
         self.holds_label += holds_the_label(judged.rationale, judged.label)
         if says_nothing_but_the_label(judged.rationale, judged.label):
             self.nothing_but_label += 1
@@ -198,10 +199,10 @@ def judge_index(
     for example in examples:
         rows = index.answers(example.id)
         for row in rows if example.input else ():  # '': the inputs are not at hand
-            teacher_files.check_same_input(row, example.input, ", ".join(index.paths))
+            responses.check_same_input(row, example.input, ", ".join(index.paths))
         kept = selection.choose(rows, example.label)
         row = (kept or rows or [{}])[0]
-        output: TeacherOutput = teacher_files.output_of(kept)
+        output: TeacherOutput = responses.output_of(kept)
         raw = row.get("raw")
         failed = bool(rows) and all(row.get("error") for row in rows)
         problem = None
@@ -225,7 +226,7 @@ def _problem(
         return "dropped: label differs from gold"
     if prompt is None:
         return "unparsed"
-    return answers.parse(prompt, example.input, row.get("raw") or "").problem or "unparsed"
+    return parsing.parse(prompt, example.input, row.get("raw") or "").problem or "unparsed"
 
 
 def judge_published(
@@ -238,7 +239,7 @@ def judge_published(
     """
     layout = published.LAYOUTS.get("svamp" if dataset == "asdiv" else dataset)
     for example, raw in zip(examples, texts, strict=True):
-        ours = answers.parse(prompt, example.input, raw)
+        ours = parsing.parse(prompt, example.input, raw)
         if layout is None:
             yield Judged(example, ours.label, ours.rationale, raw, ours.problem)
             continue

@@ -1,0 +1,1 @@
+"""HuggingFace's T5 folders: names of tensors, weights, tokenizer, files."""

@@ -1,0 +1,298 @@
+"""HuggingFace's folders as our parameters, and our parameters as such a folder.
+
+Enters: a folder, or a hub id, with `config.json` and weights (`huggingface_weights` says in which
+files); or a `ParameterSource` of any form.
+Leaves: a `ParameterSource`; or a folder that `AutoModelForSeq2SeqLM.from_pretrained` and
+`AutoTokenizer.from_pretrained` load. Neither needs transformers or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from distill_sbs.convert.huggingface import tensor_names, tokenizer, weights
+from distill_sbs.convert.source import Index, ParameterSource, check_computation, stack_by_stack
+from distill_sbs.data import sentencepiece_model
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+
+# Name → safetensors' name, of what an export may be written in.
+EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+# HuggingFace's own limit on a file, before its release 5.
+SHARD_BYTES = 5 * 10**9
+
+# Where no run of ours says otherwise: T5's pretraining length, and our MAX_DECODE_TOKENS.
+_INPUT_TOKENS, _OUTPUT_TOKENS = 512, 64
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHARED, _HEAD = "shared.weight", "lm_head.weight"
+_COMPARED_BYTES = 2**26
+
+
+class HuggingFaceSource(ParameterSource):
+    """A T5 of HuggingFace: 1.0, v1.1, FLAN, ByT5, mT5.
+
+    Args:
+      location: a local folder, or the id of a repository on the HuggingFace hub, of which the
+        needed files are downloaded.
+
+    Raises:
+      UserError: no such folder or repository; no T5; a file missing or damaged.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.folder = _local_folder(location)
+        values = weights.read_json(self.folder / CONFIG_FILE)
+        self._weights = weights.open_weights(self.folder)
+        try:
+            config = tensor_names.config_from_huggingface(values)
+        except ValueError as error:
+            raise UserError(f"{location}: {error}") from None
+        self.config = self._with_own_head(config, values)
+        names = self._weights.shapes
+        self._tensors = {"/".join(each.path): each for each in tensor_names.tensors(self.config)}
+        self._stored = {path: tensor.name for path, tensor in self._tensors.items()}
+        copies = [*tensor_names.EMBEDDING_COPIES, _HEAD]
+        if _SHARED not in names:
+            self._stored["token_embedder/embedding"] = next(
+                (name for name in copies if name in names), _SHARED
+            )
+        if _HEAD not in names and not self.config.logits_via_embedding:
+            # transformers 5 leaves out a head that is equal to the embedding.
+            self._stored["decoder/logits_dense/kernel"] = self._stored["token_embedder/embedding"]
+
+    def _with_own_head(self, config: T5Config, values: Mapping[str, Any]) -> T5Config:
+        """T5 1.0 has no head of its own; where there is one, the configuration did not say so."""
+        if not config.logits_via_embedding or _HEAD not in self._weights.shapes:
+            return config
+        if _SHARED not in self._weights.shapes or self._equal(_HEAD, _SHARED):
+            return config
+        if values.get("scale_decoder_outputs"):
+            raise UserError(
+                f"{self.location}: {_HEAD} differs from {_SHARED}, expected equal ones, for "
+                f"{CONFIG_FILE} says scale_decoder_outputs=true, as of T5 1.0; if it is a v1.1, "
+                "set that to false"
+            )
+        return dataclasses.replace(config, logits_via_embedding=False)
+
+    def _equal(self, name: str, other: str) -> bool:
+        shape = self._weights.shapes[name]
+        if shape != self._weights.shapes[other]:
+            return False
+        rows = max(_COMPARED_BYTES // (4 * max(math.prod(shape[1:]), 1)), 1)
+        parts = [(slice(start, start + rows),) for start in range(0, shape[0], rows)]
+        return all(
+            np.array_equal(self._weights.read(name, part), self._weights.read(other, part))
+            for part in parts
+        )
+
+    @functools.cached_property
+    def vocabulary(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+        """See `ParameterSource`; None where the folder has no `spiece.model` and is no ByT5."""
+        file = tokenizer.vocabulary_file(self.folder, self.config.vocab_size)
+        if file is None:
+            return None
+        return sentencepiece_model.describe(file)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `ParameterSource`."""
+        found: dict[str, tuple[int, ...]] = {}
+        known = {*tensor_names.EMBEDDING_COPIES, *tensor_names.UNUSED, *self._stored.values()}
+        if self.config.logits_via_embedding:
+            known.add(_HEAD)
+        for path, name in self._stored.items():
+            if name in self._weights.shapes:
+                found[path] = self.stored_as(path, self._weights.shapes[name])[1]
+        found.update({name: s for name, s in self._weights.shapes.items() if name not in known})
+        return found
+
+    def stored_as(self, path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """See `ParameterSource`: HuggingFace's name, and the shape transposed where it does so."""
+        if path not in self._tensors:
+            return path, shape
+        return self._stored[path], shape[::-1] if self._tensors[path].transposed else shape
+
+    def check(self, config: T5Config) -> None:
+        """See `ParameterSource`; compares what else `config.json` states, and embedding copies."""
+        super().check(config)
+        check_computation(self, config)
+        embedding = self._stored["token_embedder/embedding"]
+        for name in tensor_names.EMBEDDING_COPIES:
+            if name in self._weights.shapes and not self._equal(name, embedding):
+                raise UserError(
+                    f"{self.location}: tensor {name} of shape {self._weights.shapes[name]} differs "
+                    f"from {embedding} of shape {self._weights.shapes[embedding]}, expected a copy "
+                    "of it; a T5 has one embedding"
+                )
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """See `ParameterSource`."""
+        transposed = path in self._tensors and self._tensors[path].transposed
+        if transposed and index is not None:
+            index = index[::-1]
+        value = self._weights.read(self._stored.get(path, path), index)
+        return np.ascontiguousarray(value.T) if transposed else value
+
+
+def _local_folder(location: str) -> pathlib.Path:
+    if "://" in location:
+        raise UserError(
+            f"{location}: checkpoints of HuggingFace are read from a local disk or its hub; copy "
+            "the folder here first"
+        )
+    folder = pathlib.Path(location)
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).exists():
+            raise UserError(
+                f"{location} has no {CONFIG_FILE}; expected a folder of HuggingFace with "
+                f"{CONFIG_FILE} and {weights.SAFETENSORS}"
+            )
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(location):
+        raise UserError(f"{location}: no such folder; expected one with {CONFIG_FILE} and weights")
+    return _download(location)
+
+
+def _download(repository: str) -> pathlib.Path:
+    """The files of a repository on the hub that are needed, in the hub's own cache."""
+    import huggingface_hub
+
+    small = ["*.json", tokenizer.SENTENCEPIECE_FILE]
+    try:
+        files = huggingface_hub.snapshot_download
+        folder = files(repository, allow_patterns=[*small, "model*.safetensors"])
+        if not list(pathlib.Path(folder).glob("model*.safetensors")):
+            folder = files(repository, allow_patterns=[*small, "pytorch_model*.bin"])
+    except Exception as error:  # of many kinds: no network, no such repository, no access
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"{repository}: no such folder here, and HuggingFace's hub did not give it ({cause}); "
+            f"give a folder with {CONFIG_FILE} and {weights.SAFETENSORS}"
+        ) from None
+    return pathlib.Path(folder)
+
+
+# ---------------------------------- writing ----------------------------------
+
+
+def write_huggingface(
+    source: ParameterSource,
+    output: str,
+    *,
+    vocabulary: Mapping[str, Any] | None = None,
+    with_tokenizer: bool = True,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Writes a folder that HuggingFace's transformers loads, one tensor at a time.
+
+    Args:
+      source: of the parameters; checked.
+      output: a local folder that does not exist, or is empty.
+      vocabulary: described as `data.sentencepiece_model.describe` does; default: the source's.
+      with_tokenizer: whether tokenizer files are written.
+      dtype: of `EXPORT_DTYPES`; what is not float32 is rounded to the nearest.
+      shard_bytes: files are no larger than this, unless one tensor is.
+      advance: called with the values written since the last call.
+
+    Raises:
+      UserError: no vocabulary is known, or it is of a kind that HuggingFace does not have; the
+        model is, too; a value overflows `dtype`.
+    """
+    advance = advance or (lambda _: None)
+    config = source.config
+    try:
+        settings = tensor_names.config_to_huggingface(config)
+    except ValueError as error:
+        raise UserError(f"{source.location}: {error}") from None
+    description = source.description or {}
+    generation = {
+        "decoder_start_token_id": settings["decoder_start_token_id"],
+        "eos_token_id": settings["eos_token_id"],
+        "pad_token_id": settings["pad_token_id"],
+        # transformers' own default, 20 tokens, cuts rationales.
+        "max_new_tokens": description.get("max_decode_tokens", _OUTPUT_TOKENS),
+    }
+    files: dict[str, bytes] = {}
+    if with_tokenizer:
+        vocabulary = vocabulary or source.vocabulary
+        if vocabulary is None:
+            raise UserError(
+                f"{source.location} carries no vocabulary; give --vocabulary_file (a SentencePiece "
+                "model, 'bytes' or 'embedded'), or leave the tokenizer out with --notokenizer"
+            )
+        lengths = description.get("task_feature_lengths", {})
+        input_tokens = lengths.get("inputs", _INPUT_TOKENS)
+        files = tokenizer.tokenizer_files(vocabulary, config.vocab_size, input_tokens)
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    _write_weights(source, folder, dtype, shard_bytes, advance)
+    _write_json(folder / GENERATION_FILE, generation)
+    _write_json(folder / CONFIG_FILE, settings | {"dtype": dtype})
+
+
+def _write_weights(
+    source: ParameterSource,
+    folder: pathlib.Path,
+    dtype: str,
+    shard_bytes: int,
+    advance: Callable[[int], None],
+) -> None:
+    tensors = {"/".join(each.path): each for each in tensor_names.tensors(source.config)}
+    ordered = [tensors[parameter.path] for parameter in stack_by_stack(source.config)]
+    by_name = {tensor.name: tensor for tensor in ordered}
+    stored = weights.DTYPES[EXPORT_DTYPES[dtype]]
+
+    def value(name: str) -> np.ndarray:
+        tensor = by_name[name]
+        exact = source.read("/".join(tensor.path))
+        array = _rounded(exact.T if tensor.transposed else exact, stored, name)
+        advance(array.size)
+        return array
+
+    sizes = {each.name: math.prod(each.shape) * stored.itemsize for each in ordered}
+    places: dict[str, str] = {}
+    for file, names in weights.shards(sizes, shard_bytes):
+        shapes = [(name, by_name[name].huggingface_shape) for name in names]
+        weights.write_file(folder / file, shapes, EXPORT_DTYPES[dtype], value)
+        places.update(dict.fromkeys(names, file))
+    if len(set(places.values())) > 1:
+        total = {"total_size": sum(sizes.values())}
+        index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
+        _write_json(folder / f"{weights.SAFETENSORS}.index.json", index)
+
+
+def _rounded(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if dtype == np.float32:
+        return value
+    with np.errstate(over="ignore"):
+        rounded = value.astype(dtype)
+    limit = float(ml_dtypes.finfo(dtype).max)
+    if not np.isfinite(rounded).all() and np.isfinite(value).all():
+        raise UserError(
+            f"tensor {name} has values up to {float(np.abs(value).max()):.3g}, expected at most "
+            f"{limit:.3g} for --dtype={dtype.name}; use bfloat16 or float32"
+        )
+    return rounded
+
+
+def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

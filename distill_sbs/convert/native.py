@@ -1,0 +1,273 @@
+"""Our own checkpoints as parameters, and parameters of any form as such a checkpoint.
+
+Enters: a MODEL_DIR, its `checkpoints/`, or one step's folder, local or gs://; or a
+`ParameterSource` of any form and a vocabulary.
+Leaves: a `ParameterSource` that reads only the slices asked for; or a folder like that of one step,
+which `infer`, `evaluate` and INITIAL_CHECKPOINT_PATH take. It has no optimizer state, so nothing
+continues from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from distill_sbs import constants
+from distill_sbs.checkpoint import checkpointer
+from distill_sbs.convert import forms
+from distill_sbs.convert.source import (
+    Index,
+    Parameter,
+    ParameterSource,
+    check_computation,
+    stack_by_stack,
+    stacked_path,
+)
+from distill_sbs.errors import UserError
+from distill_sbs.model.axes import STACKED
+from distill_sbs.model.config import T5Config
+
+# Where no run of ours says otherwise: the paper's lengths (gin/methods/paper.gin), in tokens.
+TASK_FEATURE_LENGTHS = {
+    constants.INPUTS: 1024,
+    constants.TARGETS: 256,
+    constants.TASK_IDS: 256,
+}
+MAX_DECODE_TOKENS = 64
+
+# Decoded chunks that are kept: a chunk may hold all layers, and is decoded whole for any of them.
+_KEPT_CHUNKS = 2
+
+# Of an array's chunk where we write it; layers lie in chunks of their own.
+_CHUNK_BYTES = 2**25
+
+
+class NativeSource(ParameterSource):
+    """A checkpoint of distill_sbs, layers stacked or not.
+
+    Args:
+      location: as `checkpoint.find_step_folder` takes it.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
+
+    def __init__(self, location: str) -> None:
+        folder = checkpointer.find_step_folder(location)
+        self.location = str(folder)
+        self.description = checkpointer.read_description(folder)
+        self.vocabulary = self.description["vocabulary"]
+        self.config = T5Config.from_dict(self.description["student"])
+        self._stored = checkpointer.stored_parameters(folder)
+        spans = [
+            math.prod(stored.storage.chunk_shape) * np.dtype(stored.dtype).itemsize
+            for path, stored in self._stored.items()
+            if f"/{STACKED}/" in path
+        ]
+        self._context = checkpointer.reading_context(_KEPT_CHUNKS * max(spans, default=0))
+        self._opened: dict[str, Any] = {}
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `ParameterSource`."""
+        found: dict[str, tuple[int, ...]] = {}
+        for path, stored in self._stored.items():
+            stack, marker, rest = path.partition(f"/{STACKED}/")
+            if not marker:
+                found[path] = tuple(stored.shape)
+                continue
+            for layer in range(stored.shape[0]):
+                found[f"{stack}/layers_{layer}/{rest}"] = tuple(stored.shape[1:])
+        return found
+
+    def check(self, config: T5Config) -> None:
+        """See `ParameterSource`; compares what else the checkpoint states of its student."""
+        super().check(config)
+        check_computation(self, config)
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """See `ParameterSource`."""
+        stored, layer = (path, None) if path in self._stored else stacked_path(path)
+        if stored not in self._stored:
+            raise UserError(f"{self.location} has no tensor {path}")
+        shape = tuple(self._stored[stored].shape)
+        try:
+            if stored not in self._opened:
+                self._opened[stored] = checkpointer.open_parameter(
+                    self._stored[stored], self._context
+                )
+            array = self._opened[stored]
+            if layer is not None:
+                array = array[layer]
+            value = array[index if index else ...].read().result()
+        except (ValueError, OSError, RuntimeError) as error:
+            cause = str(error).split(" [")[0].splitlines()[0]
+            raise UserError(
+                f"{self.location}: tensor {stored} of shape {shape} cannot be read ({cause}); the "
+                "checkpoint is truncated or damaged, or was not copied whole: copy it again"
+            ) from None
+        return np.ascontiguousarray(value, np.float32)
+
+
+# ---------------------------------- writing ----------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A parameter that is read when it is written: one tensor, or one a layer."""
+
+    source: ParameterSource
+    shape: tuple[int, ...]
+    paths: tuple[str, ...]
+    stacked: bool
+    advance: Callable[[int], None]
+    dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+class _LeafHandler(ocp.type_handlers.NumpyHandler):
+    """Lets orbax write `_Leaf`s, of which only one layer's tensor is in memory at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped = threading.Event()
+        self._context = checkpointer.writing_context()
+        self._writing: list[Any] = []
+
+    async def serialize(
+        self, values: Sequence[_Leaf], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        """See `orbax.checkpoint.type_handlers.TypeHandler`."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        # In a thread of its own, which waits until orbax has made the folder.
+        writing = ocp.future.CommitFutureAwaitingContractedSignals(
+            self._write(values, infos, args), name="tensor_by_tensor"
+        )
+        self._writing.append(writing)
+        return [writing]
+
+    async def _write(
+        self, values: Sequence[_Leaf], infos: Sequence[Any], args: Sequence[Any]
+    ) -> None:
+        for leaf, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                global_shape=leaf.shape,
+                local_shape=leaf.shape,
+                dtype=leaf.dtype,
+                process_index=0,
+                arg=arg,
+            )
+            array = await tensorstore.open(
+                tensorstore.Spec(spec), create=True, open=True, context=self._context
+            )
+            for layer, path in enumerate(leaf.paths):
+                if self._stopped.is_set():
+                    return
+                part = array[layer] if leaf.stacked else array
+                await part.write(leaf.source.read(path))
+                leaf.advance(math.prod(part.shape))
+
+    def stop(self) -> None:
+        """Ends writing before the next tensor, and waits for that; the folder is to be removed."""
+        self._stopped.set()
+        for writing in self._writing:
+            with contextlib.suppress(Exception):
+                writing.result()
+
+
+def write_native(
+    source: ParameterSource,
+    output: str,
+    *,
+    vocabulary: Mapping[str, Any] | None = None,
+    scan_layers: bool | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Writes a checkpoint that describes itself, one tensor of one layer at a time.
+
+    Args:
+      source: of the parameters; checked.
+      output: a folder that does not exist, local or gs://.
+      vocabulary: described as `data.sentencepiece_model.describe` does; default: the source's.
+      scan_layers: whether layers are stored stacked; default: as `source.config` says.
+      advance: called with the values written since the last call.
+
+    Raises:
+      UserError: no vocabulary is known, or it is larger than the embedding.
+    """
+    config = source.config
+    if scan_layers is not None:
+        config = dataclasses.replace(config, scan_layers=scan_layers)
+    description = _description(source, config, vocabulary or source.vocabulary)
+    stacks: dict[str, list[Parameter]] = {}
+    for parameter in stack_by_stack(config):
+        path = stacked_path(parameter.path)[0] if config.scan_layers else parameter.path
+        stacks.setdefault(path, []).append(parameter)
+    params: dict[str, Any] = {}
+    for path, parts in stacks.items():
+        stacked = f"/{STACKED}/" in path
+        shape = (len(parts), *parts[0].shape) if stacked else parts[0].shape
+        paths = tuple(part.path for part in parts)
+        node = params
+        *parents, last = path.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = _Leaf(source, shape, paths, stacked, advance or (lambda _: None))
+    save_args = jax.tree.map(
+        # Orbax divides a stack by its first axis before any other.
+        lambda leaf: ocp.SaveArgs(
+            chunk_byte_size=min(_CHUNK_BYTES, leaf.nbytes // len(leaf.paths)),
+            shard_axes=(0,) if leaf.stacked else (),
+        ),
+        params,
+    )
+    handler = _LeafHandler()
+    try:
+        checkpointer.write_step(output, params, save_args, (_Leaf, handler), description)
+    except BaseException:  # an interruption, too
+        handler.stop()
+        forms.remove_unfinished(output)
+        raise
+
+
+def _description(
+    source: ParameterSource, config: T5Config, vocabulary: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """As `student.describe_run` writes it; what a run of ours said of itself is kept."""
+    if vocabulary is None:
+        raise UserError(
+            f"{source.location} carries no vocabulary, and a checkpoint of ours does; give "
+            "--vocabulary_file: a SentencePiece model, 'bytes' or 'embedded'"
+        )
+    if vocabulary["size"] > config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "
+            f"{config.vocab_size}; is it another model's? --vocabulary_file names it"
+        )
+    before = source.description or {
+        "format_version": checkpointer.FORMAT_VERSION,
+        "prefixes": {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX},
+        "mixture": None,
+        "task_feature_lengths": TASK_FEATURE_LENGTHS,
+        "max_decode_tokens": MAX_DECODE_TOKENS,
+        "run": {"converted_from": source.location},
+    }
+    return {**before, "student": config.to_dict(), "vocabulary": dict(vocabulary)}

@@ -1,0 +1,1 @@
+"""T5X's checkpoints: layouts on disk, parameter names, files."""

@@ -1,0 +1,208 @@
+"""T5X's checkpoints as our parameters, and our parameters as a checkpoint of T5X.
+
+Enters: a checkpoint that T5X wrote, in any of its layouts (`t5x_layouts`) and of either of its
+networks (`t5x_networks`); or a `ParameterSource` of any form.
+Leaves: a `ParameterSource`; or a folder with a `checkpoint_N` that `t5x.train`, `t5x.eval` and
+`t5x.infer` restore. Neither needs T5X, TensorFlow, or a device.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from distill_sbs.convert.source import Index, ParameterSource
+from distill_sbs.convert.t5x import layouts, networks
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
+
+
+class T5XSource(ParameterSource):
+    """A checkpoint as T5X itself writes them.
+
+    All tensors' files are opened at once. None is read, but for the small tables of relative
+    positions of `scalable_t5`, one a layer, which must be equal.
+
+    Args:
+      location: a folder `checkpoint_N`, or a MODEL_DIR, of which the newest is taken; local or
+        gs://.
+
+    Raises:
+      UserError: no checkpoint there; a file missing or damaged; not a T5, or one (umT5) whose
+        layers have relative positions of their own.
+    """
+
+    def __init__(self, location: str) -> None:
+        folder = layouts.find_checkpoint(location)
+        self.location = str(folder)
+        self._parts: dict[str, networks.Part] = {}
+        for name, values in layouts.open_tensors(folder).items():
+            self._parts.update(networks.parts(name, values))
+        self._share_positions()
+        self.config = _config(self.shapes(), self.location)
+
+    def _share_positions(self) -> None:
+        """One table of relative positions a side, in the place of one a layer."""
+        for path in list(self._parts):
+            layer = networks.LAYER.fullmatch(path)
+            if not layer or layer[3] != networks.POSITIONS:
+                continue
+            shared = f"{layer[1]}/{networks.POSITIONS}"
+            if shared in self._parts and not np.array_equal(self.read(path), self.read(shared)):
+                raise UserError(
+                    f"{self.location}: layers of the {layer[1]} have different tables of relative "
+                    f"positions ({path}), expected one for all, as every T5 but umT5 has. T5X's "
+                    "scalable_t5 trains one a layer; train with t5x/examples/t5 instead"
+                )
+            self._parts.setdefault(shared, self._parts[path])
+            del self._parts[path]
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """See `ParameterSource`."""
+        return {path: part.shape for path, part in self._parts.items()}
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """See `ParameterSource`.
+
+        T5X's own chunks of stacked layers each hold all layers, and a chunk is decompressed
+        whole, so reading layer by layer decompresses the tensor as many times.
+        """
+        if path not in self._parts:
+            raise UserError(
+                f"{self.location} has no tensor {path}; is it a checkpoint of another model?"
+            )
+        try:
+            return self._parts[path].read(index)
+        except Exception as error:
+            raise layouts.unreadable(self.location, path, error) from error
+
+
+def _config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Config:
+    """The architecture that shapes show; `ParameterSource.check` compares the rest with it."""
+
+    def matrix(path: str) -> tuple[int, ...]:
+        if len(shapes.get(path, ())) != 2:
+            found = f"has shape {shapes[path]}" if path in shapes else "is missing"
+            raise UserError(
+                f"{location}: tensor {path} {found}, expected two dimensions, as in T5X's own T5; "
+                f"is it a checkpoint of another model? It has {', '.join(sorted(shapes)[:3])}, …"
+            )
+        return shapes[path]
+
+    def layers(side: str) -> int:
+        matches = [networks.LAYER.fullmatch(path) for path in shapes]
+        return 1 + max(
+            (int(match[2]) for match in matches if match and match[1] == side), default=0
+        )
+
+    vocab_size, emb_dim = matrix("token_embedder/embedding")
+    heads, buckets = matrix(f"encoder/{networks.POSITIONS}")
+    joined = matrix("encoder/layers_0/attention/query/kernel")[1]
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
+    mlp_dim = matrix(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1]
+    if joined % heads:
+        raise UserError(
+            f"{location}: encoder/layers_0/attention/query/kernel has {joined} columns, expected "
+            f"a multiple of the {heads} heads of encoder/{networks.POSITIONS}; is it a T5?"
+        )
+    return T5Config(
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=heads,
+        head_dim=joined // heads,
+        mlp_dim=mlp_dim,
+        num_encoder_layers=layers("encoder"),
+        num_decoder_layers=layers("decoder"),
+        # No file names the activations; these are those of all published T5.
+        mlp_activations=("gelu", "linear") if gated else ("relu",),
+        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+        relative_attention_num_buckets=buckets,
+    )
+
+
+def write_t5x(
+    source: ParameterSource,
+    output: str,
+    *,
+    scan_layers: bool = False,
+    step: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> None:
+    """Writes `output/checkpoint_{step}`, which T5X restores, one tensor of one layer at a time.
+
+    It has the older of T5X's layouts, which both its checkpointers read, and float32 values.
+    `t5x.train` restores the state of its optimizer as well: this is that of Adafactor, which all
+    of T5X's model files set, before its first step. A run with another optimizer binds
+    `utils.RestoreCheckpointConfig.fallback_to_scratch = True` and
+    `utils.RestoreCheckpointConfig.assignment_map = (('state/param_states/.*', None),)`.
+
+    Args:
+      source: of the parameters.
+      output: a folder that does not exist; it is there, whole, when this returns, or not at all.
+      scan_layers: for the network of `t5x/examples/scalable_t5` with its layers stacked, instead
+        of that of `t5x/examples/t5`.
+      step: from which T5X goes on; its TRAIN_STEPS counts these steps too.
+      advance: called with the values written since the last call; in all, as many as the student
+        has.
+
+    Raises:
+      UserError: `output` exists or cannot be written; a tensor of `source` is missing or damaged.
+    """
+    folder = layouts.absolute(output)
+    if folder.exists():
+        raise UserError(f"{output} exists already; choose another folder, or delete it")
+    if step < 0:
+        raise UserError(f"the step of {output} is {step}, expected 0 or more")
+    source.check(source.config)
+    partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
+    checkpoint = partial / f"checkpoint_{step}"
+    try:
+        checkpoint.mkdir(parents=True)
+        _write(source, checkpoint, scan_layers, step, advance or (lambda _: None))
+        partial.rename(folder)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # TensorStore's are of all three
+        cause = layouts.first_part(error)
+        raise UserError(
+            f"{output} cannot be written ({cause}); make room, or choose another folder"
+        ) from error
+    finally:
+        if partial.exists():
+            partial.rmtree()
+
+
+def _write(
+    source: ParameterSource,
+    checkpoint: epath.Path,
+    scan_layers: bool,
+    step: int,
+    advance: Callable[[int], None],
+) -> None:
+    model: dict[str, Any] = {}
+    optimizer: dict[str, Any] = {}
+    for tensor in networks.tensors(source.config, scan_layers):
+        store, listed = layouts.create_array(
+            checkpoint, tensor.name, tensor.shape, tensor.layers_axis
+        )
+        for layer, path in enumerate(tensor.paths):
+            values = source.read(path)
+            store[tensor.place(layer)].write(values.reshape(tensor.place_shape())).result()
+            if layer == 0 or path != tensor.paths[0]:  # a table that layers share counts once
+                advance(math.prod(values.shape))
+        _insert(model, tensor.name, listed)
+        _insert(optimizer, tensor.name, networks.adafactor_state(tensor))
+    state = {"step": np.array(step, np.int32), "param_states": optimizer}
+    layouts.write_listing(checkpoint, {layouts.MODEL: model, "state": state})
+
+
+def _insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
+    *parents, last = path.split("/")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+    tree[last] = leaf

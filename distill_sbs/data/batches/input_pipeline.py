@@ -1,0 +1,349 @@
+"""From SeqIO tasks to a stream of batches that can start again at any position.
+
+Enters: a task or mixture, feature lengths, a seed. Leaves: batches (`layout.fill`) with the
+position after each, a few integers that a checkpoint keeps.
+
+Which sequences a step sees is a function of (seed, position) alone. Every task is walked in whole
+epochs, each a new permutation, and the tasks of a mixture take turns at their rates: after n draws
+a task with share r has been drawn n·r times, to within one. SeqIO's own mixing, which T5X uses,
+draws tasks at random with the same rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+
+from distill_sbs import constants
+from distill_sbs.data import registration
+from distill_sbs.data.batches import layout
+from distill_sbs.data.batches.share import Share
+from distill_sbs.errors import UserError
+
+# Batches whose lengths decide the shape of all.
+_BATCHES_LOOKED_AT = 256
+
+_ALL = Share()
+
+Position = dict[str, int]  # task name → number of its sequences drawn so far
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenisedTask:
+    """All sequences of one split of one task, in file order, cut to the feature lengths.
+
+    Attributes:
+      name: the task's name.
+      sequences: the tokenised examples.
+      texts: the target text before tokenisation, the reference in evaluation; empty in training.
+      input_texts: the input text, prefix included; empty in training.
+      cut_inputs, cut_targets: the shares of examples that the feature lengths cut.
+    """
+
+    name: str
+    sequences: Sequence[layout.Sequence2Sequence]
+    texts: Sequence[str]
+    input_texts: Sequence[str]
+    cut_inputs: float
+    cut_targets: float
+
+    def lengths(self) -> np.ndarray:
+        """Input and target lengths in tokens, int [N, 2]."""
+        pairs = [(len(each.inputs), len(each.targets)) for each in self.sequences]
+        return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def cut_warnings(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
+    """One line for each feature of which the lengths cut more than `share` of the examples."""
+    return [
+        f"TASK_FEATURE_LENGTHS cuts {cut:.1%} of the {feature} of {task.name}; "
+        f"raise TASK_FEATURE_LENGTHS['{feature}']"
+        for task in tasks
+        for feature, cut in (("inputs", task.cut_inputs), ("targets", task.cut_targets))
+        if cut > share
+    ]
+
+
+def _cut(tokens: np.ndarray, length: int, ends: bool) -> np.ndarray:
+    """Cuts to `length`, keeping the end token last, as `seqio.append_eos_after_trim` does."""
+    if len(tokens) <= length:
+        return tokens
+    cut = tokens[:length].copy()
+    if ends:
+        cut[-1] = constants.EOS_ID
+    return cut
+
+
+def tokenise(
+    task: seqio.Task,
+    split: str,
+    lengths: Mapping[str, int],
+    advance: Callable[[int], None] = lambda _: None,
+    share: Share = _ALL,
+    keep_texts: bool = True,
+) -> TokenisedTask:
+    """Reads and tokenises one split of a task.
+
+    Args:
+      task: what to read.
+      split: of which split.
+      lengths: TASK_FEATURE_LENGTHS.
+      advance: told how many more rows are done.
+      share: the part that this process reads; the others' comes from them.
+      keep_texts: whether the texts are wanted too, as in evaluation.
+
+    Raises:
+      UserError: the split holds no example of this task.
+    """
+    # Whole sequences, cut here: so the share that was cut is known.
+    dataset = task.get_dataset(
+        sequence_length=None,
+        split=split,
+        shuffle=False,
+        num_epochs=1,
+        trim_output_features=False,
+        shard_info=share.shard_info,
+    )
+    places: list[int] = []
+    sequences: list[layout.Sequence2Sequence] = []
+    texts: list[str] = []
+    input_texts: list[str] = []
+    cut_inputs = cut_targets = 0
+    limit_inputs, limit_targets = lengths[constants.INPUTS], lengths[constants.TARGETS]
+    for batch in dataset.ragged_batch(512):
+        columns = [
+            np.split(batch[key].flat_values.numpy(), batch[key].row_splits.numpy()[1:-1])
+            for key in (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
+        ]
+        for inputs, targets, task_ids in zip(*columns, strict=True):
+            cut_inputs += len(inputs) > limit_inputs
+            cut_targets += len(targets) > limit_targets
+            sequences.append(
+                layout.Sequence2Sequence(
+                    _cut(inputs, limit_inputs, ends=True),
+                    _cut(targets, limit_targets, ends=True),
+                    _cut(task_ids, limit_targets, ends=False),
+                )
+            )
+        advance(len(columns[0]))
+        places.extend(batch[constants.INDEX].numpy().tolist())
+        if not keep_texts:
+            continue
+        texts.extend(text.decode() for text in batch[f"{constants.TARGETS}_pretokenized"].numpy())
+        input_texts.extend(
+            text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
+        )
+    if share.count > 1:
+        order = share.places(places)
+        cut_inputs, cut_targets = share.total(cut_inputs, cut_targets)
+        shared = (
+            share.rows([getattr(each, field.name) for each in sequences], order)
+            for field in dataclasses.fields(layout.Sequence2Sequence)
+        )
+        sequences = [layout.Sequence2Sequence(*row) for row in zip(*shared, strict=True)]
+        if keep_texts:
+            texts, input_texts = share.texts(texts, order), share.texts(input_texts, order)
+    if not sequences:
+        raise UserError(
+            f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
+            "label or no rationale for it; prepare them with the teacher's outputs"
+        )
+    count = len(sequences)
+    return TokenisedTask(
+        task.name, sequences, texts, input_texts, cut_inputs / count, cut_targets / count
+    )
+
+
+class MixtureSampler:
+    """Draws the sequences of each step from the tasks of a mixture, at their rates.
+
+    Attributes:
+      names: the tasks' names.
+      shares: their mixing rates, normalised to sum to 1.
+    """
+
+    def __init__(self, tasks: Sequence[TokenisedTask], rates: Sequence[float], seed: int) -> None:
+        if sum(rates) <= 0:
+            raise UserError(f"the mixing rates are {list(rates)}: at least one must be positive")
+        self._tasks = list(tasks)
+        self._seed = seed
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}
+        self.names = [task.name for task in tasks]
+        self.shares = [rate / sum(rates) for rate in rates]
+
+    def start(self) -> Position:
+        """The position before the first draw."""
+        return dict.fromkeys(self.names, 0)
+
+    def _order(self, task: TokenisedTask, epoch: int) -> np.ndarray:
+        cached = self._orders.get(task.name)
+        if cached is None or cached[0] != epoch:
+            # Keyed by the task's name: a task's order does not depend on what it is mixed with.
+            key = [self._seed, zlib.crc32(task.name.encode()), epoch]
+            order = np.random.default_rng(key).permutation(len(task.sequences))
+            cached = self._orders[task.name] = (epoch, order)
+        return cached[1]
+
+    def draw(
+        self, position: Position, count: int
+    ) -> tuple[list[layout.Sequence2Sequence], Position]:
+        """Returns the next `count` sequences after `position`, and the position after them."""
+        counts = [position[name] for name in self.names]
+        drawn: list[layout.Sequence2Sequence] = []
+        for number in range(sum(counts) + 1, sum(counts) + count + 1):
+            # The task that is furthest behind its share goes next; the first of equals. Rounded,
+            # because the shares are floats and a tie must be a tie.
+            behind = [
+                round(share * number - done, 9) if share else -np.inf
+                for share, done in zip(self.shares, counts, strict=True)
+            ]
+            index = int(np.argmax(behind))
+            task = self._tasks[index]
+            epoch, place = divmod(counts[index], len(task.sequences))
+            drawn.append(task.sequences[self._order(task, epoch)[place]])
+            counts[index] += 1
+        return drawn, dict(zip(self.names, counts, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training side of a run: what is drawn, how it is laid out, what was cut.
+
+    Attributes:
+      sampler: draws sequences.
+      batch_size: sequences a step.
+      batch_layout: the shapes of its batches.
+      tasks: the tokenised tasks.
+      rows_here: which of a batch's rows (given their number) the devices of this process take, as
+        booleans [rows]; only these are filled. None: all.
+    """
+
+    sampler: MixtureSampler
+    batch_size: int
+    batch_layout: layout.Layout
+    tasks: Sequence[TokenisedTask]
+    rows_here: layout.RowsHere | None = None
+
+    def describe(self) -> str:
+        """One line for people: how many sequences there are, and how they are laid out."""
+        shape = self.batch_layout.usual
+        sizes = ", ".join(f"{len(task.sequences):,} of {task.name}" for task in self.tasks)
+        return (
+            f"{sizes}; a step lays {self.batch_size} into {shape.rows} rows of "
+            f"{shape.input_tokens} input and {shape.target_tokens} target tokens"
+        )
+
+    def batches(self, position: Position) -> Iterator[tuple[layout.Batch, Position]]:
+        """Batches from `position` on, without end, each with the position after it."""
+        while True:
+            sequences, position = self.sampler.draw(position, self.batch_size)
+            yield layout.fill(sequences, self.batch_layout, self.rows_here), position
+
+
+def training_data(
+    mixture_or_task: seqio.Task | seqio.Mixture,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    seed: int,
+    row_multiple: int = 1,
+    pack: bool = True,
+    advance: Callable[[int], None] = lambda _: None,
+    share: Share = _ALL,
+    rows_here: layout.RowsHere | None = None,
+) -> TrainingData:
+    """Tokenises the training split of a mixture and chooses the batch's shape.
+
+    Args:
+      mixture_or_task: what to draw from; λ is in its rates.
+      lengths: TASK_FEATURE_LENGTHS.
+      batch_size: sequences a step, labels and rationales together.
+      seed: of the order.
+      row_multiple: what the number of rows must be a multiple of.
+      pack: False lays every sequence into a row of the full feature lengths of its own.
+      advance: told how many more rows are tokenised.
+      share: the part that this process reads.
+      rows_here: see `TrainingData`.
+    """
+    parts = registration.tasks_of(mixture_or_task)
+    rates = [
+        mixture_or_task.get_rate(part) if isinstance(mixture_or_task, seqio.Mixture) else 1.0
+        for part in parts
+    ]
+    used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
+    tasks = [tokenise(part, "train", lengths, advance, share, keep_texts=False) for part, _ in used]
+    data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
+    data = dataclasses.replace(data, rows_here=rows_here)
+    if pack:
+        return data
+    rows = -(-batch_size // row_multiple) * row_multiple
+    shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
+    return dataclasses.replace(data, batch_layout=layout.Layout(shape, shape))
+
+
+def lay_out_tasks(
+    tasks: Sequence[TokenisedTask],
+    rates: Sequence[float],
+    batch_size: int,
+    seed: int,
+    row_multiple: int = 1,
+) -> TrainingData:
+    """Chooses the layout for tasks that are mixed at `rates`, from the first batches drawn."""
+    sampler = MixtureSampler(tasks, rates, seed)
+    position = sampler.start()
+    batches = []
+    for _ in range(_BATCHES_LOOKED_AT):
+        sequences, position = sampler.draw(position, batch_size)
+        batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
+    longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
+    return TrainingData(
+        sampler, batch_size, layout.choose_layout(batches, longest, row_multiple), tasks
+    )
+
+
+class Prefetcher(Iterator[Any]):
+    """Runs an iterator in a thread, a few items ahead; an error in it is raised at `next`."""
+
+    def __init__(self, source: Iterator[Any], ahead: int = 2) -> None:
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
+        self._thread.start()
+
+    def _put(self, item: tuple[str, Any]) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _run(self, source: Iterator[Any]) -> None:
+        try:
+            for item in source:
+                self._put(("item", item))
+                if self._stopped.is_set():
+                    return
+            self._put(("end", None))
+        except BaseException as error:
+            self._put(("error", error))
+
+    def __next__(self) -> Any:
+        kind, value = self._queue.get()
+        if kind == "item":
+            return value
+        self._queue.put((kind, value))  # what ended the source ends every later call too
+        if kind == "error":
+            raise value
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join(timeout=5)

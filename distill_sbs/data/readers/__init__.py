@@ -1,0 +1,1 @@
+"""Raw data and teachers' outputs as examples."""

@@ -1,0 +1,1 @@
+"""Prepared records: joined, written, read."""

@@ -1,0 +1,1 @@
+"""From a record to the texts and tokens of one task."""

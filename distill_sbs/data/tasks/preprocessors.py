@@ -1,0 +1,169 @@
+"""From a prepared record to the tokens of one task.
+
+Enters: records {id, index, input, label, <teacher>_label, <teacher>_rationale, is_train}.
+Leaves: int32 inputs [S], targets [T] (ending in the end token) and task_ids [T].
+
+Every method of the paper is one function from record to (inputs text, targets text).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from distill_sbs import constants
+from distill_sbs.data import settings, vocabulary
+from distill_sbs.data.records import tfrecords
+
+# Between rationale and label in a joint target (the published outputs' own words).
+ANSWER_MARKER = "So the answer is"
+
+Record = Mapping[str, tf.Tensor]
+TextPair = tuple[tf.Tensor, tf.Tensor]
+
+
+def _training_label(record: Record, teacher: str | None) -> tf.Tensor:
+    """The teacher's label in training, the gold label in evaluation, whatever the teacher."""
+    gold = record[constants.LABEL]
+    if teacher is None:
+        return gold
+    return tf.where(record["is_train"], record[f"{teacher}_label"], gold)
+
+
+def label_task(teacher: str | None) -> Callable[[Record], TextPair]:
+    """`predict: x` → y (Eq. 1); y is gold, or in training the teacher's where one is named."""
+
+    def convert(record: Record) -> TextPair:
+        inputs = constants.LABEL_PREFIX + record[constants.INPUT]
+        return inputs, _training_label(record, teacher)
+
+    return convert
+
+
+def rationale_task(teacher: str) -> Callable[[Record], TextPair]:
+    """`explain: x` → r̂ (Eq. 4)."""
+
+    def convert(record: Record) -> TextPair:
+        return constants.RATIONALE_PREFIX + record[constants.INPUT], record[f"{teacher}_rationale"]
+
+    return convert
+
+
+def joint_task(teacher: str) -> Callable[[Record], TextPair]:
+    """x → `r̂ So the answer is y` (Eq. 5, single-task training), y gold."""
+
+    def convert(record: Record) -> TextPair:
+        rationale = record[f"{teacher}_rationale"]
+        joined = tf.strings.join([rationale, record[constants.LABEL]], f" {ANSWER_MARKER} ")
+        complete = (tf.strings.length(rationale) > 0) | ~record["is_train"]
+        targets = tf.where(complete & (tf.strings.length(record[constants.LABEL]) > 0), joined, "")
+        return constants.LABEL_PREFIX + record[constants.INPUT], targets
+
+    return convert
+
+
+def pinto_task(teacher: str) -> Callable[[Record], TextPair]:
+    """`x </s> r̂` → y (Eq. 2): needs the teacher at test time too."""
+
+    def convert(record: Record) -> TextPair:
+        rationale = record[f"{teacher}_rationale"]
+        inputs = constants.LABEL_PREFIX + tf.strings.join(
+            [record[constants.INPUT], rationale], vocabulary.SEPARATOR
+        )
+        complete = (tf.strings.length(rationale) > 0) | ~record["is_train"]
+        return inputs, tf.where(complete, record[constants.LABEL], "")
+
+    return convert
+
+
+def to_text_pair(
+    dataset: tf.data.Dataset, convert: Callable[[Record], TextPair]
+) -> tf.data.Dataset:
+    """Applies `convert` and drops the rows that it leaves without a target.
+
+    Such rows have no gold label, or an output of the teacher that could not be parsed.
+    """
+
+    def apply(record: Record) -> dict[str, tf.Tensor]:
+        inputs, targets = convert(record)
+        return {
+            constants.INPUTS: inputs,
+            constants.TARGETS: targets,
+            constants.INDEX: record[constants.INDEX],
+            # A number, not a truth value: SeqIO's cache cannot write those.
+            "is_train": tf.cast(record["is_train"], tf.int32),
+        }
+
+    dataset = dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.filter(lambda example: tf.strings.length(example[constants.TARGETS]) > 0)
+
+
+def tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+    """Turns the two texts into ids, and keeps the texts as `*_pretokenized`."""
+
+    def apply(example: Record) -> dict[str, tf.Tensor]:
+        tokens = dict(example)
+        for key in (constants.INPUTS, constants.TARGETS):
+            tokens[f"{key}_pretokenized"] = example[key]
+            tokens[key] = vocabulary.encode_text_tf(output_features[key].vocabulary, example[key])
+        return tokens
+
+    return dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def kept_examples(examples: int, data_fraction: float) -> int:
+    """⌈f · N⌉, robust to f being a float: 0.1 of 30 is 3, not 4."""
+    return math.ceil(round(data_fraction * examples, 9))
+
+
+def fraction_ranks(examples: int, seed: int) -> np.ndarray:
+    """Each example's place in the seeded permutation, int32 [N]: those below ⌈f·N⌉ are kept.
+
+    One permutation for all fractions, so the sets are nested, and for all tasks of a dataset, so
+    labels and rationales keep the same examples.
+    """
+    ranks: np.ndarray = np.empty(examples, np.int32)
+    ranks[np.random.default_rng(seed).permutation(examples)] = np.arange(examples, dtype=np.int32)
+    return ranks
+
+
+def keep_fraction(dataset: tf.data.Dataset, dataset_name: str) -> tf.data.Dataset:
+    """Keeps `DATA_FRACTION` of the training examples; validation and test stay whole."""
+    chosen = settings.current()
+    if chosen.data_fraction == 1.0:
+        return dataset
+    examples = tfrecords.read_info(chosen.folder, dataset_name)["splits"]["train"]["examples"]
+    ranks = tf.constant(fraction_ranks(examples, chosen.fraction_seed))
+    kept = kept_examples(examples, chosen.data_fraction)
+
+    def keep(example: Record) -> tf.Tensor:
+        # Only a training index is looked up: other splits may be longer than the table.
+        return tf.cond(
+            tf.cast(example["is_train"], tf.bool),
+            lambda: ranks[example[constants.INDEX]] < kept,
+            lambda: True,
+        )
+
+    return dataset.filter(keep)
+
+
+def tag_task_ids(dataset: tf.data.Dataset, task_id: int) -> tf.data.Dataset:
+    """Puts one int32 task id beside every target token, end token included."""
+
+    def apply(example: Record) -> dict[str, tf.Tensor]:
+        ids = tf.fill(tf.shape(example[constants.TARGETS]), task_id)
+        return {**example, constants.TASK_IDS: tf.cast(ids, tf.int32)}
+
+    return dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def answer_after_marker(text: str) -> str:
+    """The label in a joint output: what follows the last marker; '' where there is none."""
+    _, marker, answer = text.rpartition(ANSWER_MARKER)
+    return answer.strip() if marker else ""

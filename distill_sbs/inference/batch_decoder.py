@@ -1,0 +1,123 @@
+"""Decodes with a student, and scores what it wrote.
+
+Enters: parameters on a mesh and tokenised inputs. Leaves: output tokens, and for a task the
+accuracy over every example of a split, each counted once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_sbs import constants
+from distill_sbs.distributed import sharding
+from distill_sbs.model import decoding
+from distill_sbs.model.network import Transformer
+
+# Inputs are padded to a multiple of this many tokens, so that few shapes are compiled.
+WIDTH_MULTIPLE = 16
+
+
+class Decoder:
+    """Decodes any number of inputs in batches of one static shape.
+
+    Args:
+      model: the student.
+      mesh: where its parameters live.
+      max_decode_tokens: the longest output, end token included.
+      batch_size: inputs decoded at a time; rounded up to what the data axis divides.
+      beam_size: 1 decodes greedily.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        mesh: Mesh,
+        max_decode_tokens: int = 64,
+        batch_size: int = 128,
+        beam_size: int = 1,
+    ) -> None:
+        devices = sharding.data_parallelism(mesh)
+        self._batch_size = -(-batch_size // devices) * devices
+        self._mesh = mesh
+        if beam_size == 1:
+            decode = functools.partial(
+                decoding.greedy_decode, model, max_decode_tokens=max_decode_tokens
+            )
+        else:
+            decode = functools.partial(
+                decoding.beam_decode,
+                model,
+                max_decode_tokens=max_decode_tokens,
+                beam_size=beam_size,
+            )
+        self._decode = jax.jit(
+            lambda params, tokens: decode(params, tokens),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def lower(self, params: Any, input_tokens: int) -> Any:
+        """Traces the decoding of one batch of `input_tokens` positions a row, to compile it.
+
+        Args:
+          params: shapes with shardings.
+          input_tokens: S.
+
+        Returns:
+          A `jax.stages.Lowered`.
+        """
+        tokens = jax.ShapeDtypeStruct(
+            (self._batch_size, input_tokens), np.int32, sharding=sharding.batch_sharding(self._mesh)
+        )
+        with sharding.rules(self._mesh):
+            return self._decode.lower(params, tokens)
+
+    def __call__(
+        self,
+        params: Any,
+        inputs: Sequence[np.ndarray],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[np.ndarray]:
+        """Decodes token arrays [S]; returns one array [L] of at most `max_decode_tokens` each.
+
+        Args:
+          params: the student's parameters.
+          inputs: token ids, end token included.
+          advance: told how many more inputs are done.
+        """
+        if not inputs:
+            return []
+        longest = max(len(each) for each in inputs)
+        width = -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        outputs: list[np.ndarray] = []
+        for start in range(0, len(inputs), self._batch_size):
+            part = inputs[start : start + self._batch_size]
+            tokens = np.zeros((self._batch_size, width), np.int32)  # [B, S]
+            for row, each in enumerate(part):
+                tokens[row, : len(each)] = each
+            placed = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, self._mesh)
+            with sharding.rules(self._mesh):
+                decoded = self._decode(params, placed[constants.ENCODER_INPUT_TOKENS])
+            outputs.extend(np.asarray(decoded)[: len(part)])
+            advance(len(part))
+        return outputs
+
+
+def metrics_of(
+    metric_functions: Sequence[Callable[..., Mapping[str, float]]],
+    postprocess: Callable[..., Any],
+    references: Sequence[str],
+    predictions: Sequence[str],
+) -> dict[str, float]:
+    """Applies a task's postprocessor and its (targets, predictions) metric functions."""
+    targets = [postprocess(text, is_target=True) for text in references]
+    answers = [postprocess(text, is_target=False) for text in predictions]
+    values: dict[str, float] = {}
+    for metric in metric_functions:
+        values.update(metric(targets, answers))
+    return {name: float(value) for name, value in values.items()}

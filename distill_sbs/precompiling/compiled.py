@@ -1,0 +1,179 @@
+"""Compiles a run's programs without data or weights, and reads from them what a run will need.
+
+Enters: a student, a mesh (of devices at hand or of a slice that need not exist), a batch's shape.
+Leaves: a `Report` for each program: bytes a chip by what they hold, FLOPs, traffic, collectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import time
+from typing import Any
+
+from distill_sbs.precompiling.hlo_costs import Costs, Program
+from distill_sbs.precompiling.topology import GIB, Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What compiling one program for one device told.
+
+    Attributes:
+      compile_seconds: the time it took, tracing included.
+      argument_bytes: its inputs: parameters, optimizer state, batch.
+      temporary_bytes: activations, gradients, and whatever else lives only inside.
+      output_bytes: its results that do not take an input's place.
+      code_bytes: the program itself.
+      costs: see `hlo_costs.Costs`; None where it does not fit, or cannot be read.
+      xla_flops, xla_bytes: XLA's own count, which takes every loop's body once.
+      needed_bytes: where the compiler refused for want of memory, what it said it needed.
+      refusal: its words.
+      unreadable: why the compiled program's text cannot be had, where it cannot: some of v5p's
+        come back from libtpu in a form that the XLA of this JAX does not take (RET_CHECK of
+        async-update). What the compiler says of memory stands all the same.
+    """
+
+    compile_seconds: float
+    argument_bytes: int = 0
+    temporary_bytes: int = 0
+    output_bytes: int = 0
+    code_bytes: int = 0
+    costs: Costs | None = None
+    xla_flops: float = 0.0
+    xla_bytes: float = 0.0
+    needed_bytes: float | None = None
+    refusal: str | None = None
+    unreadable: str | None = None
+
+    @property
+    def total_bytes(self) -> float:
+        """All that must be in a device's memory while the program runs."""
+        if self.needed_bytes is not None:
+            return self.needed_bytes
+        return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
+
+
+def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Report:
+    """Compiles what `lower()` lowers.
+
+    Args:
+      lower: traces a program, `jax.stages.Lowered`.
+      program_file: where the compiled program's text is to be written, if anywhere.
+
+    Raises:
+      Exception: any error of the compiler but one for want of memory.
+    """
+    start = time.monotonic()
+    try:
+        compiled = lower().compile()
+    except Exception as error:  # JaxRuntimeError; its class is not public in every version
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = needed_bytes(str(error))
+        return Report(time.monotonic() - start, needed_bytes=needed, refusal=_first_line(error))
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    analysis = compiled.cost_analysis() or {}
+    if isinstance(analysis, list):
+        analysis = analysis[0] if analysis else {}
+    text, unreadable = None, None
+    try:
+        text = compiled.as_text()
+    except Exception as error:  # as above
+        unreadable = _first_line(error)
+    if program_file is not None and text is not None:
+        program_file.parent.mkdir(parents=True, exist_ok=True)
+        program_file.write_text(text)
+    return Report(
+        compile_seconds=seconds,
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        output_bytes=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        code_bytes=memory.generated_code_size_in_bytes,
+        costs=Program(text).costs() if text is not None else None,
+        xla_flops=float(analysis.get("flops", 0.0)),
+        xla_bytes=float(analysis.get("bytes accessed", 0.0)),
+        unreadable=unreadable,
+    )
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def needed_bytes(message: str) -> float:
+    """What a compiler that ran out of memory says that it needed; infinite where it does not say.
+
+    Knows "… required for HLO temporaries (25.04G) exceeds available HBM (15.75G)" and the older
+    "Used 25.04G of 15.75G hbm".
+    """
+    amount = r"([\d.]+)([KMGT]?)i?B?"
+    found = re.search(rf"required[^()]*\({amount}\)", message) or re.search(
+        rf"Used {amount} of", message
+    )
+    return float(found[1]) * _UNITS[found[2]] if found else float("inf")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """How fast a chip could run a program at best.
+
+    Attributes:
+      compute_seconds: its matrix products at the chip's peak.
+      memory_seconds: its traffic with main memory at the chip's bandwidth.
+      link_seconds: what it sends to other chips, over all links at once; None where the chip's
+        figure is not known.
+    """
+
+    compute_seconds: float
+    memory_seconds: float
+    link_seconds: float | None
+
+    @classmethod
+    def of(cls, costs: Costs, chip: Chip) -> Roofline:
+        """The roofline of a program with these costs a device."""
+        links = chip.link_gb_per_second
+        return cls(
+            chip.devices * costs.matrix_flops / (chip.tflops * 1e12),
+            chip.devices * costs.memory_bytes / (chip.hbm_gb_per_second * 1e9),
+            chip.devices * costs.link_bytes / (links * 1e9) if links else None,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """The roofline: the slower of arithmetic and memory."""
+        return max(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def seconds_with_links(self) -> float:
+        """The slowest of arithmetic, memory and interconnect, everything overlapping."""
+        return max(self.seconds, self.link_seconds or 0.0)
+
+    @property
+    def limited_by(self) -> str:
+        """Which of the three."""
+        parts = {
+            "arithmetic": self.compute_seconds,
+            "memory": self.memory_seconds,
+            "interconnect": self.link_seconds or 0.0,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+
+def available_bytes(chip: Chip | None, devices: list[Any], compile_only: bool) -> float | None:
+    """Memory that a program may use on one device; None where nobody says."""
+    if not compile_only:
+        try:
+            limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+        except (RuntimeError, NotImplementedError):
+            limit = None
+        if limit:
+            return float(limit)
+    if chip is None:
+        return None
+    return (chip.available_gib or chip.hbm_gib) * GIB / chip.devices

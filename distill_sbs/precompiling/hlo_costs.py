@@ -1,0 +1,449 @@
+"""Counts what a compiled program computes and moves, loops included.
+
+Enters: the text of a compiled XLA program (`compiled.as_text()`), the program of one device.
+Leaves: its `Costs` for one run on that device: FLOPs of matrix products, bytes to and from memory,
+bytes of collectives.
+
+XLA's own `cost_analysis()` counts the body of a loop once, however often it runs, so a program with
+scanned layers, microbatches or chunks of logits comes out too small. Here every body counts as
+often as its loop runs: by `known_trip_count` where XLA states it, else by the constant that the
+loop's condition compares its counter with. A loop that may end early (decoding) counts in full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+from distill_sbs.precompiling.hlo_text import Array, Computations, Instruction, read_program
+
+# These name buffers, or stand for work that is counted elsewhere.
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "after-all",
+    "while",
+    "conditional",
+    "call",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "async-start",
+    "async-update",
+}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+
+
+@dataclasses.dataclass
+class Costs:
+    """What one run of a program costs one device.
+
+    Attributes:
+      matrix_flops: floating-point operations of matrix products and convolutions, a multiplication
+        and an addition being two. Elementwise work, which other units do, is not in it.
+      memory_bytes: bytes read from and written to main memory: every instruction's operands and
+        results that lie there. What a fusion keeps inside, and arrays that the compiler put into
+        memory on the chip, do not count.
+      accessed_bytes: the same with memory on the chip: what XLA calls bytes accessed.
+      collective_bytes: kind of collective → bytes of its operands.
+      link_bytes: bytes that a device must send for the collectives at least, over all its links.
+      unknown_loops: loops whose number of turns the program does not state; counted once.
+    """
+
+    matrix_flops: float = 0.0
+    memory_bytes: float = 0.0
+    accessed_bytes: float = 0.0
+    collective_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    link_bytes: float = 0.0
+    unknown_loops: int = 0
+
+    def add(self, other: Costs, times: float = 1.0) -> None:
+        """Adds what `times` runs of `other` cost."""
+        self.matrix_flops += times * other.matrix_flops
+        self.memory_bytes += times * other.memory_bytes
+        self.accessed_bytes += times * other.accessed_bytes
+        self.link_bytes += times * other.link_bytes
+        self.unknown_loops += other.unknown_loops
+        for kind, size in other.collective_bytes.items():
+            self.collective_bytes[kind] = self.collective_bytes.get(kind, 0.0) + times * size
+
+
+class Program:
+    """A compiled program, read from its text.
+
+    Args:
+      text: what `compiled.as_text()` gave.
+      loops_once: count every loop's body once, as XLA's own analysis does.
+
+    Raises:
+      ValueError: the text holds no program.
+    """
+
+    def __init__(self, text: str, loops_once: bool = False) -> None:
+        self._loops_once = loops_once
+        self._computations, self._entry = read_program(text)
+        self._costs_of = functools.cache(self._computation_costs)
+
+    def costs(self) -> Costs:
+        """The costs of one run."""
+        return self._costs_of(self._entry)
+
+    # ---------------------------------- walking ----------------------------------
+
+    def _computation_costs(self, name: str) -> Costs:
+        total = Costs()
+        computation = self._computations[name]
+        for each in computation.values():
+            if each.opcode == "while":
+                turns = self._trip_count(each)
+                if turns is None:
+                    total.unknown_loops += 1
+                for called in each.called("body", "condition"):
+                    total.add(self._costs_of(called), 1 if self._loops_once else turns or 1)
+            elif each.opcode in ("call", "async-start"):
+                for called in each.called():
+                    total.add(self._costs_of(called))
+            elif each.opcode == "conditional":
+                branches = [self._costs_of(called) for called in each.called("branch_computations")]
+                total.add(max(branches, key=lambda costs: costs.matrix_flops, default=Costs()))
+            else:
+                total.matrix_flops += self._matrix_flops(computation, each)
+                self._add_collectives(total, computation, each)
+                if each.opcode not in _FREE and not each.opcode.endswith("-done"):
+                    for array, size in self._traffic(computation, each):
+                        total.accessed_bytes += size
+                        total.memory_bytes += size if array.in_main_memory else 0
+        return total
+
+    def _trip_count(self, loop: Instruction) -> int | None:
+        known = re.search(r'known_trip_count[^0-9]*"(\d+)"', loop.attributes)
+        if known:
+            return int(known[1])
+        for condition in loop.called("condition"):
+            computation = self._computations[condition]
+            for each in [*computation.values(), *self._inside(computation)]:
+                if each.opcode == "compare" and "direction=LT" in each.attributes:
+                    # Loops of jax.lax count up from 0.
+                    for operand in each.operands:
+                        constant = self._constant(computation, each, operand)
+                        if constant is not None:
+                            return constant
+        return None
+
+    def _constant(
+        self, computation: dict[str, Instruction], each: Instruction, operand: str
+    ) -> int | None:
+        for place in (computation, *self._computations_called_by(computation)):
+            found = place.get(operand)
+            if found is None or found is each:
+                continue
+            if found.opcode == "parameter" and place is not computation:
+                # A parameter of a fused comparison: what the fusion was given.
+                number = int(found.literal)
+                for outer in computation.values():
+                    if outer.called() and number < len(outer.operands):
+                        return self._constant(computation, outer, outer.operands[number])
+            if found.opcode == "constant" and re.fullmatch(r"\d+", found.literal):
+                return int(found.literal)
+        return None
+
+    def _computations_called_by(
+        self, computation: dict[str, Instruction]
+    ) -> list[dict[str, Instruction]]:
+        return [
+            self._computations[name]
+            for each in computation.values()
+            for name in each.called("calls")
+            if name in self._computations
+        ]
+
+    def _inside(self, computation: dict[str, Instruction]) -> Iterator[Instruction]:
+        for called in self._computations_called_by(computation):
+            yield from called.values()
+
+    # ---------------------------------- counting ---------------------------------
+
+    def _matrix_flops(self, computation: dict[str, Instruction], each: Instruction) -> float:
+        if each.opcode == "fusion":
+            return sum(
+                self._matrix_flops(self._computations[name], inner)
+                for name in each.called("calls")
+                for inner in self._computations[name].values()
+            )
+        if each.opcode == "dot":
+            left = computation[each.operands[0]].arrays[0].dimensions
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+            axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
+            result = math.prod(each.arrays[0].dimensions)
+            return 2.0 * result * math.prod(left[axis] for axis in axes)
+        if each.opcode == "convolution":
+            left, right = (computation[name].arrays[0].dimensions for name in each.operands[:2])
+            return _convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
+        if each.opcode == "custom-call" and re.search(
+            r'target="[^"]*(gemm|matmul)', each.attributes
+        ):
+            left, right = (computation[name].arrays[0].dimensions for name in each.operands[:2])
+            result = math.prod(each.arrays[0].dimensions)
+            # Left × right = result × contracted², batch dimensions aside (which they all share).
+            return 2.0 * result * math.sqrt(math.prod(left) * math.prod(right) / max(result, 1))
+        return 0.0
+
+    def _add_collectives(
+        self,
+        total: Costs,
+        computation: dict[str, Instruction],
+        each: Instruction,
+        scatters: bool = False,
+    ) -> None:
+        if each.opcode == "fusion":
+            for name in each.called("calls"):
+                # The TPU's reduce-scatter is a fusion of an all-reduce and a slice of its result.
+                scatters = name.startswith("all-reduce-scatter")
+                for inner in self._computations[name].values():
+                    self._add_collectives(total, self._computations[name], inner, scatters)
+        kind = each.opcode.removesuffix("-start")
+        if scatters and kind == "all-reduce":
+            kind = "reduce-scatter"
+        if kind not in COLLECTIVES or _asynchronous_part(each) == "later":
+            return
+        size = sum(
+            array.bytes
+            for name in each.operands
+            if name in computation
+            for array in computation[name].arrays
+        )
+        group = _group_size(each.attributes)
+        total.collective_bytes[kind] = total.collective_bytes.get(kind, 0.0) + size
+        # Of the ring algorithms, which send the least that is possible.
+        share = (group - 1) / group if group else 1.0
+        total.link_bytes += size * {
+            "all-gather": (group - 1) if group else 1.0,
+            "all-reduce": 2.0 * share,
+            "collective-permute": 1.0,
+        }.get(kind, share)
+
+    def _traffic(
+        self, computation: dict[str, Instruction], each: Instruction
+    ) -> Iterator[tuple[Array, int]]:
+        """What an instruction reads and writes: arrays, and how many bytes of each."""
+        operands = [computation[name] for name in each.operands if name in computation]
+        if each.opcode in ("dynamic-slice", "slice", "gather"):
+            # Only the part that is taken is read.
+            yield operands[0].arrays[0], each.arrays[0].bytes
+            yield each.arrays[0], each.arrays[0].bytes
+            return
+        if each.opcode == "dynamic-update-slice":
+            update = operands[1].arrays[0]
+            yield update, update.bytes
+            yield each.arrays[0], update.bytes
+            return
+        if each.opcode in ("copy-start", "slice-start"):
+            # The result of a copy is (destination, source, context), that of a slice begins with
+            # the source.
+            destination = each.arrays[0 if each.opcode == "copy-start" else 1]
+            yield operands[0].arrays[0], destination.bytes
+            yield destination, destination.bytes
+            return
+        if each.opcode.endswith("-start"):
+            for operand in operands:
+                for array in operand.arrays:
+                    yield array, array.bytes
+            # A start's result repeats its operands before the results.
+            count = sum(len(operand.arrays) for operand in operands)
+            for array in each.arrays[count:] if len(each.arrays) > count else each.arrays:
+                yield array, array.bytes
+            return
+        fused = each.called("calls")[0] if each.opcode == "fusion" else None
+        for number, operand in enumerate(operands):
+            for array in operand.arrays:
+                size = array.bytes
+                if fused:
+                    size = _read_of_fused(self._computations, fused, number, array)
+                yield array, size
+        results = [array.bytes for array in each.arrays]
+        if fused:
+            results = _results_of_fused(self._computations, fused, each.arrays)
+        yield from zip(each.arrays, results, strict=True)
+
+
+# ---------------------------------- one operation ----------------------------
+
+
+def _group_size(attributes: str) -> int:
+    """How many devices a collective joins; 0 where it does not say.
+
+    Three notations: `[groups,size]<=…`, `{{0,1},{2,3}}`, and axes of a mesh, or parts of axes:
+    `mesh['a'=64,'b'=4] {'a','b':(1)2}`.
+    """
+    shape = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
+    if shape:
+        return int(shape[2])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+    if mesh:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    first = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    return len(first[1].split(",")) if first else 0
+
+
+def _convolution_flops(
+    left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], attributes: str
+) -> float:
+    """Twice the multiplications of a convolution that meet data and not its padding.
+
+    The TPU compiler writes matrix products as convolutions, their batch dimensions as windows that
+    are mostly padding and dilation, so those must not count.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    if labels is None:
+        return 0.0
+    left_labels, right_labels, result_labels = labels.groups()
+    flops = 2.0 * result[result_labels.index("b")] * result[result_labels.index("f")]
+    flops *= right[right_labels.index("i")]  # already a group's share of the input features
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
+    spatial = [label for label in left_labels if label.isdigit()]
+    for label in spatial:
+        number = int(label)
+
+        def of(field: str, default: str, number: int = number) -> str:
+            parts = fields[field].split("x") if field in fields else []
+            return parts[number] if number < len(parts) else default
+
+        flops *= _meetings(
+            inputs=left[left_labels.index(label)],
+            window=int(of("size", str(right[right_labels.index(label)]))),
+            outputs=result[result_labels.index(label)],
+            stride=int(of("stride", "1")),
+            low_padding=int(of("pad", "0_0").split("_")[0]),
+            input_dilation=int(of("lhs_dilate", "1")),
+            window_dilation=int(of("rhs_dilate", "1")),
+        )
+    return flops
+
+
+@functools.cache
+def _meetings(
+    inputs: int,
+    window: int,
+    outputs: int,
+    stride: int,
+    low_padding: int,
+    input_dilation: int,
+    window_dilation: int,
+) -> int:
+    """How many pairs of output and window position meet an input of one spatial dimension."""
+    count = 0
+    last = (inputs - 1) * input_dilation
+    for tap in range(window):
+        offset = tap * window_dilation - low_padding
+        # Outputs o with 0 <= o·stride + offset <= last, on the dilated input's own positions.
+        first = max(0, -(offset // stride) if offset < 0 else 0)
+        highest = min(outputs - 1, (last - offset) // stride)
+        if input_dilation == 1:
+            count += max(0, highest - first + 1)
+        else:
+            count += sum(
+                (output * stride + offset) % input_dilation == 0
+                for output in range(first, highest + 1)
+            )
+    return count
+
+
+def _asynchronous_part(each: Instruction) -> str | None:
+    """Whether it begins an asynchronous collective ("first"), or goes on with it ("later").
+
+    The TPU compiler spreads one collective over several fusions, to compute meanwhile: a start, any
+    number of steps, a done. Each of them repeats the collective's instruction and hands its
+    buffers on.
+    """
+    flag = re.search(r'"flag_start":"(-?\d+)"', each.attributes)
+    return None if flag is None else "first" if flag[1] == "-1" else "later"
+
+
+def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, int]]:
+    """Who uses a value inside a fusion, as which operand; other names of its buffer included."""
+    users = []
+    for each in body.values():
+        for position, operand in enumerate(each.operands):
+            if operand == name:
+                aliases = _users(body, each.name) if each.opcode == "bitcast" else []
+                users += aliases or [(each, position)]
+    return users
+
+
+def _read_of_fused(computations: Computations, name: str, number: int, array: Array) -> int:
+    """Bytes that a fusion reads of its operand: only the slices, where it takes slices only."""
+    body = computations[name]
+    parameter = next(
+        (
+            each.name
+            for each in body.values()
+            if each.opcode == "parameter" and each.literal == str(number)
+        ),
+        None,
+    )
+    if parameter is None:
+        return array.bytes
+    hands_on = any(_asynchronous_part(each) for each in body.values())
+    read = 0
+    for user, position in _users(body, parameter):
+        if _asynchronous_part(user) == "later" or (
+            hands_on and user.opcode in ("tuple", "custom-call")
+        ):
+            continue
+        if user.opcode in ("dynamic-slice", "slice"):
+            read += user.arrays[0].bytes
+        elif user.opcode == "dynamic-update-slice" and position == 0:
+            continue  # updated in place: what is not overwritten is not touched
+        elif user.opcode == "fusion":
+            read += _read_of_fused(computations, user.called("calls")[0], position, array)
+        else:
+            return array.bytes
+    return min(read, array.bytes)
+
+
+def _results_of_fused(
+    computations: Computations, name: str, arrays: tuple[Array, ...]
+) -> list[int]:
+    """Bytes that a fusion writes of each result: only the update, where it updates in place."""
+    body = computations[name]
+    root = next((each for each in body.values() if each.is_root), None)
+    if root is None:
+        return [array.bytes for array in arrays]
+    sources = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
+    hands_on = any(_asynchronous_part(each) for each in body.values())
+    sizes = []
+    for array, source in zip(arrays, sources, strict=False):
+        while source is not None and source.opcode == "bitcast":
+            source = body.get(source.operands[0])
+        size = array.bytes
+        if hands_on and (
+            source is None
+            or source.opcode in ("parameter", "custom-call")
+            or _asynchronous_part(source) == "later"
+        ):
+            size = 0
+        elif source is not None and source.opcode == "dynamic-update-slice":
+            update = body.get(source.operands[1])
+            if update is not None:
+                size = min(size, update.arrays[0].bytes)
+        elif source is not None and source.opcode == "fusion" and len(source.arrays) == 1:
+            inner = _results_of_fused(computations, source.called("calls")[0], (array,))
+            size = min(size, inner[0])
+        sizes.append(size)
+    return sizes + [array.bytes for array in arrays[len(sizes) :]]

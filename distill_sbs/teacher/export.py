@@ -1,0 +1,224 @@
+"""What becomes of a complete output file: published layout, kept answers, one file of many shards.
+
+Enters: inputs and output files. Leaves: `llm/{split}_CoT_{k}.json` (raw texts by position, as the
+published data has them), `{output}.kept.jsonl` (the chosen answers), a merged output file.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from distill_sbs.data.dataset import Example
+from distill_sbs.data.readers import responses
+from distill_sbs.data.readers.responses import AnswerIndex, Selection
+from distill_sbs.errors import UserError
+from distill_sbs.teacher import journal
+from distill_sbs.teacher.inputs import Inputs
+
+# About the published files' size: a reader holds one in memory.
+TEXTS_PER_FILE = 5_000
+
+
+def llm_folder(output: str) -> pathlib.Path:
+    """Where the published layout of an output file goes."""
+    return pathlib.Path(output).parent / "llm"
+
+
+def check_llm_folder(output: str, split: str) -> None:
+    """Refuses to overwrite another teacher's files, PaLM's for example, before any call is made.
+
+    Raises:
+      UserError: as said.
+    """
+    ours = set(responses.read_settings(output).get("llm_files", []))
+    for path in llm_folder(output).glob(f"{split}_CoT_*.json"):
+        if path.name not in ours:
+            raise UserError(
+                f"{path} exists and was not made from {output}, and the complete output would be "
+                "written there too; give --output another folder"
+            )
+
+
+def write_llm_files(output: str, inputs: Inputs, index: AnswerIndex) -> list[pathlib.Path]:
+    """Writes the raw texts of the kept answers by position, '' where there is none."""
+    folder = llm_folder(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    selection = Selection.of(output)
+    written: list[pathlib.Path] = []
+    texts: list[str] = []
+
+    def flush() -> None:
+        path = folder / f"{inputs.split}_CoT_{len(written)}.json"
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(texts, ensure_ascii=False), "utf-8")
+        partial.replace(path)
+        written.append(path)
+        texts.clear()
+
+    # Named first, so that a killed process does not leave files behind that it then refuses.
+    settings = responses.read_settings(output)
+    count = -(-inputs.size // TEXTS_PER_FILE)
+    names = [f"{inputs.split}_CoT_{number}.json" for number in range(count)]
+    for name in set(settings.get("llm_files", [])) - set(names):
+        (folder / name).unlink(missing_ok=True)
+    journal.write_settings(output, {**settings, "llm_files": names})
+    for example in inputs.examples():
+        kept = selection.choose(index.answers(example.id), example.label)
+        texts.append((kept[0].get("raw") or "") if kept else "")
+        if len(texts) == TEXTS_PER_FILE:
+            flush()
+    if texts:
+        flush()
+    return written
+
+
+def write_kept(output: str, inputs: Inputs, index: AnswerIndex) -> tuple[str, int]:
+    """Writes the lines of the kept answers in the order of inputs; returns the file and its size.
+
+    Such a file is an output file too: `prepare` and `--report` read it as they read the whole one.
+    """
+    selection = Selection.of(output)
+    path = pathlib.Path(output)
+    target = path.with_name(path.name.removesuffix(".jsonl") + ".kept.jsonl")
+    partial = target.with_name(target.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as file:
+        for example in inputs.examples():
+            for row in selection.choose(index.answers(example.id), example.label):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+    partial.replace(target)
+    journal.write_settings(str(target), responses.read_settings(output))
+    return str(target), count
+
+
+def merge(shards: Sequence[str], output: str, inputs: Inputs | None) -> tuple[int, int, int]:
+    """Writes the answers of some output files into one, by id, in the order of inputs.
+
+    Without inputs they come in the order of the files. An answer that stands in two files is
+    written once. The merged file is an output file: the same `extract` command goes on from it.
+
+    Returns:
+      The numbers of examples answered, of those failed, and of those that nothing was found for.
+
+    Raises:
+      UserError: the files were not asked for in the same way, or hold answers to other inputs.
+    """
+    first = responses.read_settings(shards[0])
+    if not first:
+        raise UserError(
+            f"{shards[0]} has no {responses.settings_path(shards[0])}, which says how its "
+            "answers were asked for; copy it along"
+        )
+    for shard in shards[1:]:
+        journal.check_equal_settings(shard, responses.read_settings(shard), first)
+    target = pathlib.Path(output)
+    if target.exists() and target.stat().st_size:
+        raise UserError(f"--output={output} exists; merge into a new file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    index = AnswerIndex(shards)
+    answered = failed = missing = 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for rows in _in_order(index, shards, inputs):
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                is_answered = any(not row.get("error") for row in rows)
+                answered += is_answered
+                failed += bool(rows) and not is_answered
+                missing += not rows
+        unknown, some = index.never_asked_for()
+        if unknown:
+            raise UserError(
+                f"{unknown:,} answers in {', '.join(shards)} belong to none of the inputs, ids "
+                f"{', '.join(map(repr, some))} for example; give the inputs of all shards"
+            )
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        index.close()
+    settings = {key: value for key, value in first.items() if key != "llm_files"}
+    journal.write_settings(output, settings)
+    partial.replace(target)
+    return answered, failed, missing
+
+
+def _in_order(
+    index: AnswerIndex, shards: Sequence[str], inputs: Inputs | None
+) -> Iterator[list[dict[str, Any]]]:
+    if inputs is None:
+        seen: set[int] = set()
+        for shard in shards:
+            for _, row in responses.read_lines(shard):
+                number = responses.number_of(row["id"])
+                if number not in seen:
+                    seen.add(number)
+                    yield index.answers(row["id"])
+        return
+    for example in inputs.examples():
+        rows = index.answers(example.id)
+        for row in rows:
+            responses.check_same_input(row, example.input, ", ".join(shards))
+        yield rows
+
+
+def published_texts(path: str) -> list[pathlib.Path]:
+    """The files `{split}_CoT_{k}.json` beside `path`, one of them, in the order of k.
+
+    Raises:
+      UserError: one between the first and the last is missing.
+    """
+    file = pathlib.Path(path)
+    stem = file.name.rpartition("_CoT_")[0]
+    numbered = {
+        int(digits): each
+        for each in file.parent.glob(f"{stem}_CoT_*.json")
+        if (digits := each.stem.rpartition("_CoT_")[2]).isdigit()
+    }
+    for position in range(max(numbered, default=-1) + 1):
+        if position not in numbered:
+            raise UserError(
+                f"{file.parent / f'{stem}_CoT_{position}.json'} is missing; the texts go with the "
+                "inputs by position, so every file is needed"
+            )
+    if not numbered:
+        raise UserError(f"{path}: no such file")
+    return [numbered[position] for position in sorted(numbered)]
+
+
+def positional_texts(paths: Sequence[pathlib.Path], examples: Iterator[Example]) -> Iterator[str]:
+    """The raw texts of the published layout, one for each of `examples`.
+
+    Raises:
+      UserError: a file is no list of texts, or there are more texts than inputs, or fewer.
+    """
+
+    def texts() -> Iterator[str]:
+        for path in paths:
+            try:
+                content = json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path}: {error}; expected a JSON list of texts") from None
+            if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+                raise UserError(f"{path}: expected a JSON list of texts")
+            yield from content
+
+    stream = texts()
+    for position, _ in enumerate(examples):
+        text = next(stream, None)
+        if text is None:
+            raise UserError(
+                f"{paths[0]} and the files after it hold {position:,} texts, fewer than there are "
+                "inputs; they go together by position"
+            )
+        yield text
+    if next(stream, None) is not None:
+        raise UserError(
+            f"{paths[0]} and the files after it hold more texts than there are inputs; they go "
+            "together by position"
+        )

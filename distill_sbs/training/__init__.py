@@ -1,0 +1,1 @@
+"""One training run: its step, its program, its optimizer, what it logs."""

@@ -1,0 +1,85 @@
+"""The program of a run: its state's shapes and places, and the jitted training step.
+
+Enters: a student's configuration, an optimizer, a mesh. Leaves: what `train` runs, and what
+`precompile` compiles without running it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from distill_sbs.distributed import sharding
+from distill_sbs.model.config import T5Config
+from distill_sbs.model.network import Transformer
+from distill_sbs.training.train_step import Objective, TrainState, initial_state, make_train_step
+
+# Float32 logits alive at once on a device; a larger batch's are computed in chunks.
+LOGITS_BYTES_PER_DEVICE = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingProgram:
+    """What a run executes.
+
+    Attributes:
+      model: the student.
+      mesh: the devices.
+      fsdp: whether parameters and optimizer state are split over the data axis.
+      state: a `TrainState` of `jax.ShapeDtypeStruct`s that say where they lie.
+      shardings: the same tree of shardings alone.
+      step: `step(state, batch) -> (state, metrics)`, jitted; the state given is given away. Call or
+        lower it inside `sharding.rules(mesh)`.
+    """
+
+    model: Transformer
+    mesh: Mesh
+    fsdp: bool
+    state: TrainState
+    shardings: Any
+    step: Any
+
+
+def training_program(
+    config: T5Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    fsdp: bool | None = None,
+    rationale_rate: float = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    seed: int = 0,
+    num_microbatches: int = 1,
+) -> TrainingProgram:
+    """Builds the program; nothing is allocated or compiled.
+
+    Args:
+      config: the student's.
+      optimizer: an optax transformation.
+      mesh: from `sharding.make_mesh`.
+      fsdp: see `sharding.choose_fsdp`.
+      rationale_rate: see `train_step.Objective`.
+      label_smoothing: see there.
+      z_loss: see there.
+      seed: of dropout.
+      num_microbatches: see `train_step.make_train_step`.
+    """
+    model = Transformer(config)
+    state = jax.eval_shape(lambda: initial_state(model, optimizer, seed))
+    fsdp = sharding.choose_fsdp(fsdp, mesh, optimizer, state)
+    shardings = sharding.state_shardings(mesh, optimizer, state, fsdp)
+    chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
+    objective = Objective(rationale_rate, label_smoothing, z_loss, chunk_tokens)
+    step = jax.jit(
+        make_train_step(model, optimizer, objective, seed, num_microbatches, shardings.params),
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    state = sharding.with_shardings(state, shardings)
+    return TrainingProgram(model, mesh, fsdp, state, shardings, step)

@@ -1,0 +1,87 @@
+"""layout: rows that hold a batch, nothing lost, little padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distill_sbs.data.batches import layout
+from distill_sbs.data.batches.layout import BatchShape, Layout, Sequence2Sequence
+from distill_sbs.errors import UserError
+
+
+def sequence(inputs: list[int], targets: list[int], task: int) -> Sequence2Sequence:
+    return Sequence2Sequence(
+        np.array(inputs, np.int32),
+        np.array(targets, np.int32),
+        np.full(len(targets), task, np.int32),
+    )
+
+
+def test_two_sequences_in_one_row() -> None:
+    batch = layout.fill(
+        [sequence([7, 8, 1], [3, 1], 1), sequence([9, 1], [4, 5, 1], 2)],
+        Layout(BatchShape(1, 6, 6), BatchShape(1, 6, 6)),
+    )
+    assert {key: value.tolist() for key, value in batch.items()} == {
+        "encoder_input_tokens": [[7, 8, 1, 9, 1, 0]],
+        "encoder_segment_ids": [[1, 1, 1, 2, 2, 0]],
+        "encoder_positions": [[0, 1, 2, 0, 1, 0]],
+        "decoder_target_tokens": [[3, 1, 4, 5, 1, 0]],
+        "decoder_input_tokens": [[0, 3, 0, 4, 5, 0]],
+        "decoder_segment_ids": [[1, 1, 2, 2, 2, 0]],
+        "decoder_positions": [[0, 1, 0, 1, 2, 0]],
+        "decoder_task_ids": [[1, 1, 2, 2, 2, 0]],
+    }
+    assert layout.padding_share(batch) == pytest.approx(2 / 12)
+
+
+def test_rows_balance_both_dimensions() -> None:
+    # Two rationale-like and two label-like sequences: one of each a row is the only way.
+    lengths = np.array([[5, 9], [5, 9], [5, 1], [5, 1]])
+    rows = layout.assign_rows(lengths, BatchShape(2, 10, 10))
+    assert rows is not None
+    assert [lengths[row].sum(axis=0).tolist() for row in rows] == [[10, 10], [10, 10]]
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    assert layout.assign_rows(np.array([[6, 1], [6, 1], [6, 1]]), BatchShape(2, 10, 10)) is None
+
+
+def test_swaps_find_a_perfect_fit() -> None:
+    # Longest first leaves {6, 3} and {5, 4, 2} of two rows of 10; swapping 3 with 4 fills both.
+    lengths = np.array([[6, 1], [5, 1], [4, 1], [3, 1], [2, 1]])
+    rows = layout.assign_rows(lengths, BatchShape(2, 10, 10))
+    assert rows is not None
+    assert sorted(i for row in rows for i in row) == [0, 1, 2, 3, 4]
+    assert [lengths[row, 0].sum() for row in rows] == [10, 10]
+
+
+def test_a_batch_too_large_takes_the_larger_shape_then_more_rows() -> None:
+    shapes = Layout(BatchShape(1, 4, 4), BatchShape(1, 8, 8))
+    assert shapes.shape_for(np.array([[4, 4]]))[0] == BatchShape(1, 4, 4)
+    assert shapes.shape_for(np.array([[4, 4], [4, 4]]))[0] == BatchShape(1, 8, 8)
+    assert shapes.shape_for(np.array([[4, 4]] * 5))[0] == BatchShape(3, 8, 8)
+
+
+def test_a_sequence_longer_than_a_row() -> None:
+    with pytest.raises(UserError, match="raise TASK_FEATURE_LENGTHS"):
+        layout.fill([sequence([2] * 9, [1], 1)], Layout(BatchShape(1, 4, 4), BatchShape(1, 8, 8)))
+
+
+@pytest.mark.parametrize("row_multiple", [1, 8, 16])
+def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> None:
+    random = np.random.default_rng(0)
+    batches = []
+    for _ in range(256):
+        labels = np.stack([random.normal(48, 9, 64), np.full(64, 4)], axis=1)
+        rationales = np.stack([random.normal(48, 9, 64), random.normal(31, 7, 64)], axis=1)
+        batches.append(np.maximum(np.concatenate([labels, rationales]).round(), 2).astype(int))
+    longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
+    chosen = layout.choose_layout(batches, longest, row_multiple)
+    assert chosen.usual.rows % row_multiple == chosen.larger.rows % row_multiple == 0
+    assert (np.array([chosen.usual.input_tokens, chosen.usual.target_tokens]) >= longest).all()
+    used = np.array([chosen.shape_for(batch)[0].positions for batch in batches])
+    assert set(used) <= {chosen.usual.positions, chosen.larger.positions}
+    assert (used == chosen.usual.positions).mean() > 0.6
+    assert 1 - np.sum(batches) / used.sum() <= 0.05

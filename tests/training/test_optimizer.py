@@ -1,0 +1,48 @@
+"""optimizer: the reference's learning rate and settings."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from distill_sbs.errors import UserError
+from distill_sbs.training import optimizer
+
+
+def test_linear_decay_without_warmup() -> None:
+    schedule = optimizer.linear_decay(5e-5, 10_000)
+    assert [float(schedule(step)) for step in (0, 5_000, 10_000)] == pytest.approx(
+        [5e-5, 2.5e-5, 0.0]
+    )
+
+
+def test_warmup() -> None:
+    schedule = optimizer.linear_decay(1.0, 10, warmup_steps=2)
+    assert [float(schedule(step)) for step in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
+    with pytest.raises(UserError, match="WARMUP_STEPS=10 is not below TRAIN_STEPS=10"):
+        optimizer.linear_decay(1.0, 10, warmup_steps=10)
+
+
+def test_adamw_first_step_by_hand() -> None:
+    # Clipped from norm 5 to 1, the gradient (3, 4) is (0.6, 0.8); Adam's first step is its sign.
+    update = optimizer.make_optimizer("adamw", optimizer.linear_decay(0.1, 100))
+    params = {"kernel": jnp.array([[1.0, 1.0]])}
+    state = update.init(params)
+    updates, _ = update.update({"kernel": jnp.array([[3.0, 4.0]])}, state, params)
+    new = optax.apply_updates(params, updates)
+    assert new["kernel"].tolist()[0] == pytest.approx([0.9, 0.9], abs=1e-6)
+
+
+def test_weight_decay_leaves_layer_norms_alone() -> None:
+    update = optimizer.make_optimizer("adamw", optimizer.linear_decay(0.1, 100), weight_decay=0.5)
+    params = {"kernel": jnp.ones((1, 1)), "scale": jnp.ones(1)}
+    zeros = {"kernel": jnp.zeros((1, 1)), "scale": jnp.zeros(1)}
+    updates, _ = update.update(zeros, update.init(params), params)
+    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.05)
+    assert float(updates["scale"][0]) == 0.0
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(UserError, match="use one of adamw, adafactor"):
+        optimizer.make_optimizer("adam", lambda _: 0.1)

@@ -1,0 +1,366 @@
+"""train: the whole run, interruptions of every kind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import model_examples
+import numpy as np
+import pytest
+
+from distill_sbs import evaluate, infer
+from distill_sbs.checkpoint import checkpointer
+from distill_sbs.errors import UserError
+from distill_sbs.inference.student import Student
+from distill_sbs.train import train
+from distill_sbs.training import run_log
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STUDENT = {"vocab_size": 640, **model_examples.ONE_LAYER}
+
+
+# ---------------------------------- in this process ---------------------------
+
+
+@pytest.fixture
+def tiny_run(tiny_data: pathlib.Path, tmp_path: pathlib.Path):
+    """Trains a very small student on `tiny`; keyword arguments change the run."""
+
+    def run(**changes: Any) -> dict[str, Any]:
+        arguments = {
+            "model_dir": str(tmp_path / "run"),
+            "mixture_or_task_name": "tiny_dss_gpt",
+            "task_feature_lengths": {"inputs": 32, "targets": 16, "task_ids": 16},
+            "train_steps": 4,
+            "batch_size": 8,
+            "initial_checkpoint_path": None,
+            "vocabulary_file": "bytes",
+            "data_dir": str(tiny_data),
+            "student": "t5_1_1_tiny",
+            "student_overrides": STUDENT,
+            "learning_rate": 1e-2,
+            "eval_period": 2,
+            "log_period": 1,
+            "max_decode_tokens": 8,
+        }
+        return train(**{**arguments, **changes})
+
+    return run
+
+
+def parameters(model_dir: pathlib.Path | str) -> list[np.ndarray]:
+    steps = sorted(int(path.name) for path in (pathlib.Path(model_dir) / "checkpoints").iterdir())
+    student = Student.load(str(pathlib.Path(model_dir) / "checkpoints" / str(steps[-1])))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(student.params)]
+
+
+def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
+    results = tiny_run(config_text="TRAIN_STEPS = 4\n")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert set(results) == {
+        "mixture",
+        "data_fraction",
+        "rationale_rate",
+        "seed",
+        "train_steps",
+        "best_step",
+        "validation",
+        "test",
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "label_loss", "rationale_loss", "examples_per_second"} <= set(lines[0])
+    assert "validation_accuracy" in lines[1]
+    assert (folder / "config.gin").read_text() == "TRAIN_STEPS = 4\n"
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
+    progress = checkpointer.Progress({})
+    for step, accuracy in [(2, 0.0), (4, 0.5), (6, 0.5), (8, 0.25)]:
+        progress.add_evaluation(step, accuracy)
+    assert progress.best_step == 4
+
+
+def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
+    """Nothing is ever right here, so the first evaluation stays the best."""
+    results = tiny_run(train_steps=6, eval_period=1, keep_checkpoints=2)
+    kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == [results["best_step"], 5, 6]
+
+
+def test_the_same_command_again_trains_no_further(tiny_run, tmp_path: pathlib.Path) -> None:
+    first = tiny_run()
+    before = parameters(tmp_path / "run")
+    assert tiny_run() == first
+    for one, other in zip(before, parameters(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_rate_zero_is_finetuning_to_the_bit(tiny_run, tmp_path: pathlib.Path) -> None:
+    """λ = 0 of the mixture and the finetuning mixture: same batches, same parameters."""
+    tiny_run(model_dir=str(tmp_path / "zero"), rationale_rate=0.0)
+    tiny_run(model_dir=str(tmp_path / "finetune"), mixture_or_task_name="tiny_finetune")
+    pairs = zip(parameters(tmp_path / "zero"), parameters(tmp_path / "finetune"), strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_starts_from_another_runs_parameters(tiny_run, tmp_path: pathlib.Path) -> None:
+    tiny_run(model_dir=str(tmp_path / "first"))
+    tiny_run(
+        model_dir=str(tmp_path / "second"),
+        initial_checkpoint_path=str(tmp_path / "first" / "checkpoints" / "4"),
+        learning_rate=0.0,
+        train_steps=1,
+    )
+    pairs = zip(parameters(tmp_path / "first"), parameters(tmp_path / "second"), strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_checkpoint_is_found_by_a_relative_path(
+    tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_run(model_dir="run", train_steps=2)
+    assert len(Student.load("run").answer(["question 1"])) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf).*LEARNING_RATE"):
+        tiny_run(learning_rate=1e30, gradient_clip_norm=None, train_steps=8, eval_period=8)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_label_smoothing_z_loss_and_adafactor_train(tiny_run) -> None:
+    results = tiny_run(label_smoothing=0.1, z_loss=1e-4, optimizer="adafactor", num_microbatches=2)
+    assert results["train_steps"] == 4
+
+
+@pytest.mark.parametrize("mixture", ["tiny_joint_gpt", "tiny_pinto_gpt", "tiny_dss_distill_gpt"])
+def test_every_method_trains(tiny_run, mixture: str) -> None:
+    assert tiny_run(mixture_or_task_name=mixture, train_steps=2)["mixture"] == mixture
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture_or_task_name": "tiny_dss_gtp"}, "did you mean: tiny_dss_gpt"),
+        ({"mixture_or_task_name": "cqa_dss_palm"}, "python -m distill_sbs.prepare --dataset=cqa"),
+        ({"task_feature_lengths": {"inputs": 32, "targets": 16}}, "TASK_FEATURE_LENGTHS"),
+        ({"train_steps": 0}, "TRAIN_STEPS=0: expected a whole number of at least 1"),
+        ({"batch_size": 9, "num_microbatches": 2}, "BATCH_SIZE=9 is not a multiple of 1 devices"),
+        ({"num_model_partitions": 3}, "NUM_MODEL_PARTITIONS=3 does not divide"),
+        ({"data_fraction": 0.0}, "DATA_FRACTION=0.0"),
+        ({"rationale_rate": -1.0}, "RATIONALE_RATE=-1.0"),
+        ({"vocabulary_file": "/nowhere.model"}, "VOCABULARY_FILE='/nowhere.model': no such file"),
+        ({"student": "t5_1_1_bsae"}, "t5_1_1_base"),
+        ({"student_overrides": {"emb_dims": 8}}, "emb_dim"),
+        ({"student_overrides": {"vocab_size": 8}}, "the student t5_1_1_tiny embeds 8"),
+        ({"dropout_rate": 2.0}, "dropout_rate"),
+        ({"optimizer": "adam"}, "OPTIMIZER='adam' is unknown"),
+        ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS=0"),
+        ({"initial_checkpoint_path": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_refuses_before_anything_is_written(
+    tiny_run, tmp_path: pathlib.Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        tiny_run(**changes)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"mixture_or_task_name": "tiny_finetune"}, "MIXTURE_OR_TASK_NAME: 'tiny_dss_gpt' there"),
+        ({"student_overrides": {**STUDENT, "emb_dim": 24}}, "student.emb_dim: 16 there, 24 now"),
+        ({"random_seed": 7}, "run.random_seed: 0 there, 7 now"),
+    ],
+)
+def test_a_folder_with_another_run_is_left_alone(
+    tiny_run, tmp_path: pathlib.Path, changes: dict[str, Any], difference: str
+) -> None:
+    tiny_run(config_text="the first run")
+    with pytest.raises(UserError) as error:
+        tiny_run(**changes, config_text="the second run")
+    assert difference in str(error.value)
+    assert (tmp_path / "run" / "config.gin").read_text() == "the first run"
+
+
+def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
+    tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = run_log.RunLog.write
+
+    def write_and_signal(self: run_log.RunLog, step: int, values: dict[str, float]) -> None:
+        write(self, step, values)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_log.RunLog, "write", write_and_signal)
+    with pytest.raises(SystemExit) as stopped:
+        tiny_run(train_steps=8, eval_period=8)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+# ---------------------------------- as a user types it ------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment of its own: data prepared on first use, compiled programs shared."""
+    folder = tmp_path_factory.mktemp("shared")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "DISTILL_SBS_DATA_DIR": str(folder / "data"),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def shrunk_quickstart(model_dir: pathlib.Path) -> list[str]:
+    """The shipped quickstart, made small, on eight simulated devices."""
+    return [
+        sys.executable,
+        "-m",
+        "distill_sbs.train",
+        "--gin_file=gin/experiments/quickstart.gin",
+        f"--gin.MODEL_DIR='{model_dir}'",
+        f"--gin.STUDENT_OVERRIDES={STUDENT}",
+        "--gin.TRAIN_STEPS=40",
+        "--gin.EVAL_PERIOD=20",
+        "--gin.CHECKPOINT_PERIOD=5",
+        "--gin.LOG_PERIOD=5",
+        "--gin.BATCH_SIZE=32",
+        "--gin.DROPOUT_RATE=0.1",
+        "--gin.DATA_FRACTION=0.05",
+        "--gin.EVAL_EXAMPLES=64",
+        "--gin.NUM_MODEL_PARTITIONS=2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    shared_cache: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """A run that nothing interrupted."""
+    model_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(
+        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "test accuracy" in done.stdout
+    return model_dir
+
+
+def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
+    assert (one / "results.json").read_text() == (other / "results.json").read_text()
+    for first, second in zip(parameters(one), parameters(other), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_checkpoints_are_usable_alone(
+    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    """Evaluate gives results.json's accuracy; infer answers; on one device, from a bare copy."""
+    results = json.loads((undisturbed / "results.json").read_text())
+    copy = tmp_path / "copied"
+    (undisturbed / "checkpoints" / str(results["best_step"])).rename(copy)
+    copy_back = undisturbed / "checkpoints" / str(results["best_step"])
+    try:
+        evaluated = evaluate.evaluate(
+            str(copy), data_dir=shared_cache["DISTILL_SBS_DATA_DIR"], split="test"
+        )
+        assert evaluated["accuracy"] == pytest.approx(results["test"]["accuracy"])
+        assert evaluated["examples"] == 400
+        questions = tmp_path / "in.jsonl"
+        questions.write_text('{"id": "1", "input": "Anna has 3 apples and 4 pears."}\n')
+        for task in ("label", "rationale"):
+            answers = tmp_path / f"{task}.jsonl"
+            arguments = [f"--checkpoint={copy}", f"--input={questions}", f"--output={answers}"]
+            assert infer.main(["infer", *arguments, f"--task={task}"]) == 0
+            (row,) = (json.loads(line) for line in answers.read_text().splitlines())
+            assert row["id"] == "1"
+            assert isinstance(row["prediction"], str)
+    finally:
+        copy.rename(copy_back)
+
+
+@pytest.mark.slow
+def test_killed_three_times_ends_the_same(
+    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    """SIGKILL at three random moments after training began; then the same command to its end."""
+    model_dir = tmp_path / "run"
+    moments = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            shrunk_quickstart(model_dir),
+            env=shared_cache,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:  # the first line of a step that was logged
+            if line.startswith("step "):
+                break
+        time.sleep(moments.uniform(0.0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    done = subprocess.run(
+        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(undisturbed, model_dir)
+
+
+@pytest.mark.slow
+def test_preempted_saves_first(
+    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
+) -> None:
+    model_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [*shrunk_quickstart(model_dir), "--gin.CHECKPOINT_PERIOD=40", "--gin.EVAL_PERIOD=20"],
+        env=shared_cache,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step "):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "SIGTERM: saved step" in rest
+    done = subprocess.run(
+        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
+    )
+    assert "continuing" in done.stderr
+    assert_same_run(undisturbed, model_dir)
