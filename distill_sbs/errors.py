@@ -1,11 +1,31 @@
-"""The one error that an entry point answers with a message instead of a traceback.
+"""The errors that an entry point answers with one line instead of a traceback.
 
 Enters: a message of what was got, what was expected, and the remedy. Leaves: nothing; entry points
-print it and exit with status 2 (`distill_sbs.cli.command_line.run`).
+print it and exit with status 2 (`distill_sbs.cli.run_main`).
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user gave that cannot work; the message says what to give instead."""
+
+
+class SourceError(UserError):
+    """Data that cannot be read as what it should be; the message names file and line."""
+
+
+def nearest_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The known names that `name` may have been meant for, the nearest first; capitals aside."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.5)
+    return [by_lower[match] for match in matches]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean NAME?` for the nearest known name, empty if none is near."""
+    near = nearest_names(name, known, most=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
 
@@ -70,12 +71,12 @@ def evaluate(
     from etils import epath
 
     from distill_sbs.checkpoint import checkpointer as checkpoints
+    from distill_sbs.cli.progress import show_progress
     from distill_sbs.data import registration, settings, vocabulary
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
     from distill_sbs.inference import batch_decoder
     from distill_sbs.inference.student import Student
-    from distill_sbs.training import run_log
 
     step_folder = checkpoints.find_step_folder(checkpoint)
     description = checkpoints.read_description(step_folder)
@@ -100,7 +101,7 @@ def evaluate(
     )
 
     student = Student.load(str(step_folder), num_model_partitions)
-    with run_log.progress_bar(
+    with show_progress(
         f"{task.name} {split}", len(examples.sequences), silent=not is_first
     ) as advance:
         outputs = student.decoder(batch_size, beam_size)(
@@ -128,31 +129,29 @@ def evaluate(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates what the command line asks for; returns the exit status."""
-    try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
+    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was written")
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    given = values.flag_values_dict()
+    processes.check_flags(given)
+    quiet_tensorflow.import_tensorflow()  # see train.py
+    with processes.joined(given, processes.settings_of(given)):
+        result = evaluate(
+            values.checkpoint,
+            values.mixture_or_task,
+            values.split,
+            values.data_dir,
+            values.output,
+            values.batch_size,
+            values.beam_size,
+            values.task_file,
+            values.num_model_partitions,
         )
-        given = values.flag_values_dict()
-        processes.check_flags(given)
-        quiet_tensorflow.import_tensorflow()  # see train.py
-        with processes.joined(given, processes.settings_of(given)):
-            result = evaluate(
-                values.checkpoint,
-                values.mixture_or_task,
-                values.split,
-                values.data_dir,
-                values.output,
-                values.batch_size,
-                values.beam_size,
-                values.task_file,
-                values.num_model_partitions,
-            )
-            if processes.is_first():
-                print(json.dumps(result, indent=2))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        if processes.is_first():
+            print(json.dumps(result, indent=2))
+    return None
 
 
 if __name__ == "__main__":

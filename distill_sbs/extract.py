@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from distill_sbs.cli import command_line
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.data import settings
 from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
@@ -345,22 +346,17 @@ def _finish(output: str, inputs: Inputs) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line asks for; returns the exit status."""
-    try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, options.define, options.DESCRIPTION
-        )
-        options.check(values)
-        if values.show_prompt is not None:
-            return _show_prompt(values)
-        if values.merge:
-            return _merge(values)
-        return _report(values) if values.report else _extract(values)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    return run_main(lambda: _work(sys.argv if argv is None else argv), "the same command continues")
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, options.define, options.DESCRIPTION)
+    options.check(values)
+    if values.show_prompt is not None:
+        return _show_prompt(values)
+    if values.merge:
+        return _merge(values)
+    return _report(values) if values.report else _extract(values)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
 
@@ -73,12 +74,12 @@ def _answer(rows: Sequence[dict[str, Any]], values: flags.FlagValues) -> None:
     quiet_tensorflow.import_tensorflow()
     from etils import epath
 
+    from distill_sbs.cli.progress import show_progress
     from distill_sbs.inference.student import Student
-    from distill_sbs.training import run_log
 
     student = Student.load(values.checkpoint, values.num_model_partitions)
     is_first = processes.is_first()
-    with run_log.progress_bar("answering", len(rows), silent=not is_first) as advance:
+    with show_progress("answering", len(rows), silent=not is_first) as advance:
         answers = student.answer(
             [row["input"] for row in rows],
             values.task,
@@ -98,20 +99,18 @@ def _answer(rows: Sequence[dict[str, Any]], values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answers what the command line asks for; returns the exit status."""
-    try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
-        )
-        rows = read_inputs(values.input)
-        given = values.flag_values_dict()
-        processes.check_flags(given)
-        quiet_tensorflow.import_tensorflow()  # see train.py
-        with processes.joined(given, processes.settings_of(given)):
-            _answer(rows, values)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was written")
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    rows = read_inputs(values.input)
+    given = values.flag_values_dict()
+    processes.check_flags(given)
+    quiet_tensorflow.import_tensorflow()  # see train.py
+    with processes.joined(given, processes.settings_of(given)):
+        _answer(rows, values)
+    return None
 
 
 if __name__ == "__main__":

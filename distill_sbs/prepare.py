@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
@@ -104,21 +105,19 @@ def print_summary(info: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepares what the command line asks for; returns the exit status (2: see the message)."""
-    try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
-        )
-        source_dir = values.source_dir or os.environ.get(SOURCE_DIR_VARIABLE) or None
-        if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
-            raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
-        _check_teacher_flags(values)
-        return _prepare(values, source_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing that was prepared before has changed", file=sys.stderr)
-        return 130
+    return run_main(
+        lambda: _work(sys.argv if argv is None else argv),
+        "nothing that was prepared before has changed",
+    )
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    source_dir = values.source_dir or os.environ.get(SOURCE_DIR_VARIABLE) or None
+    if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
+        raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
+    _check_teacher_flags(values)
+    return _prepare(values, source_dir)
 
 
 def _check_teacher_flags(values: flags.FlagValues) -> None:

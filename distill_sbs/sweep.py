@@ -25,6 +25,7 @@ from typing import Any
 from absl import flags
 
 from distill_sbs.cli import command_line
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
 DESCRIPTION = "Trains one experiment over mixtures, data fractions and seeds; prints the table."
@@ -168,15 +169,16 @@ def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweeps what the command line asks for; returns the exit status."""
-    try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
-        )
-        print(table(sweep(values)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_main(
+        lambda: _work(sys.argv if argv is None else argv),
+        "the same command goes on with what is left",
+    )
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    print(table(sweep(values)))
+    return None
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def train(
     from etils import epath
 
     from distill_sbs.checkpoint.checkpointer import Checkpointer, Progress, has_checkpoint
-    from distill_sbs.cli.progress import values_bar
+    from distill_sbs.cli.progress import show_progress, show_values
     from distill_sbs.convert import forms, source
     from distill_sbs.data import registration, settings, vocabulary
     from distill_sbs.data.batches import input_pipeline, layout
@@ -182,7 +182,7 @@ def train(
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
-    with run_log.progress_bar("tokenising", rows // share.count, silent=not is_first) as advance:
+    with show_progress("tokenising", rows // share.count, silent=not is_first) as advance:
         data = input_pipeline.training_data(
             mixture,
             task_feature_lengths,
@@ -219,7 +219,7 @@ def train(
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
         values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-        with values_bar("reading", values, silent=jax.process_index() > 0) as advance:
+        with show_values("reading", values, silent=jax.process_index() > 0) as advance:
             params = source.place(pretrained, abstract.params, advance)
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(

@@ -30,7 +30,8 @@ import gin.config
 from absl import flags
 
 from distill_sbs import resources
-from distill_sbs.cli import gin_files
+from distill_sbs.cli import gin_files, terminal
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
 __all__ = ["Configuration", "UserError", "define_gin_flags", "parse", "parse_flags", "run"]
@@ -248,23 +249,24 @@ def run(
     description: str = "",
     define: DefineFlags | None = None,
     argv: Sequence[str] | None = None,
+    interrupted: str = "the same command continues",
 ) -> NoReturn:
     """Runs an entry point: parses, answers `--dry_run`, and turns `UserError` into a message.
 
     Raises:
       SystemExit: status 2 for what the user can mend, else what `main` returned.
     """
-    try:
+
+    def work() -> int | None:
         configuration = parse(sys.argv if argv is None else argv, run_file, description, define)
         if configuration.dry_run:
             print(configuration.config_text)
-            raise SystemExit(0)
+            return 0
         for note in configuration.notes:
-            print(f"note: {note}", file=sys.stderr)
-        raise SystemExit(main(configuration) or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+            terminal.say(f"note: {note}", stderr=True)
+        return main(configuration)
+
+    raise SystemExit(run_main(work, interrupted))
 
 
 # ---------------------------------- flags ------------------------------------

@@ -20,8 +20,9 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line
+from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
+from distill_sbs.cli.run_main import run_main
 from distill_sbs.data import sentencepiece_model as vocabularies
 from distill_sbs.errors import UserError
 
@@ -118,7 +119,7 @@ def convert(
       Interrupted: Ctrl-C or SIGTERM came; so it is then.
     """
     started = time.monotonic()
-    from distill_sbs.cli.progress import values_bar
+    from distill_sbs.cli.progress import show_values
     from distill_sbs.convert import forms
     from distill_sbs.convert.source import parameters
 
@@ -155,7 +156,7 @@ def convert(
 
     with (
         _Interruptions() as interruptions,
-        values_bar(f"writing for {FORMS[to]}", values) as advance,
+        show_values(f"writing for {FORMS[to]}", values) as advance,
         forms.appearing_whole(output) as folder,
     ):
 
@@ -245,13 +246,15 @@ def print_summary(done: Mapping[str, Any], output: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts what the command line asks for; returns the exit status."""
+    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was written")
+
+
+def _work(argv: Sequence[str]) -> int | None:
+    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    _check_flags(values)
+    # Nothing here computes; on an accelerator's machine it need not be woken.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
-        values = command_line.parse_flags(
-            sys.argv if argv is None else argv, _define_flags, DESCRIPTION
-        )
-        _check_flags(values)
-        # Nothing here computes; on an accelerator's machine it need not be woken.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
         done = convert(
             values.input,
             values.output,
@@ -264,14 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             scan_layers=values.scan_layers,
             overwrite=values.overwrite,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (Interrupted, KeyboardInterrupt) as error:
-        print(f"interrupted: {values.output} is as it was before", file=sys.stderr)
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
+        terminal.say(f"interrupted: {values.output} is as it was before", stderr=True)
+        return 128 + int(error.args[0] if error.args else signal.SIGINT)
     print_summary(done, values.output)
-    return 0
+    return None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
 
-from distill_sbs.errors import UserError
+from distill_sbs.errors import SourceError as SourceError
 
 SPLITS = ("train", "validation", "test")
 
@@ -51,10 +51,6 @@ Reader = Callable[[epath.Path, str], RawSplit]
 
 # (gold label, predicted label) -> is it right?
 AnswerCheck = Callable[[str, str], bool]
-
-
-class SourceError(UserError):
-    """Raw data that cannot be read; the message names the file, the line and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

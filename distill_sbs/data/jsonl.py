@@ -7,20 +7,20 @@ Enters: JSONL files. Leaves: their rows, and `JsonlReader`, the reader of rows s
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from distill_sbs import json_lines
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
 
 # One in this many ids is held out where validation, or test, has no file of its own.
 HELD_OUT_ONE_IN = 10
 
 
-def json_lines(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Streams (line number from 1, object) of a JSON Lines file; blank lines are passed over.
 
     Raises:
@@ -30,26 +30,7 @@ def json_lines(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise SourceError(
             f"{path} is missing; put the file there, correct --source_dir, or name other --splits"
         )
-    number = 0
-    try:
-        with path.open("r") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise SourceError(
-                        f"{path}, line {number}: {type(row).__name__} found, "
-                        "expected one JSON object a line"
-                    )
-                yield number, row
-    except json.JSONDecodeError as error:
-        raise SourceError(
-            f"{path}, line {number}: broken JSON ({error.msg} at column {error.colno}); "
-            "expected one JSON object a line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path}, after line {number}: not UTF-8 ({error.reason})") from error
+    yield from json_lines.read_json_lines(path)
 
 
 def text_field(row: dict[str, Any], key: str, place: str) -> str:
@@ -107,7 +88,7 @@ class JsonlReader:
         chosen = None if self._whole(split) else self._ids_of_split(ids, split, path)
 
         def examples() -> Iterator[Example]:
-            for number, row in json_lines(path):
+            for number, row in read_rows(path):
                 example = self._example(row, f"{path}, line {number}", split)
                 if chosen is None or example.id in chosen:
                     yield example
@@ -122,7 +103,7 @@ class JsonlReader:
 
     def _checked_ids(self, path: epath.Path, split: str) -> list[str]:
         lines: dict[str, int] = {}
-        for number, row in json_lines(path):
+        for number, row in read_rows(path):
             example = self._example(row, f"{path}, line {number}", split)
             if example.id in lines:
                 raise SourceError(

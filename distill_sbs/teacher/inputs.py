@@ -19,7 +19,7 @@ from etils import epath
 
 from distill_sbs.cli import quiet_tensorflow
 from distill_sbs.data.dataset import Example, SourceError
-from distill_sbs.data.jsonl import json_lines, text_field
+from distill_sbs.data.jsonl import read_rows, text_field
 from distill_sbs.data.readers import published, responses
 from distill_sbs.errors import UserError
 
@@ -85,7 +85,7 @@ def from_file(path: str, task: str) -> Inputs:
         return Inputs(raw_split.size, raw_split.examples, match[1], described)
 
     def examples() -> Iterator[Example]:
-        return (_example(row, f"{path}, line {number}") for number, row in json_lines(file))
+        return (_example(row, f"{path}, line {number}") for number, row in read_rows(file))
 
     numbers = array.array("Q", (responses.number_of(each.id) for each in examples()))
     if not numbers:

@@ -5,12 +5,11 @@ Enters: metrics a step, as sums and counts. Leaves: lines and files; nothing flo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -136,21 +135,6 @@ class RunLog:
             self._file.close()
             self._writer.flush()
             self._writer.close()
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, silent: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar for work of known size; gives the function that moves it. Silent off a terminal."""
-    console = Console(file=sys.stderr)
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-        disable=silent or not console.is_terminal,
-        transient=True,
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 def _status(values: Mapping[str, float]) -> str:

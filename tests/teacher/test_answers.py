@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from distill_sbs.data.jsonl import json_lines
+from distill_sbs.data.jsonl import read_rows
 from distill_sbs.data.readers import published
 from distill_sbs.teacher import parsing, prompts
 
@@ -121,7 +121,7 @@ def test_palms_answers_are_read_as_the_published_rules_read_them(source_dir: pat
     different = {}
     for task, split in [("cqa", "test"), ("svamp", "test"), ("esnli", "valid"), ("anli1", "test")]:
         layout, prompt = published.LAYOUTS[task], prompts.load(task)
-        rows = [row for _, row in json_lines(source_dir / task / f"{task}_{split}.json")]
+        rows = [row for _, row in read_rows(source_dir / task / f"{task}_{split}.json")]
         texts: list[str] = []
         for number in range(len(list((source_dir / task / "llm").glob(f"{split}_CoT_*")))):
             path = source_dir / task / "llm" / f"{split}_CoT_{number}.json"

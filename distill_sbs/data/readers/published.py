@@ -24,7 +24,7 @@ from etils import epath
 
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
-from distill_sbs.data.jsonl import json_lines, text_field
+from distill_sbs.data.jsonl import read_rows, text_field
 from distill_sbs.data.readers import palm_outputs
 
 TEACHER = "palm"
@@ -89,7 +89,7 @@ class _Layout:
 
     def _rows(self, path: epath.Path, split: str, ids_are_unique: bool) -> Iterator[Example]:
         """The rows of an inputs file, without teacher outputs."""
-        for position, (number, row) in enumerate(json_lines(path)):
+        for position, (number, row) in enumerate(read_rows(path)):
             text, label = self.row_text(row, f"{path}, line {number}")
             own_id = row[self.id_key] if self.id_key and ids_are_unique else None
             yield Example(
@@ -101,7 +101,7 @@ class _Layout:
     def _check_inputs(self, path: epath.Path) -> tuple[int, bool]:
         """Reads every row once; returns their number and whether the ids in them are unique."""
         size, ids = 0, set()
-        for number, row in json_lines(path):
+        for number, row in read_rows(path):
             place = f"{path}, line {number}"
             self.row_text(row, place)
             if self.id_key:

@@ -1,0 +1,119 @@
+r"""JSON and JSON Lines from strangers: read as they are meant, or refused with file and line.
+
+Enters: bytes of a file, or a text. Leaves: JSON values whose texts can be written as UTF-8 again.
+
+Refused, as `SourceError`: what is no UTF-8, no JSON, nested too deeply for Python's parser, a
+number of more digits than Python converts, and a lone surrogate (`"\ud83d"` without its other
+half), which no file, tokenizer or endpoint takes. A byte order mark is passed over. Lines end at a
+line feed alone: U+2028, U+2029 and U+0085 may stand unescaped inside a JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from distill_sbs.errors import SourceError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def parse_json(text: str | bytes, place: str) -> Any:
+    """The value that a text stands for.
+
+    Args:
+      text: JSON; bytes are taken as UTF-8.
+      place: where it stands, such as 'in.jsonl, line 3', for the message.
+
+    Raises:
+      SourceError: it is no JSON, or JSON that nothing further on could take.
+    """
+    if isinstance(text, bytes):
+        text = decode_utf8(text, place)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{place}: broken JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise SourceError(f"{place}: JSON that is nested too deeply to be read") from None
+    except ValueError as error:  # the digits of a whole number
+        raise SourceError(f"{place}: a number that is too long to be read ({error})") from None
+    if "\\u" in text and (found := find_surrogate(value)) is not None:
+        raise SourceError(
+            f"{place}: {found!r} is half of a character (a lone surrogate), which cannot be "
+            "written as UTF-8; take it out, or write the character whole"
+        )
+    return value
+
+
+def decode_utf8(content: bytes, place: str) -> str:
+    """The text of UTF-8 bytes, a byte order mark at their beginning passed over.
+
+    Raises:
+      SourceError: they are no UTF-8.
+    """
+    try:
+        return content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{place}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8"
+        ) from None
+
+
+def find_surrogate(value: Any) -> str | None:
+    """A lone surrogate in the texts of a JSON value, or None; dicts and lists are gone through."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            if found := _SURROGATE.search(part):
+                return found.group()
+        elif isinstance(part, dict):
+            pending += [*part, *part.values()]
+        elif isinstance(part, list):
+            pending += part
+    return None
+
+
+def read_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
+    """Streams (line number from 1, text without its line end) of a UTF-8 file, local or gs://.
+
+    Raises:
+      SourceError: a line is no UTF-8; file and line are named.
+    """
+    with epath.Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            text = decode_utf8(line, f"{path}, line {number}")
+            yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def read_json_lines(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Streams (line number from 1, object) of a JSON Lines file; blank lines are passed over.
+
+    Raises:
+      SourceError: a line is no UTF-8 or holds no JSON object; file and line are named.
+    """
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        row = parse_json(line, place)
+        if not isinstance(row, dict):
+            raise SourceError(
+                f"{place}: {type(row).__name__} found, expected one JSON object a line"
+            )
+        yield number, row
+
+
+def read_json(path: epath.PathLike) -> Any:
+    """The value of a JSON file, local or gs://.
+
+    Raises:
+      SourceError: see `parse_json`; the file is named.
+    """
+    return parse_json(epath.Path(path).read_bytes(), str(path))
