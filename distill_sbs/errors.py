@@ -18,6 +18,23 @@ class SourceError(UserError):
     """Data that cannot be read as what it should be; the message names file and line."""
 
 
+class DamagedError(UserError):
+    """A file that is not as it was written: cut short, or changed on its way here.
+
+    Args:
+      what: the file, and inside it what cannot be read: 'FILE: tensor NAME of shape SHAPE'.
+      cause: what the reader said of it; only its first line is told.
+    """
+
+    def __init__(self, what: object, cause: object) -> None:
+        lines = str(cause).strip().splitlines()
+        told = lines[0].strip() if lines else repr(cause)
+        super().__init__(
+            f"{what} cannot be read ({told}); it is truncated or damaged, or was not copied whole: "
+            "copy it again"
+        )
+
+
 def nearest_names(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known names that `name` may have been meant for, the nearest first; capitals aside."""
     by_lower = {candidate.lower(): candidate for candidate in known}
