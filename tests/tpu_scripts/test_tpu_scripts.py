@@ -1,4 +1,4 @@
-"""tpu_scripts/: shellcheck, help, the commands of dry runs, the README; SLURM and SkyPilot."""
+"""tpu_scripts/: shellcheck, help, the commands of dry runs, docs/tpu.md; SLURM and SkyPilot."""
 
 from __future__ import annotations
 
@@ -205,16 +205,15 @@ def test_run_in_a_bucket_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> Non
         checkpointer.Checkpointer("gs://b/runs/a")
 
 
-# ---------------------------------- the README -------------------------------
+# ---------------------------------- docs/tpu.md ------------------------------
 
 
-def test_readme_sequence_runs_word_for_word(cloud: Cloud) -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme.split("## On a TPU\n")[1].split("\n## ")[0]
-    command = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+def test_documented_sequence_runs_word_for_word(cloud: Cloud) -> None:
+    page = (ROOT / "docs" / "tpu.md").read_text()
+    command = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
     assert command
     for path in SCRIPTS:
-        assert f"tpu_scripts/{path.name}" in section
+        assert f"tpu_scripts/{path.name}" in page
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command[1]],
         cwd=cloud.checkout,
