@@ -19,10 +19,13 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line
+from distill_sbs import files
+from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.data import settings
-from distill_sbs.data.readers import responses
+from distill_sbs.data.dataset import Example
+from distill_sbs.data.readers import request_description, responses
+from distill_sbs.data.readers.request_description import RequestDescription
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import inputs as teacher_inputs
 from distill_sbs.teacher import options, prompts
@@ -32,20 +35,8 @@ from distill_sbs.teacher.prompts import Prompt
 # ---------------------------------- arguments --------------------------------
 
 
-def _extra_body(values: flags.FlagValues) -> dict[str, Any] | None:
-    if not values.extra_body:
-        return None
-    try:
-        body = json.loads(values.extra_body)
-    except json.JSONDecodeError as error:
-        raise UserError(f"--extra_body: {error}; expected a JSON object") from None
-    if not isinstance(body, dict):
-        raise UserError(f"--extra_body={values.extra_body}: expected a JSON object")
-    return body
-
-
-def _prompt(values: flags.FlagValues, recorded: dict[str, Any]) -> Prompt:
-    task = values.task or values.dataset or recorded.get("task_path")
+def _prompt(values: flags.FlagValues, recorded: RequestDescription) -> Prompt:
+    task = values.task or values.dataset or recorded.task_path
     if not task:
         raise UserError(
             f"--task is not given; it is one of {', '.join(prompts.known_tasks())}, a TOML file of "
@@ -54,9 +45,11 @@ def _prompt(values: flags.FlagValues, recorded: dict[str, Any]) -> Prompt:
     return prompts.load(task)
 
 
-def _inputs(values: flags.FlagValues, prompt_name: str | None, recorded: dict[str, Any]) -> Inputs:
-    """The inputs that the flags name, or else those that an output file's settings name."""
-    known = recorded.get("inputs", {})
+def _inputs(
+    values: flags.FlagValues, prompt_name: str | None, recorded: RequestDescription
+) -> Inputs:
+    """The inputs that the flags name, or else those that an output file was made from."""
+    known = recorded.inputs or {}
     path = values.input or (known.get("input") if not values.dataset else None)
     if path:
         inputs = teacher_inputs.from_file(path, values.task or prompt_name or "")
@@ -88,20 +81,20 @@ def _output(values: flags.FlagValues) -> str:
     return str(folder / f"{values.split}{part}.jsonl")
 
 
-def _recorded(values: flags.FlagValues) -> dict[str, Any]:
-    """The settings beside the output that a report or a merge is about."""
+def _recorded(values: flags.FlagValues) -> RequestDescription:
+    """How the output that a report or a merge is about was asked for; defaults where unknown."""
     for path in values.merge or [values.output]:
         if path and not path.endswith(".json"):
-            return responses.read_settings(path)
-    return {}
+            return request_description.read(path) or RequestDescription()
+    return RequestDescription()
 
 
 # ---------------------------------- modes ------------------------------------
 
 
 def _show_prompt(values: flags.FlagValues) -> int:
-    prompt = _prompt(values, {})
-    inputs = _inputs(values, prompt.name, {})
+    prompt = _prompt(values, RequestDescription())
+    inputs = _inputs(values, prompt.name, RequestDescription())
     if values.show_prompt >= inputs.size:
         raise UserError(f"--show_prompt={values.show_prompt}: there are {inputs.size} inputs")
     example = next(itertools.islice(inputs.examples(), values.show_prompt, None))
@@ -109,10 +102,10 @@ def _show_prompt(values: flags.FlagValues) -> int:
     if values.rationalise and gold is None:
         raise UserError(f"--rationalise: input {example.id!r} has no gold label to give away")
     if values.completion:
-        print(prompt.completion_text(example.input, gold))
+        terminal.say(prompt.completion_text(example.input, gold))
         return 0
     for message in prompt.messages(example.input, gold):
-        print(f"[{message['role']}]\n{message['content']}\n")
+        terminal.say(f"[{message['role']}]\n{message['content']}\n")
     return 0
 
 
@@ -120,11 +113,13 @@ def _merge(values: flags.FlagValues) -> int:
     from distill_sbs.teacher import export
 
     recorded = _recorded(values)
-    has_inputs = bool(values.input or values.dataset or recorded.get("inputs"))
-    inputs = _inputs(values, recorded.get("task"), recorded) if has_inputs else None
+    has_inputs = bool(values.input or values.dataset or recorded.inputs)
+    inputs = _inputs(values, recorded.task, recorded) if has_inputs else None
     output = _output(values)
     answered, failed, missing = export.merge(values.merge, output, inputs)
-    print(f"{answered:,} examples answered, {failed:,} failed, {missing:,} not asked yet: {output}")
+    terminal.say(
+        f"{answered:,} examples answered, {failed:,} failed, {missing:,} not asked yet: {output}"
+    )
     if inputs is not None and not missing:
         _finish(output, inputs)
     return 0
@@ -134,44 +129,46 @@ def _report(values: flags.FlagValues) -> int:
     from distill_sbs.teacher import console, quality
 
     recorded = _recorded(values)
-    judged, title, prompt = _judged(values, recorded)
+    judged, title, prompt, recorded = _judged(values, recorded)
     equations = prompt.answers == "equation"
     with console.working(f"reading {title}"):
         measured = quality.measure(judged, equations)
     console.print_report(title, measured)
-    dataset = values.dataset or recorded.get("inputs", {}).get("dataset") or prompt.name
+    dataset = values.dataset or (recorded.inputs or {}).get("dataset") or prompt.name
     if values.report_json:
-        with open(values.report_json, "w", encoding="utf-8") as file:
-            file.write(json.dumps(measured.as_dict(), indent=2, ensure_ascii=False) + "\n")
+        figures = json.dumps(measured.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        files.write_file(values.report_json, figures)
     if values.results:
         if measured.accuracy is None:
             raise UserError("--results needs gold labels, and the inputs have none")
-        split = values.split or recorded.get("inputs", {}).get("split")
+        split = values.split or (recorded.inputs or {}).get("split")
         if split is None:
             raise UserError("--results needs --split, the name to put the accuracy under")
-        teacher = values.teacher or recorded.get("teacher") or "teacher"
+        teacher = values.teacher or recorded.teacher or "teacher"
         results = quality.write_results(
-            values.results, dataset, teacher, recorded.get("model"), split, measured
+            values.results, dataset, teacher, recorded.model or None, split, measured
         )
-        print(f"{split} accuracy {results[split]['accuracy']:.1%}: {values.results}/results.json")
+        accuracy = results[split]["accuracy"]
+        terminal.say(f"{split} accuracy {accuracy:.1%}: {values.results}/results.json")
     return 0
 
 
 def _judged(
-    values: flags.FlagValues, recorded: dict[str, Any]
-) -> tuple[Iterator[Any], str, Prompt]:
-    """The answers that `--report` is about, a title, and the prompt they were asked with."""
+    values: flags.FlagValues, recorded: RequestDescription
+) -> tuple[Iterator[Any], str, Prompt, RequestDescription]:
+    """The answers that `--report` is about, a title, and what they were asked with."""
     from distill_sbs.teacher import export, quality
 
     prompt = _prompt(values, recorded)
     if not values.output and values.dataset and values.split and values.teacher:
         default = _output(values)
         if not os.path.exists(default):
-            return _prepared(values), f"{values.dataset} {values.split}, {values.teacher}", prompt
+            title = f"{values.dataset} {values.split}, {values.teacher}"
+            return _prepared(values), title, prompt, recorded
         values.output = default
-        recorded.update(responses.read_settings(default))
+        recorded = _recorded(values)
     output = _output(values)
-    has_inputs = bool(values.input or values.dataset or recorded.get("inputs"))
+    has_inputs = bool(values.input or values.dataset or recorded.inputs)
     if output.endswith(".json"):
         if not has_inputs:
             raise UserError(
@@ -181,26 +178,15 @@ def _judged(
         inputs = _inputs(values, prompt.name, recorded)
         texts = export.positional_texts(export.published_texts(output), inputs.examples())
         judged = quality.judge_published(inputs.examples(), texts, prompt.name, prompt)
-        return judged, output, prompt
+        return judged, output, prompt, recorded
     index = responses.AnswerIndex([output])
     selection = responses.Selection.of(output)
     if has_inputs:
         examples = _inputs(values, prompt.name, recorded).examples()
-    else:
-        examples = _bare_examples(output)
-    return quality.judge_index(examples, index, selection, prompt), output, prompt
-
-
-def _bare_examples(output: str) -> Iterator[Any]:
-    """The ids in an output file, once each, where the inputs are not at hand."""
-    from distill_sbs.data.dataset import Example
-
-    seen: set[int] = set()
-    for _, row in responses.read_lines(output):
-        number = responses.number_of(row["id"])
-        if number not in seen:
-            seen.add(number)
-            yield Example(row["id"], "", None)
+    else:  # the ids alone are known
+        examples = (Example(example_id, "", None) for example_id in index.ids())
+    judged = quality.judge_index(examples, index, selection, prompt)
+    return judged, output, prompt, recorded
 
 
 def _prepared(values: flags.FlagValues) -> Iterator[Any]:
@@ -214,7 +200,7 @@ def _prepared(values: flags.FlagValues) -> Iterator[Any]:
 
 
 def _extract(values: flags.FlagValues) -> int:
-    prompt = _prompt(values, {})
+    prompt = _prompt(values, RequestDescription())
     output = _output(values)
     if not output.endswith(".jsonl"):
         raise UserError(f"--output={output}: expected a name that ends in .jsonl")
@@ -222,60 +208,65 @@ def _extract(values: flags.FlagValues) -> int:
         raise UserError("--model is not given: the name by which the endpoint knows the teacher")
     from distill_sbs.teacher import export, journal
     from distill_sbs.teacher.budget import Budget, Prices
-    from distill_sbs.teacher.client import Asking, Endpoint
+    from distill_sbs.teacher.client import Endpoint, RequestParameters
     from distill_sbs.teacher.collect import Extraction, Settings
     from distill_sbs.teacher.console import ProgressBar, working
 
     temperature = values.temperature
     if temperature is None:
         temperature = 0.0 if values.samples == 1 else 0.7
-    asking = Asking(
+    parameters = RequestParameters(
         model=values.model,
         max_tokens=values.max_tokens or prompt.max_tokens,
         temperature=temperature,
         stop=tuple(prompt.stop_sequences),
         completion=values.completion,
         seed=values.seed,
-        extra_body=_extra_body(values),
+        extra_body=options.read_extra_body(values.extra_body),
     )
-    endpoint = Endpoint(values.base_url, asking, values.timeout_seconds)
+
+    def note(message: str) -> None:
+        bar.say(f"note: {message}")
+
+    endpoint = Endpoint(values.base_url, parameters, values.timeout_seconds, note)
     with working("checking the inputs"):
-        inputs = _inputs(values, prompt.name, {})
+        inputs = _inputs(values, prompt.name, RequestDescription())
     _check_first_input(prompt, inputs, values.rationalise)
     export.check_llm_folder(output, inputs.split)
-    asked_with = {
-        "format_version": 1,
-        "task": prompt.name,
-        "prompt_sha256": prompt.digest,
-        "model": asking.model,
-        "completion": asking.completion,
-        "samples": values.samples,
-        "temperature": asking.temperature,
-        "seed": asking.seed,
-        "max_tokens": asking.max_tokens,
-        "rationalise": values.rationalise,
-        "extra_body": asking.extra_body,
-        # From here on what may change: see journal.CHANGEABLE.
-        "task_path": str(prompt.path.absolute()) if values.task else prompt.name,
-        "teacher": values.teacher,
-        "answers": prompt.answers,
-        "keep": values.keep,
-        "rationales": values.rationales,
-        "inputs": inputs.described,
-    }
+    asked = RequestDescription(
+        task=prompt.name,
+        prompt_sha256=prompt.digest,
+        model=parameters.model,
+        completion=parameters.completion,
+        samples=values.samples,
+        temperature=parameters.temperature,
+        seed=parameters.seed,
+        max_tokens=parameters.max_tokens,
+        rationalise=values.rationalise,
+        extra_body=endpoint.redactor.hide_in(parameters.extra_body),
+        task_path=str(prompt.path.absolute()) if values.task else prompt.name,
+        teacher=values.teacher,
+        answers=prompt.answers,
+        keep=values.keep,
+        rationales=values.rationales,
+        inputs=inputs.described,
+    )
     with working(f"reading {output}"):
-        out = journal.Journal(output, asked_with, values.retry_failed)
+        out = journal.Journal(output, asked, values.retry_failed)
     prices = Prices(values.price_per_million_input_tokens, values.price_per_million_output_tokens)
     budget = Budget(out.totals, prices, values.max_tokens_total, values.max_cost)
+    bar = ProgressBar(inputs.size * values.samples, out.finished, prices)
     if out.mended:
-        print(f"{output}: {out.mended}", file=sys.stderr)
+        bar.say(f"{output}: {out.mended}")
+    if out.totals.uncounted:
+        bar.say(f"{output}: {out.totals.uncounted:,} lines give no token counts: estimated")
     if out.finished:
-        print(f"continuing {output}: {out.finished:,} answers are there", file=sys.stderr)
+        bar.say(f"continuing {output}: {out.finished:,} answers are there")
     try:
-        with ProgressBar(inputs.size * values.samples, out.finished, prices) as bar:
+        with bar:
             extraction = Extraction(
                 prompt,
-                asking,
+                parameters,
                 endpoint,
                 out,
                 budget,
@@ -287,16 +278,15 @@ def _extract(values: flags.FlagValues) -> int:
                     values.outage_seconds,
                 ),
                 bar.update,
+                note,
             )
             outcome = extraction.run(inputs.examples())
     finally:
         out.close()
-    for note in endpoint.notes:
-        print(f"note: {note}", file=sys.stderr)
     whole = not (values.shard or values.limit)
     _print_outcome(output, inputs, prompt, out.totals, outcome, prices)
     if outcome.stopped is not None:
-        print(f"{outcome.stopped}; the same command continues {output}", file=sys.stderr)
+        terminal.say(f"{outcome.stopped}; the same command continues {output}", stderr=True)
         return outcome.exit_status
     if whole:
         _finish(output, inputs)
@@ -336,11 +326,11 @@ def _finish(output: str, inputs: Inputs) -> None:
         index = responses.AnswerIndex([output])
         written = export.write_llm_files(output, inputs, index)
     more = f", {written[-1].name}" if len(written) > 1 else ""
-    print(f"written to {output} and {written[0]}{more}")
-    recorded = responses.read_settings(output)
-    if recorded.get("keep") != "all" or recorded.get("samples", 1) > 1:
+    terminal.say(f"written to {output} and {written[0]}{more}")
+    asked = request_description.read(output) or RequestDescription()
+    if asked.keep != "all" or asked.samples > 1:
         path, count = export.write_kept(output, inputs, index)
-        print(f"{count:,} kept answers: {path}")
+        terminal.say(f"{count:,} kept answers: {path}")
     index.close()
 
 

@@ -6,11 +6,42 @@ Enters: token counts of answers, prices, limits. Leaves: whether another call ma
 from __future__ import annotations
 
 import dataclasses
-
-from distill_sbs.teacher.journal import Totals
+from typing import Any, Protocol
 
 # Where the endpoint counts no tokens: English text has about four characters to one.
 CHARACTERS_PER_TOKEN = 4
+
+# No model reads or writes as much in one call; an endpoint that says so is wrong.
+_MOST_TOKENS_OF_A_CALL = 10_000_000
+
+
+def check_token_count(count: Any) -> int | None:
+    """A number of tokens as an endpoint gives it, if it can be one of a call; else None.
+
+    Zero is none either: neither a prompt nor an answer is empty, and zeros would let a budget
+    last for ever.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | float):
+        return None
+    if not 0 < count <= _MOST_TOKENS_OF_A_CALL or count != int(count):  # NaN is in no range
+        return None
+    return int(count)
+
+
+class Spent(Protocol):
+    """What the answers of an output file have cost so far."""
+
+    @property
+    def answered(self) -> int:
+        """Answers."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +73,7 @@ class Budget:
 
     def __init__(
         self,
-        totals: Totals,
+        totals: Spent,
         prices: Prices,
         max_tokens_total: int | None = None,
         max_cost: float | None = None,

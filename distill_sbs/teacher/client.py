@@ -1,43 +1,47 @@
-"""One call of an OpenAI-compatible endpoint: the answer, or what its failure means.
+"""One call of an OpenAI-compatible endpoint: the response, or what its failure means.
 
-Enters: chat messages or completion text. Leaves: a `Reply`; or `Retry` (ask again), `Hopeless`
-(this input will never be answered), `EndpointUnusable` (no input will). Any server will do that
-speaks `/v1/chat/completions` or `/v1/completions`: hosted ones, vLLM, JetStream, llama.cpp, Ollama,
-`transformers serve`.
+Enters: chat messages or completion text. Leaves: a `Response`; or one of the exceptions of
+`teacher.failures`. Any server will do that speaks `/v1/chat/completions` or `/v1/completions`:
+hosted ones, Azure's, vLLM, JetStream, llama.cpp, Ollama, `transformers serve`.
 
 The `openai` package does the HTTP; its own retries are off, since ours share what one call learns
-of the endpoint's load among all calls. The key is read from the environment, and no message that
-leaves this module holds it.
+of the endpoint's load among all calls, and bodies are read by our own rules, since an endpoint may
+send anything. The key is read from the environment, and no text that leaves this module holds it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import email.utils
 import logging
 import os
-import time
-import urllib.parse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distill_sbs.errors import UserError
+from distill_sbs.teacher import completions, failures, transport
+from distill_sbs.teacher.address import Address, parse_address
+from distill_sbs.teacher.completions import Response
+from distill_sbs.teacher.failures import ErrorDetails, PermanentFailure, TemporaryFailure
+from distill_sbs.teacher.redaction import Redactor
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 URL_VARIABLE = "OPENAI_BASE_URL"
 DEFAULT_URL = "https://api.openai.com/v1"
+# `openai`'s Azure client reads these where KEY_VARIABLE is not set.
+_AZURE_KEY_VARIABLES = ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN")
 
-# 408, 409, 425 and 5xx pass; 429, 503 and 529 say that the endpoint has too much to do.
-_PASSING = (408, 409, 425)
-_OVERLOADED = (429, 503, 529)
 # Parameters that some models refuse: they are left out, and the run goes on.
 _OPTIONAL_PARAMETERS = ("stop", "temperature", "seed")
-_MOST_OF_A_MESSAGE = 300
+_REFUSES = re.compile(
+    r"support|unrecogni[sz]ed|unknown|unexpected|not (?:permitted|allowed|accept)|extra (?:inputs|"
+    r"fields)|invalid (?:argument|parameter|field|property)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class RequestParameters:
     """How the teacher is asked; everything that changes its answers besides the prompt.
 
     Attributes:
@@ -59,248 +63,254 @@ class Asking:
     extra_body: Mapping[str, Any] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What the teacher said; token counts are None where the endpoint gives none."""
-
-    text: str
-    finish_reason: str | None
-    model: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-
-
-class Retry(Exception):
-    """The call failed, the next one may not.
-
-    Attributes:
-      reason: what happened, a few words that many failures share.
-      overloaded: whether the endpoint should be asked less.
-      retry_after_seconds: how long the endpoint says to wait.
-      counts: whether it is an attempt at this input; being told to wait is none.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        overloaded: bool = False,
-        retry_after_seconds: float | None = None,
-        counts: bool = True,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.overloaded = overloaded
-        self.retry_after_seconds = retry_after_seconds
-        self.counts = counts
-
-
-class Hopeless(Exception):
-    """However often it is asked, this input gets no answer; the message is the reason."""
-
-
-class EndpointUnusable(UserError):
-    """No input will get an answer: a wrong key, model or URL, or a quota that is used up."""
-
-
 class Endpoint:
     """An OpenAI-compatible endpoint.
 
     Args:
       base_url: with `/v1` at its end; None: `$OPENAI_BASE_URL`, else OpenAI's.
-      asking: how the teacher is asked.
+      parameters: how the teacher is asked.
       timeout_seconds: the longest that a call may take.
+      on_note: is told once of every parameter that the endpoint does not take.
+
+    Attributes:
+      address: where it is.
+      redactor: takes the key and other secrets out of texts.
 
     Raises:
-      UserError: the URL is none, or a hosted endpoint is asked without a key.
+      UserError: the URL or the key is none, or a hosted endpoint is asked without a key.
     """
 
-    def __init__(self, base_url: str | None, asking: Asking, timeout_seconds: float) -> None:
-        url = base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UserError(
-                f"--base_url={_without_password(url)} is no http:// or https:// address; local "
-                "servers are mostly http://localhost:8000/v1"
-            )
-        key = os.environ.get(KEY_VARIABLE, "")
-        if not key and parts.hostname == "api.openai.com":
-            raise UserError(
-                f"{KEY_VARIABLE} is not set, and {parts.hostname} asks for a key; set it, or give "
-                "--base_url for a server of your own"
-            )
-        import openai
-
+    def __init__(
+        self,
+        base_url: str | None,
+        parameters: RequestParameters,
+        timeout_seconds: float,
+        on_note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if base_url:
+            self.address = parse_address(base_url)
+        else:
+            self.address = parse_address(os.environ.get(URL_VARIABLE) or DEFAULT_URL, URL_VARIABLE)
+        key = _read_key(self.address)
+        self.redactor = Redactor(
+            [key, *map(os.environ.get, _AZURE_KEY_VARIABLES), *self.address.secrets]
+        )
+        self._parameters = parameters
+        self._timeout_seconds = timeout_seconds
+        self._on_note = on_note
+        self._left_out: set[str] = set()
+        self._length_name = "max_tokens"
         # The client's log would name every request; ours says what matters.
         for name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self._errors = openai
-        self._asking = asking
-        self._timeout_seconds = timeout_seconds
-        self._secrets = [each for each in (key, parts.password) if each]
-        self._left_out: set[str] = set()
-        self._length_name = "max_tokens"
-        self.notes: list[str] = []
-        self._client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=key or "none",  # the client wants one, local servers do not
-            max_retries=0,
-            timeout=timeout_seconds,
-        )
+        self._client = _make_client(self.address, key, timeout_seconds)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
 
-    def redacted(self, text: str) -> str:
-        """`text` without the key, and no longer than a message should be."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        text = " ".join(text.split())
-        return text if len(text) <= _MOST_OF_A_MESSAGE else text[:_MOST_OF_A_MESSAGE] + " …"
-
-    async def ask(self, prompt: str | Sequence[Mapping[str, str]], sample: int = 0) -> Reply:
+    async def ask(self, prompt: str | Sequence[Mapping[str, str]], sample: int = 0) -> Response:
         """Asks once.
 
         Raises:
-          Retry, Hopeless, EndpointUnusable: see there.
+          TemporaryFailure: the same call may be answered later.
+          PermanentFailure: this input will never be answered.
+          EndpointUnusable: no input will.
         """
+        import openai
+
         for _ in range(1 + len(_OPTIONAL_PARAMETERS) + 1):
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    return self._reply(await self._call(prompt, sample))
-            except TimeoutError:
-                raise self._timed_out() from None
-            except self._errors.APITimeoutError:
-                raise self._timed_out() from None
-            except self._errors.APIConnectionError as error:
-                cause = type(error.__cause__ or error).__name__
-                raise Retry(f"connection failed ({cause})") from None
-            except self._errors.APIStatusError as error:
-                if not self._adapt(error):
-                    raise self._judge(error) from None
-            except (self._errors.APIError, ValueError, TypeError, AttributeError, KeyError):
-                # A body that is cut short or no JSON, or JSON that is no answer.
-                raise Retry("malformed response") from None
-        raise Hopeless("refused whatever is left out of the request")
-
-    def _timed_out(self) -> Retry:
-        return Retry(f"no answer within {self._timeout_seconds:g} s", overloaded=True)
+                    http = await self._call(prompt, sample)
+            except (TimeoutError, openai.APITimeoutError):
+                raise TemporaryFailure(
+                    f"no answer within {self._timeout_seconds:g} s", overloaded=True
+                ) from None
+            except openai.APIConnectionError as error:
+                raise TemporaryFailure(self._describe_connection(error), unreachable=True) from None
+            except openai.APIStatusError as error:
+                http = error.response
+            except transport.ResponseTooLarge:
+                limit = transport.MAX_RESPONSE_BYTES // 2**20
+                raise PermanentFailure(f"the response is larger than {limit} MiB") from None
+            except transport.ResponseUnreadable as error:
+                raise TemporaryFailure(f"malformed response: {error}", unusable=True) from None
+            try:
+                return self._read(http)
+            except _Adapted:
+                continue
+            except RecursionError:
+                raise PermanentFailure("the response is nested too deeply to be read") from None
+        raise PermanentFailure("refused whatever is left out of the request")
 
     async def _call(self, prompt: str | Sequence[Mapping[str, str]], sample: int) -> Any:
-        asking = self._asking
-        optional: dict[str, Any] = {"temperature": asking.temperature}
-        if asking.stop:
-            optional["stop"] = list(asking.stop)
-        if asking.seed is not None:
-            optional["seed"] = asking.seed + sample
+        parameters = self._parameters
+        optional: dict[str, Any] = {"temperature": parameters.temperature}
+        if parameters.stop:
+            optional["stop"] = list(parameters.stop)
+        if parameters.seed is not None:
+            optional["seed"] = parameters.seed + sample
         arguments: dict[str, Any] = {
-            "model": asking.model,
-            self._length_name: asking.max_tokens,
+            "model": parameters.model,
+            self._length_name: parameters.max_tokens,
             **{name: value for name, value in optional.items() if name not in self._left_out},
         }
-        extra_body = dict(asking.extra_body or {})
-        if asking.completion:
-            return await self._client.completions.create(
+        extra_body = dict(parameters.extra_body or {})
+        if parameters.completion:
+            raw = await self._client.completions.with_raw_response.create(
                 prompt=prompt, extra_body=extra_body, **arguments
             )
+            return raw.http_response
         # As extra fields, messages go out as they are. The client would go through each of them for
         # names to translate, of which there are none: with ten demonstrations that is two thirds
         # of a call's CPU time (measured: 127 answers a second with it, 169 without).
         extra_body["messages"] = prompt
-        return await self._client.chat.completions.create(
+        raw = await self._client.chat.completions.with_raw_response.create(
             messages=[], extra_body=extra_body, **arguments
         )
+        return raw.http_response
 
-    def _reply(self, response: Any) -> Reply:
-        choices = getattr(response, "choices", None)
-        if not choices:
-            raise Retry("malformed response")
-        choice = choices[0]
-        text = choice.text if self._asking.completion else choice.message.content
-        if choice.finish_reason == "content_filter":
-            raise Hopeless("withheld by the endpoint's content filter")
-        if text is not None and not isinstance(text, str):
-            raise Retry("malformed response")
-        if text is None or not text.strip():
-            refusal = None if self._asking.completion else getattr(choice.message, "refusal", None)
-            if refusal:
-                raise Hopeless(self.redacted(f"refused: {refusal}"))
-            raise Retry(f"empty answer (finish reason {choice.finish_reason})")
-        usage = response.usage
-        return Reply(
-            text,
-            choice.finish_reason,
-            response.model or self._asking.model,
-            getattr(usage, "prompt_tokens", None),
-            getattr(usage, "completion_tokens", None),
+    def _describe_connection(self, error: BaseException) -> str:
+        cause = transport.describe_connection_error(error)
+        return self.redactor.shorten(f"no connection to {self.address.host} ({cause})")
+
+    def _read(self, http: Any) -> Response:
+        """The response in an HTTP response of any status, without secrets.
+
+        Raises:
+          _Adapted: one parameter was refused, and is now asked for otherwise.
+        """
+        status = http.status_code
+        if not http.is_success:
+            details = failures.read_error(http.content)
+            if http.has_redirect_location:
+                details = ErrorDetails(str(http.headers.get("location", "")))
+            raise self._judge(status, details, http.headers)
+        hide = self.redactor.hide
+        try:
+            response = completions.read_completion(
+                http.content, transport.media_type(http), not self._parameters.completion
+            )
+        except completions.ErrorInBody as error:
+            raise self._judge(error.details.status, error.details, http.headers) from None
+        except TemporaryFailure as failure:
+            failure.reason = self.redactor.shorten(failure.reason)
+            failure.detail = self.redactor.shorten(failure.detail)
+            raise
+        except PermanentFailure as failure:
+            failure.args = (self.redactor.shorten(str(failure)),)
+            raise
+        return dataclasses.replace(
+            response,
+            text=hide(response.text),
+            model=hide(response.model or self._parameters.model),
+            finish_reason=response.finish_reason and self.redactor.shorten(response.finish_reason),
         )
 
-    def _adapt(self, error: Any) -> bool:
+    def _judge(
+        self, status: int | None, details: ErrorDetails, headers: Mapping[str, str]
+    ) -> Exception:
+        if status in (None, 400, 422) and self._adapt(details):
+            return _Adapted()
+        message = self.redactor.shorten(details.message)
+        if status is None:
+            return TemporaryFailure("an error in place of an answer", message, unusable=True)
+        return failures.judge_status(status, details, message, headers, self._parameters.model)
+
+    def _adapt(self, details: ErrorDetails) -> bool:
         """Whether the request was refused for one parameter, which is now asked for otherwise."""
-        if error.status_code not in (400, 422):
-            return False
-        message = str(error.message).lower()
+        message = details.message.lower()
         if "max_completion_tokens" in message and self._length_name == "max_tokens":
             self._length_name = "max_completion_tokens"
             return True
-        if "support" not in message and "unrecognized" not in message:
+        name = _find_refused_parameter(message, details.parameter)
+        if name is None:
             return False
-        for name in _OPTIONAL_PARAMETERS:
-            named = error.param == name or f"'{name}'" in message
-            if named and name not in self._left_out:
-                self._left_out.add(name)
-                self.notes.append(f"the endpoint does not take {name}: asked without it")
-                return True
-            if named:
-                return True  # another call in flight has found the same
-        return False
+        if name not in self._left_out:  # else another call in flight has found the same
+            self._left_out.add(name)
+            self._on_note(f"the endpoint does not take {name}: asked without it")
+        return True
 
-    def _judge(self, error: Any) -> Exception:
-        """What an error status means."""
-        status = error.status_code
-        message = self.redacted(str(error.message))
-        if status in (401, 403):
-            return EndpointUnusable(
-                f"the endpoint refuses the key in {KEY_VARIABLE}, or it is not set (status "
-                f"{status}): {message}"
+
+class _Adapted(Exception):
+    """The request goes out once more, in another form."""
+
+
+def _find_refused_parameter(message: str, parameter: str) -> str | None:
+    """The optional parameter that an error is about: named as one, in quotes, or by a word.
+
+    Of several words the one counts that is nearest to those that refuse it.
+    """
+    refusals = [found.start() for found in _REFUSES.finditer(message[:2_000])]
+    if not refusals:
+        return None
+    for name in _OPTIONAL_PARAMETERS:
+        if parameter == name or any(f"{mark}{name}{mark}" in message for mark in "'\"`"):
+            return name
+    distances = [
+        (min(abs(found.start() - place) for place in refusals), name)
+        for name in _OPTIONAL_PARAMETERS
+        for found in re.finditer(rf"(?<![\w-]){name}(?![\w-])", message[:2_000])
+    ]
+    return min(distances)[1] if distances else None
+
+
+def _read_key(address: Address) -> str:
+    """The key of KEY_VARIABLE, '' where it is not set.
+
+    Raises:
+      UserError: it cannot stand in a header, is missing where it is needed, or is one key too many.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise UserError(
+            f"{KEY_VARIABLE} holds a blank, a line break or a letter that no key has; copy the key "
+            "again"
+        )
+    if not key and address.host == "api.openai.com":
+        raise UserError(
+            f"{KEY_VARIABLE} is not set, and {address.host} asks for a key; set it, or give "
+            "--base_url for a server of your own"
+        )
+    if key and address.user:
+        raise UserError(
+            f"--base_url holds a user or password, and {KEY_VARIABLE} is set; a request can carry "
+            "one of the two, so leave the other out"
+        )
+    return key
+
+
+def _make_client(address: Address, key: str, timeout_seconds: float) -> Any:
+    """A client of `openai`'s for the address."""
+    import openai
+
+    options: dict[str, Any] = {
+        "base_url": address.base_url,
+        "max_retries": 0,
+        "timeout": timeout_seconds,
+        "http_client": transport.make_http_client(timeout_seconds),
+    }
+    try:
+        if address.is_azure:
+            return openai.AsyncAzureOpenAI(
+                api_version=address.query["api-version"],
+                default_query={
+                    name: value for name, value in address.query.items() if name != "api-version"
+                },
+                api_key=key or None,
+                **options,
             )
-        if status == 404:
-            return EndpointUnusable(
-                f"the endpoint knows no such address or model (status 404): {message}; --model is "
-                f"{self._asking.model!r}, and --base_url mostly ends in /v1"
-            )
-        if error.code == "insufficient_quota" or status == 402:
-            return EndpointUnusable(f"the endpoint's quota is used up: {message}")
-        if status in _OVERLOADED:
-            return Retry(
-                f"status {status}",
-                overloaded=True,
-                retry_after_seconds=retry_after_seconds(error.response.headers),
-                counts=status != 429,
-            )
-        if status in _PASSING or status >= 500:
-            return Retry(f"status {status}")
-        return Hopeless(f"refused with status {status}: {message}")
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What `Retry-After` (seconds or a date) or `retry-after-ms` says; None if neither does."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return max(0.0, float(value) * unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError):
-            continue
-    return None
-
-
-def _without_password(url: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    return url.replace(f"{parts.netloc}", parts.hostname or "") if parts.password else url
+        return openai.AsyncOpenAI(
+            api_key=key or "none",  # the client wants one, local servers do not
+            default_query=address.query,
+            **options,
+        )
+    except openai.OpenAIError as error:  # Azure without any key
+        raise UserError(f"{KEY_VARIABLE} is not set, and Azure asks for a key: {error}") from None
+    except Exception as error:
+        if type(error).__name__ != "InvalidURL":
+            raise
+        raise UserError(f"--base_url is no address ({error}); expected http://HOST:PORT/v1") from (
+            None
+        )

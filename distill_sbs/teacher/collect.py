@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from distill_sbs.data.dataset import Example
@@ -22,16 +22,29 @@ from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import parsing
 from distill_sbs.teacher.budget import CHARACTERS_PER_TOKEN, Budget
-from distill_sbs.teacher.client import Asking, Endpoint, EndpointUnusable, Hopeless, Reply, Retry
+from distill_sbs.teacher.client import Endpoint, RequestParameters
+from distill_sbs.teacher.completions import Response
+from distill_sbs.teacher.failures import EndpointUnusable, PermanentFailure, TemporaryFailure
 from distill_sbs.teacher.journal import Journal
 from distill_sbs.teacher.pacing import Pacer, Stopped
 from distill_sbs.teacher.prompts import Prompt
 
-# So many inputs refused before the first answer: it is the request, not the inputs.
-HOPELESS_AT_FIRST = 5
+# So many inputs failed before the first answer: it is the request, not the inputs.
+FAILED_BEFORE_ANY_ANSWER = 5
 
-# An empty answer, or one that is no JSON, comes again and again from a model that is sure of it.
+# So many after the last one, each with responses that are none: it is the endpoint.
+FAILED_SINCE_THE_LAST_ANSWER = 20
+
+# An empty answer comes again and again from a model that is sure of it, and a response that is no
+# completion from an endpoint that is.
 ATTEMPTS_AT_AN_EMPTY_ANSWER = 3
+ATTEMPTS_AT_AN_UNUSABLE_RESPONSE = 4
+
+# Nobody answered for so long: the user hears of it, though the run goes on.
+SECONDS_OF_SILENCE = 15.0
+
+# Reasons are counted apart up to this number: an endpoint may word each of its errors anew.
+MOST_REASONS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,29 +88,43 @@ class Outcome:
 
 
 class Extraction:
-    """One run; `run` does it."""
+    """One run; `run` does it.
+
+    Args:
+      prompt: what is asked, and how answers are read.
+      parameters: how the teacher is asked.
+      endpoint: who is asked.
+      journal: where answers go, and what is answered already.
+      budget: what it may cost.
+      settings: how the run goes about it.
+      on_change: is called after every line that was written.
+      on_trouble: is told, in one line, when the endpoint answers nobody, and when it does again.
+    """
 
     def __init__(
         self,
         prompt: Prompt,
-        asking: Asking,
+        parameters: RequestParameters,
         endpoint: Endpoint,
         journal: Journal,
         budget: Budget,
         settings: Settings,
         on_change: Callable[[Extraction], None] = lambda _: None,
+        on_trouble: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.outcome = Outcome()
         self.pacer = Pacer(settings.max_in_flight)
         self.journal = journal
         self.endpoint = endpoint
         self._prompt = prompt
-        self._asking = asking
+        self._parameters = parameters
         self._budget = budget
         self._settings = settings
         self._on_change = on_change
+        self._on_trouble = on_trouble
         self._last_answer = -1.0  # when the endpoint last answered anybody
-        self._hopeless_at_first: list[dict[str, Any]] = []
+        self._told_trouble = False
+        self._put_by: list[dict[str, Any]] = []
         self._error: BaseException | None = None
 
     def run(self, examples: Iterator[Example]) -> Outcome:
@@ -140,8 +167,11 @@ class Extraction:
             for number in signals:
                 loop.remove_signal_handler(number)
             await self.endpoint.close()
-        if self._hopeless_at_first and self._error is None and self.outcome.stopped is None:
-            self._fail(self._nothing_but_refusals())
+        if self._put_by and self._error is None and self.outcome.stopped is None:
+            if self._ever_answered():
+                self._write_put_by()
+            else:
+                self._fail(self._make_first_failures_error())
 
     def _on_signal(self, number: int) -> None:
         if self.pacer.stopped:  # the second time: do not wait for the calls in flight either
@@ -178,15 +208,16 @@ class Extraction:
         """Asks about one input until it is answered or failed for good."""
         gold = example.label if self._settings.rationalise else None
         prompt: Any
-        if self._asking.completion:
+        if self._parameters.completion:
             prompt = self._prompt.completion_text(example.input, gold)
             characters = len(prompt)
         else:
             prompt = self._prompt.messages(example.input, gold)
             characters = sum(len(message["content"]) for message in prompt)
         if self._budget.limited and not self.journal.totals.answered:
-            self._budget.expect(characters, self._asking.max_tokens)
-        attempts = failures = 0
+            self._budget.expect(characters, self._parameters.max_tokens)
+        attempts = failures = useless = 0
+        spent = [0, 0]  # tokens of calls that were paid for, though nothing came of them
         first_asked = time.monotonic()
         while True:
             started = await self.pacer.acquire()
@@ -196,27 +227,32 @@ class Extraction:
                     self._stop(f"the budget ends here: {over}", 3)
                     raise Stopped
                 self.outcome.calls += 1
-                reply = await self.endpoint.ask(prompt, sample)
-            except Retry as retry:
+                response = await self.endpoint.ask(prompt, sample)
+            except TemporaryFailure as failure:
                 failures += 1
-                attempts += retry.counts
-                self.outcome.retries[retry.reason] += 1
-                if retry.overloaded:
-                    self.pacer.overloaded(started, retry.retry_after_seconds)
-                self._check_outage(retry)
-                if self._is_its_own_fault(retry, attempts, first_asked):
-                    self._write_failure(example, sample, f"{retry.reason}, {attempts} times")
+                attempts += failure.counts
+                useless += failure.answered or failure.unusable
+                self._count_failed_call(failure, spent)
+                if failure.overloaded:
+                    self.pacer.overloaded(started, failure.retry_after_seconds)
+                self._check_outage(failure)
+                if self._is_its_own_fault(failure, attempts, useless, first_asked):
+                    reason = f"{failure}, {attempts} times"
+                    is_sure = not failure.unusable or self._last_answer > first_asked
+                    self._write_failure(example, sample, reason, spent, is_sure)
                     return
-            except Hopeless as hopeless:
-                self._write_failure(example, sample, str(hopeless))
+            except PermanentFailure as failure:
+                self._add_tokens(failure.tokens, spent)
+                self._write_failure(example, sample, str(failure), spent)
                 return
             except EndpointUnusable as error:
                 self._fail(error)
                 raise Stopped from None
             else:
                 self.pacer.answered()
-                self._last_answer = time.monotonic()
-                self._write_answer(example, sample, reply, characters)
+                self._note_answer()
+                self._write_answer(example, sample, response, characters)
+                self.journal.totals.spend(*spent)
                 return
             finally:
                 self.pacer.release()
@@ -224,19 +260,43 @@ class Extraction:
 
     # ---------------------------------- failures --------------------------------
 
-    def _is_its_own_fault(self, retry: Retry, attempts: int, first_asked: float) -> bool:
+    def _count_failed_call(self, failure: TemporaryFailure, spent: list[int]) -> None:
+        self._add_tokens(failure.tokens, spent)
+        retries = self.outcome.retries
+        is_known = failure.reason in retries or len(retries) < MOST_REASONS
+        retries[failure.reason if is_known else "other reasons"] += 1
+        if failure.answered:  # that the response was empty is about this input
+            self._note_answer()
+
+    @staticmethod
+    def _add_tokens(tokens: tuple[int, int] | None, spent: list[int]) -> None:
+        for place, count in enumerate(tokens or ()):
+            spent[place] += count
+
+    def _note_answer(self) -> None:
+        self._last_answer = time.monotonic()
+        if self._told_trouble:
+            self._told_trouble = False
+            self._on_trouble("the endpoint answers again")
+
+    def _is_its_own_fault(
+        self, failure: TemporaryFailure, attempts: int, useless: int, first_asked: float
+    ) -> bool:
         """Whether an input failed for good: asked often enough, while others were answered."""
         most = self._settings.max_attempts
-        if retry.reason.startswith("empty"):
-            # The endpoint did answer; that it said nothing is about this input.
-            self._last_answer = time.monotonic()
-            return attempts >= min(most, ATTEMPTS_AT_AN_EMPTY_ANSWER)
+        if failure.answered:
+            return useless >= min(most, ATTEMPTS_AT_AN_EMPTY_ANSWER)
+        if failure.unusable:
+            return useless >= min(most, ATTEMPTS_AT_AN_UNUSABLE_RESPONSE)
         return attempts >= most and self._last_answer > first_asked
 
-    def _check_outage(self, retry: Retry) -> None:
+    def _ever_answered(self) -> bool:
+        return bool(self.outcome.answered or self.journal.totals.answered)
+
+    def _check_outage(self, failure: TemporaryFailure) -> None:
         """Ends the run when nobody has been answered for long, or is not going to be."""
         longest = self._settings.outage_seconds
-        waits = retry.retry_after_seconds or 0.0
+        waits = failure.retry_after_seconds or 0.0
         if waits > longest:
             self._stop(
                 f"the endpoint asks to wait for {waits:,.0f} s, which is more than "
@@ -245,29 +305,54 @@ class Extraction:
             )
             raise Stopped
         silent = time.monotonic() - max(self._last_answer, self._since)
+        never_reached = failure.unreachable and self._last_answer < 0
+        if not self._told_trouble and (never_reached or silent > SECONDS_OF_SILENCE):
+            self._told_trouble = True
+            self._on_trouble(f"{failure}; trying again for up to {longest:g} s")
         # Time that the endpoint asked us to wait is no silence.
         if silent > longest and time.monotonic() > self.pacer.resume_at:
-            self._stop(f"the endpoint answered nobody for {silent:,.0f} s: {retry.reason}", 4)
+            self._stop(f"the endpoint answered nobody for {silent:,.0f} s: {failure}", 4)
             raise Stopped
 
-    def _write_failure(self, example: Example, sample: int, reason: str) -> None:
-        row = {
-            **self._row(example, sample, None),
-            "error": self.endpoint.redacted(reason),
-        }
-        if not self.outcome.answered and not self.journal.totals.answered:
-            # Not written before somebody was answered: a request that is refused for all inputs
-            # would otherwise mark them all as failed.
-            self._hopeless_at_first.append(row)
-            if len(self._hopeless_at_first) >= HOPELESS_AT_FIRST:
-                self._fail(self._nothing_but_refusals())
-                raise Stopped
-            return
-        self.journal.write(row)
-        self._on_change(self)
+    def _write_failure(
+        self,
+        example: Example,
+        sample: int,
+        reason: str,
+        spent: Sequence[int],
+        is_sure: bool = True,
+    ) -> None:
+        """Writes that an input failed for good, or puts that by until somebody is answered.
 
-    def _nothing_but_refusals(self) -> UserError:
-        count, reason = len(self._hopeless_at_first), self._hopeless_at_first[0]["error"]
+        A request that is refused for all inputs, or an endpoint that sends a login page from some
+        moment on, would otherwise mark them all as failed.
+        """
+        row = {**self._make_row(example, sample, None), "error": reason}
+        if any(spent):
+            row["usage"] = {"prompt_tokens": spent[0], "completion_tokens": spent[1]}
+        if is_sure and self._ever_answered():
+            self.journal.write(row)
+            self._on_change(self)
+            return
+        self._put_by.append(row)
+        if not self._ever_answered():
+            if len(self._put_by) >= FAILED_BEFORE_ANY_ANSWER:
+                self._fail(self._make_first_failures_error())
+                raise Stopped
+        elif len(self._put_by) >= FAILED_SINCE_THE_LAST_ANSWER:
+            self._stop(
+                f"{len(self._put_by)} inputs in a row got responses that are no answers: {reason}",
+                4,
+            )
+            raise Stopped
+
+    def _write_put_by(self) -> None:
+        waiting, self._put_by = self._put_by, []
+        for row in waiting:
+            self.journal.write(row)
+
+    def _make_first_failures_error(self) -> UserError:
+        count, reason = len(self._put_by), self._put_by[0]["error"]
         return UserError(
             f"the first {count} input(s) failed and none was answered; nothing was written. "
             f"The first failure: {reason}"
@@ -275,36 +360,34 @@ class Extraction:
 
     # ---------------------------------- answers ---------------------------------
 
-    def _row(self, example: Example, sample: int, reply: Reply | None) -> dict[str, Any]:
+    def _make_row(self, example: Example, sample: int, response: Response | None) -> dict[str, Any]:
         return {
             "id": example.id,
-            "raw": None if reply is None else reply.text,
+            "raw": None if response is None else response.text,
             "rationale": None,
             "label": None,
             "sample": sample,
-            "model": self._asking.model if reply is None else reply.model,
+            "model": (response and response.model) or self._parameters.model,
             "usage": None,
-            "finish_reason": None if reply is None else reply.finish_reason,
+            "finish_reason": None if response is None else response.finish_reason,
             "input_hash": responses.input_hash(example.input),
         }
 
     def _write_answer(
-        self, example: Example, sample: int, reply: Reply, prompt_characters: int
+        self, example: Example, sample: int, response: Response, prompt_characters: int
     ) -> None:
-        parsed = parsing.parse(self._prompt, example.input, reply.text)
-        row = self._row(example, sample, reply)
+        parsed = parsing.parse(self._prompt, example.input, response.text)
+        row = self._make_row(example, sample, response)
         row.update(rationale=parsed.rationale, label=parsed.label)
-        prompt_tokens, completion_tokens = reply.prompt_tokens, reply.completion_tokens
+        prompt_tokens, completion_tokens = response.prompt_tokens, response.completion_tokens
         usage: dict[str, Any] = {}
         if prompt_tokens is None or completion_tokens is None:
             usage["estimated"] = True
             prompt_tokens = prompt_characters // CHARACTERS_PER_TOKEN
-            completion_tokens = len(reply.text) // CHARACTERS_PER_TOKEN
+            completion_tokens = len(response.text) // CHARACTERS_PER_TOKEN
         usage.update(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         row["usage"] = usage
         self.journal.write(row)
         self.outcome.answered += 1
-        waiting, self._hopeless_at_first = self._hopeless_at_first, []
-        for failure in waiting:
-            self.journal.write(failure)
+        self._write_put_by()
         self._on_change(self)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import textwrap
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from distill_sbs.cli import terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.teacher.budget import Prices
 from distill_sbs.teacher.collect import Extraction, Outcome
@@ -25,19 +25,11 @@ from distill_sbs.teacher.quality import Quality
 
 # Off a terminal, where there is no bar, a line comes this often.
 SECONDS_BETWEEN_LINES = 30.0
-_WIDTH_OFF_TERMINAL = 100
-
-
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, soft_wrap=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(stderr=stderr, width=_WIDTH_OFF_TERMINAL, highlight=False)
-    return console
 
 
 def working(what: str) -> contextlib.AbstractContextManager[Any]:
     """Says what is going on while it is; silent off a terminal."""
-    return Console(stderr=True).status(what)
+    return terminal.make_console(stderr=True).status(Text(terminal.clean(what)))
 
 
 class ProgressBar:
@@ -50,7 +42,7 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, done: int, prices: Prices) -> None:
-        self._console = Console(stderr=True)
+        self._console = terminal.make_console(stderr=True)
         self._total = total
         self._done_before = done
         self._prices = prices
@@ -88,7 +80,11 @@ class ProgressBar:
         if is_terminal:
             self._bar.update(self._task, completed=done, status=status)
         else:
-            print(f"{done:,}/{self._total:,} answers: {status}", file=sys.stderr, flush=True)
+            self.say(f"{done:,}/{self._total:,} answers: {status}")
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(Text(terminal.clean(message)), soft_wrap=True)
 
     def _status(self, totals: Totals, outcome: Outcome, in_flight: int, now: float) -> str:
         parts = [
@@ -107,7 +103,7 @@ class ProgressBar:
 
 
 def _two_columns(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = terminal.make_table(title=title)
     table.add_column()
     table.add_column(justify="right")
     return table
@@ -118,19 +114,19 @@ def _share(count: int, of: int) -> str:
 
 
 def _add_quality(table: Table, quality: Quality) -> None:
-    table.add_row("examples", f"{quality.examples:,}")
-    table.add_row("parsed", _share(quality.parsed, quality.examples))
+    terminal.add_row(table, "examples", f"{quality.examples:,}")
+    terminal.add_row(table, "parsed", _share(quality.parsed, quality.examples))
     if quality.gold:
-        table.add_row(
-            "agreeing with gold (unparsed: wrong)", _share(quality.agreeing, quality.gold)
+        terminal.add_row(
+            table, "agreeing with gold (unparsed: wrong)", _share(quality.agreeing, quality.gold)
         )
         if quality.parsed_with_gold:
             of_parsed = _share(quality.agreeing, quality.parsed_with_gold)
-            table.add_row("… of the parsed ones", of_parsed)
+            terminal.add_row(table, "… of the parsed ones", of_parsed)
     for problem, count in quality.problems.most_common():
-        table.add_row(Text(f"without a label: {textwrap.shorten(problem, 70)}"), f"{count:,}")
+        terminal.add_row(table, f"without a label: {textwrap.shorten(problem, 70)}", f"{count:,}")
     if quality.mean_words is not None:
-        table.add_row("mean rationale length in words", f"{quality.mean_words:.1f}")
+        terminal.add_row(table, "mean rationale length in words", f"{quality.mean_words:.1f}")
 
 
 def print_outcome(
@@ -139,36 +135,42 @@ def print_outcome(
     """The table at the end of an extraction: the file in all, then this run."""
     table = _two_columns(title)
     _add_quality(table, quality)
-    table.add_row(
-        "tokens, prompt + answer", f"{totals.prompt_tokens:,} + {totals.completion_tokens:,}"
+    terminal.add_row(
+        table, "tokens, prompt + answer", f"{totals.prompt_tokens:,} + {totals.completion_tokens:,}"
     )
     cost = prices.cost(totals.prompt_tokens, totals.completion_tokens)
     if cost is not None:
-        table.add_row("cost", f"{cost:,.4f}")
+        terminal.add_row(table, "cost", f"{cost:,.4f}")
     table.add_section()
-    table.add_row("this run: calls", f"{outcome.calls:,}")
-    table.add_row("answers", f"{outcome.answered:,}")
+    terminal.add_row(table, "this run: calls", f"{outcome.calls:,}")
+    terminal.add_row(table, "answers", f"{outcome.answered:,}")
     for reason, count in outcome.retries.most_common():
-        table.add_row(Text(f"asked again: {textwrap.shorten(reason, 70)}"), f"{count:,}")
-    table.add_row("time", f"{outcome.seconds:,.1f} s")
+        terminal.add_row(table, f"asked again: {textwrap.shorten(reason, 70)}", f"{count:,}")
+    terminal.add_row(table, "time", f"{outcome.seconds:,.1f} s")
     if outcome.seconds:
-        table.add_row("answers a second", f"{outcome.answered / outcome.seconds:,.1f}")
-    table.add_row("peak memory", f"{peak_memory_mib():,.0f} MiB")
-    _console().print(table)
+        terminal.add_row(table, "answers a second", f"{outcome.answered / outcome.seconds:,.1f}")
+    terminal.add_row(table, "peak memory", f"{peak_memory_mib():,.0f} MiB")
+    terminal.make_console().print(table)
 
 
 def print_report(title: str, quality: Quality, examples: bool = True) -> None:
     """The tables of `--report`."""
-    console = _console()
+    console = terminal.make_console()
     table = _two_columns(title)
     _add_quality(table, quality)
     if quality.parsed:
         quantiles = [quality.words_quantile(share) for share in (0.05, 0.5, 0.95, 1.0)]
-        table.add_row("words, 5 / 50 / 95 % / longest", " / ".join(map(str, quantiles)))
-        table.add_row("rationales that stand twice", _share(quality.duplicates, quality.parsed))
-        table.add_row("rationales that hold the label", _share(quality.holds_label, quality.parsed))
-        table.add_row(
-            "… that say nothing but the label", _share(quality.nothing_but_label, quality.parsed)
+        terminal.add_row(table, "words, 5 / 50 / 95 % / longest", " / ".join(map(str, quantiles)))
+        terminal.add_row(
+            table, "rationales that stand twice", _share(quality.duplicates, quality.parsed)
+        )
+        terminal.add_row(
+            table, "rationales that hold the label", _share(quality.holds_label, quality.parsed)
+        )
+        terminal.add_row(
+            table,
+            "… that say nothing but the label",
+            _share(quality.nothing_but_label, quality.parsed),
         )
     console.print(table)
     if quality.parsed:
@@ -176,43 +178,42 @@ def print_report(title: str, quality: Quality, examples: bool = True) -> None:
         _print_labels(console, quality)
     if examples:
         for kind, shown in quality.shown.items():
-            console.print(Text(f"\n{kind}:", style="bold"))
+            console.print(Text(terminal.clean(f"\n{kind}:"), style="bold"))
             for judged in shown:
-                console.print(Text(_described(judged)))
+                console.print(Text(terminal.clean(_describe(judged))))
 
 
 def _print_lengths(console: Console, quality: Quality) -> None:
-    table = Table(title="rationale length in words", title_justify="left", show_header=False)
+    table = terminal.make_table(title="rationale length in words")
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
     ranges = quality.words_histogram()
     most = max(count for _, _, count in ranges)
     for low, high, count in ranges:
-        table.add_row(f"{low}–{high}", f"{count:,}", "█" * round(30 * count / most))
+        terminal.add_row(table, f"{low}–{high}", f"{count:,}", "█" * round(30 * count / most))
     console.print(table)
 
 
 def _print_labels(console: Console, quality: Quality, most: int = 10) -> None:
     """Labels of the teacher against gold ones; of an open set the most frequent only."""
-    table = Table(title="labels", title_justify="left")
-    table.add_column("label")
-    table.add_column("teacher", justify="right")
-    if quality.gold:
-        table.add_column("gold", justify="right")
+    columns = ["label", "teacher", "gold"] if quality.gold else ["label", "teacher"]
+    table = terminal.make_table(*columns, title="labels")
+    for column in table.columns[1:]:
+        column.justify = "right"
     together = quality.labels + quality.gold_labels
     for label, _ in together.most_common(most):
         counts = [f"{quality.labels[label]:,}"]
         counts += [f"{quality.gold_labels[label]:,}"] if quality.gold else []
-        table.add_row(Text(textwrap.shorten(label, 50, placeholder=" …")), *counts)
+        terminal.add_row(table, textwrap.shorten(label, 50, placeholder=" …"), *counts)
     if len(together) > most:
         different = [f"{len(quality.labels):,} different"]
         different += [f"{len(quality.gold_labels):,} different"] if quality.gold else []
-        table.add_row("all", *different)
+        terminal.add_row(table, "all", *different)
     console.print(table)
 
 
-def _described(judged: Any) -> str:
+def _describe(judged: Any) -> str:
     def quoted(text: str | None) -> str:
         return json.dumps(textwrap.shorten(text or "", 240, placeholder=" …"), ensure_ascii=False)
 

@@ -6,16 +6,20 @@ published data has them), `{output}.kept.jsonl` (the chosen answers), a merged o
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from distill_sbs import files, json_lines
 from distill_sbs.data.dataset import Example
-from distill_sbs.data.readers import responses
+from distill_sbs.data.readers import request_description, responses
+from distill_sbs.data.readers.request_description import RequestDescription
 from distill_sbs.data.readers.responses import AnswerIndex, Selection
 from distill_sbs.errors import UserError
-from distill_sbs.teacher import journal
 from distill_sbs.teacher.inputs import Inputs
 
 # About the published files' size: a reader holds one in memory.
@@ -28,18 +32,26 @@ def llm_folder(output: str) -> pathlib.Path:
 
 
 def check_llm_folder(output: str, split: str) -> None:
-    """Refuses to overwrite another teacher's files, PaLM's for example, before any call is made.
+    """Finds out before any call is made whether the complete output can be written.
 
     Raises:
-      UserError: as said.
+      UserError: another teacher's files, PaLM's for example, would be overwritten, or the folder
+        cannot be written to.
     """
-    ours = set(responses.read_settings(output).get("llm_files", []))
-    for path in llm_folder(output).glob(f"{split}_CoT_*.json"):
+    earlier = request_description.read(output)
+    ours = set(earlier.llm_files) if earlier else set()
+    folder = llm_folder(output)
+    for path in folder.glob(f"{split}_CoT_*.json"):
         if path.name not in ours:
             raise UserError(
                 f"{path} exists and was not made from {output}, and the complete output would be "
                 "written there too; give --output another folder"
             )
+    if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(
+            f"{folder} is no folder that you may write to, and the complete output is written "
+            "there too; give --output another folder"
+        )
 
 
 def write_llm_files(output: str, inputs: Inputs, index: AnswerIndex) -> list[pathlib.Path]:
@@ -47,32 +59,21 @@ def write_llm_files(output: str, inputs: Inputs, index: AnswerIndex) -> list[pat
     folder = llm_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     selection = Selection.of(output)
-    written: list[pathlib.Path] = []
-    texts: list[str] = []
-
-    def flush() -> None:
-        path = folder / f"{inputs.split}_CoT_{len(written)}.json"
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(texts, ensure_ascii=False), "utf-8")
-        partial.replace(path)
-        written.append(path)
-        texts.clear()
-
-    # Named first, so that a killed process does not leave files behind that it then refuses.
-    settings = responses.read_settings(output)
     count = -(-inputs.size // TEXTS_PER_FILE)
     names = [f"{inputs.split}_CoT_{number}.json" for number in range(count)]
-    for name in set(settings.get("llm_files", [])) - set(names):
+    # Named first, so that a killed process does not leave files behind that it then refuses.
+    asked = request_description.read(output) or RequestDescription()
+    for name in set(asked.llm_files) - set(names):
         (folder / name).unlink(missing_ok=True)
-    journal.write_settings(output, {**settings, "llm_files": names})
-    for example in inputs.examples():
-        kept = selection.choose(index.answers(example.id), example.label)
-        texts.append((kept[0].get("raw") or "") if kept else "")
-        if len(texts) == TEXTS_PER_FILE:
-            flush()
-    if texts:
-        flush()
-    return written
+    dataclasses.replace(asked, llm_files=tuple(names)).write(output)
+    examples = inputs.examples()
+    for name in names:
+        texts = []
+        for example in itertools.islice(examples, TEXTS_PER_FILE):
+            kept = selection.choose(index.answers(example.id), example.label)
+            texts.append((kept[0].get("raw") or "") if kept else "")
+        files.write_file(folder / name, json.dumps(texts, ensure_ascii=False))
+    return [folder / name for name in names]
 
 
 def write_kept(output: str, inputs: Inputs, index: AnswerIndex) -> tuple[str, int]:
@@ -83,15 +84,14 @@ def write_kept(output: str, inputs: Inputs, index: AnswerIndex) -> tuple[str, in
     selection = Selection.of(output)
     path = pathlib.Path(output)
     target = path.with_name(path.name.removesuffix(".jsonl") + ".kept.jsonl")
-    partial = target.with_name(target.name + ".partial")
     count = 0
-    with partial.open("w", encoding="utf-8") as file:
+    with files.open_replacement(target) as file:
         for example in inputs.examples():
             for row in selection.choose(index.answers(example.id), example.label):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
-    partial.replace(target)
-    journal.write_settings(str(target), responses.read_settings(output))
+    asked = request_description.read(output) or RequestDescription()
+    dataclasses.replace(asked, llm_files=()).write(str(target))
     return str(target), count
 
 
@@ -107,23 +107,16 @@ def merge(shards: Sequence[str], output: str, inputs: Inputs | None) -> tuple[in
     Raises:
       UserError: the files were not asked for in the same way, or hold answers to other inputs.
     """
-    first = responses.read_settings(shards[0])
-    if not first:
-        raise UserError(
-            f"{shards[0]} has no {responses.settings_path(shards[0])}, which says how its "
-            "answers were asked for; copy it along"
-        )
+    first = _read_description(shards[0])
     for shard in shards[1:]:
-        journal.check_equal_settings(shard, responses.read_settings(shard), first)
+        _read_description(shard).check_same_answers(first, shards[0])
     target = pathlib.Path(output)
     if target.exists() and target.stat().st_size:
         raise UserError(f"--output={output} exists; merge into a new file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     index = AnswerIndex(shards)
     answered = failed = missing = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with files.open_replacement(target) as file:
             for rows in _in_order(index, shards, inputs):
                 for row in rows:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -131,34 +124,33 @@ def merge(shards: Sequence[str], output: str, inputs: Inputs | None) -> tuple[in
                 answered += is_answered
                 failed += bool(rows) and not is_answered
                 missing += not rows
-        unknown, some = index.never_asked_for()
-        if unknown:
-            raise UserError(
-                f"{unknown:,} answers in {', '.join(shards)} belong to none of the inputs, ids "
-                f"{', '.join(map(repr, some))} for example; give the inputs of all shards"
-            )
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            unknown, some = index.never_asked_for()
+            if unknown:
+                raise UserError(
+                    f"{unknown:,} answers in {', '.join(shards)} belong to none of the inputs, ids "
+                    f"{', '.join(map(repr, some))} for example; give the inputs of all shards"
+                )
+            dataclasses.replace(first, llm_files=()).write(output)
     finally:
         index.close()
-    settings = {key: value for key, value in first.items() if key != "llm_files"}
-    journal.write_settings(output, settings)
-    partial.replace(target)
     return answered, failed, missing
+
+
+def _read_description(shard: str) -> RequestDescription:
+    asked = request_description.read(shard)
+    if asked is None:
+        raise UserError(
+            f"{shard} has no {request_description.path_of(shard)}, which says how its answers were "
+            "asked for; copy it along"
+        )
+    return asked
 
 
 def _in_order(
     index: AnswerIndex, shards: Sequence[str], inputs: Inputs | None
 ) -> Iterator[list[dict[str, Any]]]:
     if inputs is None:
-        seen: set[int] = set()
-        for shard in shards:
-            for _, row in responses.read_lines(shard):
-                number = responses.number_of(row["id"])
-                if number not in seen:
-                    seen.add(number)
-                    yield index.answers(row["id"])
+        yield from (index.answers(example_id) for example_id in index.ids())
         return
     for example in inputs.examples():
         rows = index.answers(example.id)
@@ -200,10 +192,7 @@ def positional_texts(paths: Sequence[pathlib.Path], examples: Iterator[Example])
 
     def texts() -> Iterator[str]:
         for path in paths:
-            try:
-                content = json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: {error}; expected a JSON list of texts") from None
+            content = json_lines.read_json(path)
             if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
                 raise UserError(f"{path}: expected a JSON list of texts")
             yield from content

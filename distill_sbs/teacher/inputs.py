@@ -6,7 +6,6 @@ data, or prepared records. Leaves: `Example`s, checked before the first call is 
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import itertools
 import pathlib
@@ -14,13 +13,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from distill_sbs.cli import quiet_tensorflow
 from distill_sbs.data.dataset import Example, SourceError
 from distill_sbs.data.jsonl import read_rows, text_field
-from distill_sbs.data.readers import published, responses
+from distill_sbs.data.readers import published
 from distill_sbs.errors import UserError
 
 
@@ -87,12 +85,18 @@ def from_file(path: str, task: str) -> Inputs:
     def examples() -> Iterator[Example]:
         return (_example(row, f"{path}, line {number}") for number, row in read_rows(file))
 
-    numbers = array.array("Q", (responses.number_of(each.id) for each in examples()))
-    if not numbers:
+    lines: dict[str, int] = {}
+    for number, row in read_rows(file):
+        example = _example(row, f"{path}, line {number}")
+        if example.id in lines:
+            raise SourceError(
+                f"{path}: lines {lines[example.id]} and {number} both have the id {example.id!r}; "
+                "answers are joined by id, so each may stand once"
+            )
+        lines[example.id] = number
+    if not lines:
         raise SourceError(f"--input={path} holds no rows; expected at least one")
-    if len(np.unique(np.frombuffer(numbers, np.uint64))) < len(numbers):
-        _raise_duplicate(examples(), path)
-    return Inputs(len(numbers), examples, re.sub(r"\W", "_", file.stem), described)
+    return Inputs(len(lines), examples, re.sub(r"\W", "_", file.stem), described)
 
 
 def _example(row: dict[str, Any], place: str) -> Example:
@@ -104,17 +108,6 @@ def _example(row: dict[str, Any], place: str) -> Example:
         input=text_field(row, "input", place),
         label=text_field(row, "label", place) if has_label else None,
     )
-
-
-def _raise_duplicate(examples: Iterator[Example], path: str) -> None:
-    lines: dict[str, int] = {}
-    for line, example in enumerate(examples, start=1):
-        if example.id in lines:
-            raise SourceError(
-                f"{path}: rows {lines[example.id]} and {line} both have the id {example.id!r}; "
-                "answers are joined by id, so each may stand once"
-            )
-        lines[example.id] = line
 
 
 def from_records(dataset: str, split: str, data_dir: str, task_files: tuple[str, ...]) -> Inputs:

@@ -5,10 +5,14 @@ Enters: nothing. Leaves: defined flags; a `UserError` where two contradict each 
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from typing import Any
 
 from absl import flags
 
+from distill_sbs import json_lines
 from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import prompts
@@ -118,8 +122,9 @@ def check(values: flags.FlagValues) -> None:
     """Refuses flags that do not go together.
 
     Raises:
-      UserError: as said.
+      UserError: two of them contradict each other, or one holds what it cannot hold.
     """
+    _check_values(values)
     if values.input and values.dataset:
         raise UserError("--input and --dataset both name inputs; give one of them")
     if values.split and not (values.dataset or values.input or values.report):
@@ -146,3 +151,40 @@ def check(values: flags.FlagValues) -> None:
     for name in ("results", "report_json"):
         if getattr(values, name) and not values.report:
             raise UserError(f"--{name} belongs to --report")
+
+
+def _check_values(values: flags.FlagValues) -> None:
+    """Refuses numbers that are none, and texts that no file or endpoint takes."""
+    for name in values:
+        value = getattr(values, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name}={value}: expected a number")
+        for text in value if isinstance(value, list) else [value]:
+            if json_lines.find_surrogate(text) is not None:
+                raise UserError(f"--{name}={text}: not UTF-8; use a name that is")
+
+
+def read_extra_body(text: str | None) -> dict[str, Any] | None:
+    """The value of --extra_body.
+
+    Raises:
+      UserError: it is no JSON object, or holds a field that is not for it to set.
+    """
+    if not text:
+        return None
+    body = json_lines.parse_json(text, "--extra_body")
+    if not isinstance(body, dict):
+        raise UserError(f"--extra_body={text}: expected a JSON object")
+    for name in ("messages", "prompt", "model"):
+        if name in body:
+            raise UserError(f"--extra_body sets {name!r}, which comes from other flags; leave it")
+    if body.get("stream"):
+        raise UserError(
+            "--extra_body asks for an event stream, and extract reads whole responses; leave "
+            '"stream" out, or set it to false'
+        )
+    try:
+        json.dumps(body, allow_nan=False)
+    except ValueError:
+        raise UserError("--extra_body holds NaN or Infinity, which are no JSON") from None
+    return body

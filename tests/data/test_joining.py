@@ -15,7 +15,7 @@ from distill_sbs import extract, prepare
 from distill_sbs.data import metrics, registration, settings
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit
 from distill_sbs.data.jsonl import JsonlReader
-from distill_sbs.data.readers import responses
+from distill_sbs.data.readers import request_description, responses
 from distill_sbs.data.records import build, tfrecords
 from distill_sbs.errors import UserError
 
@@ -103,7 +103,7 @@ def test_only_the_splits_that_are_named(data_dir: pathlib.Path, tmp_path) -> Non
 def test_what_was_not_kept_is_not_trained_on(data_dir: pathlib.Path, tmp_path) -> None:
     outputs = write_outputs(tmp_path / "a.jsonl", range(4), label=problems(1)[0].label)
     kept = {"keep": "agreeing", "answers": "equation"}
-    responses.settings_path(outputs).write_text(json.dumps(kept))
+    request_description.path_of(outputs).write_text(json.dumps(kept))
     join(data_dir, "gpt", outputs)
     assert [bool(label) for label, _ in fields(data_dir, "train", "gpt")[:4]] == [
         True,

@@ -379,7 +379,10 @@ def test_another_teachers_files_are_not_overwritten(folder: pathlib.Path, capsys
     [
         ('{"id": "1"}', 'line 1: no "input"'),
         ('{"id": "1", "input": "x"}\n{"input": "y"}', 'line 2: no "id"'),
-        ('{"id": "1", "input": "x"}\n{"id": 1, "input": "y"}', "rows 1 and 2 both have the id '1'"),
+        (
+            '{"id": "1", "input": "x"}\n{"id": 1, "input": "y"}',
+            "lines 1 and 2 both have the id '1'",
+        ),
         ('{"id": "1", "input": "x"}\n{"id"', "line 2: broken JSON"),
         ("", "holds no rows"),
     ],
@@ -431,6 +434,4 @@ def test_it_starts_without_tensorflow_and_jax() -> None:
         "assert not {'tensorflow', 'jax', 'openai', 'seqio'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert time.monotonic() - started < 3

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
 import pytest
 
+from distill_sbs.data.readers.request_description import RequestDescription
 from distill_sbs.data.readers.responses import input_hash
 from distill_sbs.errors import UserError
 from distill_sbs.teacher.budget import Budget, Prices
 from distill_sbs.teacher.journal import Journal, Totals
 
-SETTINGS = {"task": "cqa", "model": "m", "keep": "all"}
+SETTINGS = RequestDescription(task="cqa", model="m", keep="all")
 
 
 def row(example_id: str, sample: int = 0, **changes) -> dict:
@@ -68,7 +70,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: pathlib.Path) -> None:
     path = written(tmp_path / "out.jsonl", row("a"), row("b"))
     content = pathlib.Path(path).read_text().splitlines()
     pathlib.Path(path).write_text(f"{content[0]}\nnonsense\n{content[1]}\n")
-    with pytest.raises(UserError, match="line 2: b'nonsense"):
+    with pytest.raises(UserError, match="line 2: broken JSON"):
         Journal(path, SETTINGS)
 
 
@@ -98,10 +100,10 @@ def test_one_writer_at_a_time(tmp_path: pathlib.Path) -> None:
 
 def test_settings_that_change_no_answer_may_change(tmp_path: pathlib.Path) -> None:
     path = written(tmp_path / "out.jsonl", row("a"))
-    Journal(path, {**SETTINGS, "keep": "parsed"}).close()
+    Journal(path, dataclasses.replace(SETTINGS, keep="parsed")).close()
     assert json.loads(pathlib.Path(path + ".settings.json").read_text())["keep"] == "parsed"
     with pytest.raises(UserError, match="another setting of model: 'm' there, 'n' now"):
-        Journal(path, {**SETTINGS, "model": "n"})
+        Journal(path, dataclasses.replace(SETTINGS, model="n"))
     with pytest.raises(UserError, match="a bucket does not allow"):
         Journal("gs://bucket/out.jsonl", SETTINGS)
 

