@@ -20,6 +20,20 @@ REMAT_POLICIES = ("none", "minimal", "full")
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 
 
+# No T5 is near these; a file that states more is no T5's, and would take all memory.
+_MOST = {
+    "vocab_size": 2**24,
+    "emb_dim": 2**20,
+    "num_heads": 2**16,
+    "head_dim": 2**16,
+    "mlp_dim": 2**22,
+    "num_encoder_layers": 2**10,
+    "num_decoder_layers": 2**10,
+    "relative_attention_num_buckets": 2**16,
+    "relative_attention_max_distance": 2**24,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Hyper-parameters of one encoder-decoder T5. Immutable and hashable.
@@ -69,19 +83,27 @@ class T5Config:
     remat_policy: str = "none"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mlp_activations, (list, tuple)):
+            raise ValueError(
+                f"T5Config.mlp_activations={self.mlp_activations!r}: expected one name in a list, "
+                "or two for a gated block, such as ('gelu', 'linear')"
+            )
         # gin and JSON bring lists; a frozen config must hash.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        positive = (
-            "vocab_size emb_dim num_heads head_dim mlp_dim num_encoder_layers "
-            "num_decoder_layers relative_attention_num_buckets "
-            "relative_attention_max_distance"
-        ).split()
-        for name in positive:
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"T5Config.{name}={value!r}: expected a whole number >= 1")
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"T5Config.dropout_rate={self.dropout_rate!r}: expected 0 <= rate < 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(
+                    f"T5Config.{name}={value!r}: expected a whole number, 1 to {most:,}"
+                )
+        for name in ("logits_via_embedding", "float32_attention_logits", "scan_layers"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"T5Config.{name}={getattr(self, name)!r}: expected True or False")
+        for name in ("dropout_rate", "layer_norm_epsilon"):
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0.0 <= value < 1.0:
+                raise ValueError(f"T5Config.{name}={value!r}: expected a number ≥ 0 and < 1")
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
         if len(self.mlp_activations) not in (1, 2):
@@ -110,7 +132,7 @@ class T5Config:
 
 
 def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(
             f"T5Config.{field}={value!r}: expected one of {', '.join(allowed)}"
             + _near(str(value), allowed)
@@ -163,7 +185,7 @@ _NAMED: dict[str, dict[str, Any]] = {
 CONFIG_NAMES = tuple(_NAMED)
 
 
-def named_config(name: str, **overrides: Any) -> T5Config:
+def named_config(name: str, /, **overrides: Any) -> T5Config:
     """The published size `name` (one of `CONFIG_NAMES`), with fields replaced by `overrides`.
 
     Raises:

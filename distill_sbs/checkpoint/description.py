@@ -1,0 +1,222 @@
+"""What a checkpoint says of itself, and whether a run may continue from it.
+
+Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `RunDescription`, written
+by `train` and by `convert` and read by everybody; or a `UserError` that names every option whose
+value is another than that of the run in MODEL_DIR.
+
+Format 2. Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data are stated in the
+same words, of its other options it names nine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill_sbs import constants
+from distill_sbs.config import Option, TrainConfig
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
+
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+
+PREFIXES = {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX}
+
+# Of the student; it changes what is kept in memory, and no parameter.
+_STUDENT_MAY_CHANGE = ("remat_policy",)
+
+# Options that are compared by what they stand for, not by how they were typed.
+_STUDENT_OPTIONS = ("STUDENT", "STUDENT_OVERRIDES", "DROPOUT_RATE")
+
+# What else there is to say of an option that changed.
+_ADVICE = {
+    "TRAIN_STEPS": "the learning rate falls to 0 at TRAIN_STEPS, so the steps that were taken "
+    "belong to that number; to train longer give INITIAL_CHECKPOINT_PATH this folder, and another "
+    "MODEL_DIR",
+    "INITIAL_CHECKPOINT_PATH": "the old path may be given though nothing is there any more: a run "
+    "that continues does not read it",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDescription:
+    """What every checkpoint says of itself.
+
+    Attributes:
+      student: the network.
+      vocabulary: as `data.sentencepiece_model.describe` gives it, the whole vocabulary in it.
+      mixture: what it was trained on; None where a converted checkpoint names nothing.
+      task_feature_lengths: longest inputs and targets, in tokens.
+      max_decode_tokens: longest answer.
+      options: the run's options, macro → value, as far as they are known.
+      converted_from: where its parameters came from, if `convert` wrote it.
+      prefixes: what stands before an input, by task ('label', 'rationale').
+    """
+
+    student: T5Config
+    vocabulary: Mapping[str, Any]
+    mixture: str | None
+    task_feature_lengths: Mapping[str, int]
+    max_decode_tokens: int
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    converted_from: str | None = None
+    prefixes: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(PREFIXES))
+
+    @classmethod
+    def of_run(cls, config: TrainConfig, vocabulary: Mapping[str, Any]) -> RunDescription:
+        """The description of a run of ours."""
+        return cls(
+            student=config.student.architecture(),
+            vocabulary=vocabulary,
+            mixture=config.data.mixture_or_task_name,
+            task_feature_lengths=config.batch.task_feature_lengths,
+            max_decode_tokens=config.evaluation.max_decode_tokens,
+            options=config.values(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, `from_json` reads it back, equal."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "student": self.student.to_dict(),
+            "vocabulary": dict(self.vocabulary),
+            "prefixes": dict(self.prefixes),
+            "mixture": self.mixture,
+            "task_feature_lengths": dict(self.task_feature_lengths),
+            "max_decode_tokens": self.max_decode_tokens,
+            "options": _as_json(self.options),
+            "converted_from": self.converted_from,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], place: str) -> RunDescription:
+        """Reads what `to_json`, or distill_sbs 0.1, wrote.
+
+        Args:
+          values: the JSON object.
+          place: where it stands, for messages.
+
+        Raises:
+          UserError: another version wrote it, or it does not hold what it should.
+        """
+        version = values.get("format_version")
+        if version not in READABLE_VERSIONS:
+            raise UserError(
+                f"{place} has checkpoint format {version}, expected one of {READABLE_VERSIONS}; "
+                "use the version of distill_sbs that wrote it"
+            )
+        try:
+            if version == 1:
+                run = dict(values["run"])
+                converted_from = run.pop("converted_from", None)
+                options = {name.upper(): value for name, value in run.items()}
+                if converted_from is None:
+                    options["MIXTURE_OR_TASK_NAME"] = values["mixture"]
+                    options["TASK_FEATURE_LENGTHS"] = values["task_feature_lengths"]
+                    options["MAX_DECODE_TOKENS"] = values["max_decode_tokens"]
+            else:
+                options, converted_from = values["options"], values["converted_from"]
+            return cls(
+                student=T5Config.from_dict(values["student"]),
+                vocabulary=dict(values["vocabulary"]),
+                mixture=values["mixture"],
+                task_feature_lengths=dict(values["task_feature_lengths"]),
+                max_decode_tokens=values["max_decode_tokens"],
+                options=dict(options),
+                converted_from=converted_from,
+                prefixes=dict(values["prefixes"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{place}: the description does not hold what it should "
+                f"({type(error).__name__}: {error}); the checkpoint is damaged, or another program "
+                "wrote it"
+            ) from None
+
+    def unknown_options(self) -> list[str]:
+        """Macros of the run's identity that the description says nothing of."""
+        compared = (option for option in TrainConfig.options() if not option.may_change)
+        known = {*self.options, *_STUDENT_OPTIONS, "VOCABULARY_FILE"}
+        return [option.macro for option in compared if option.macro not in known]
+
+
+def _as_json(value: Any) -> Any:
+    """As it comes back from JSON: lists for tuples, and texts for keys."""
+    return json.loads(json.dumps(value))
+
+
+def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription) -> None:
+    """Refuses to continue a run with other options than it began with.
+
+    Everything is compared that an option does not say of itself may change (`Option.may_change`):
+    where and how a run goes on, not what it computes. The student is compared field by field, the
+    vocabulary by its content.
+
+    Raises:
+      UserError: MODEL_DIR holds another run; names each difference, by macro, old and new value.
+    """
+    differences = list(_differences(saved, wanted))
+    if not differences:
+        return
+    told = "; ".join(f"{name}: {before} there, {after} now" for name, before, after in differences)
+    advice = [_ADVICE[name] for name, _, _ in differences if _ADVICE.get(name)]
+    raise UserError(
+        f"MODEL_DIR={model_dir} holds a different run ({told}); choose another MODEL_DIR, or give "
+        "the old values to continue it" + "".join(f". {text}" for text in advice)
+    )
+
+
+def _differences(
+    saved: RunDescription, wanted: RunDescription
+) -> Iterator[tuple[str, str, str]]:
+    """Name, value there and value now of what differs."""
+    for option in TrainConfig.options():
+        if option.may_change or option.macro in _STUDENT_OPTIONS:
+            continue
+        if option.macro == "VOCABULARY_FILE":
+            before, after = (_vocabulary_hash(each.vocabulary) for each in (saved, wanted))
+            if before != after:
+                yield option.macro, _vocabulary_words(saved), _vocabulary_words(wanted)
+        elif option.macro in saved.options:
+            values = [_comparable(option, each.options) for each in (saved, wanted)]
+            if values[0] != values[1]:
+                yield option.macro, repr(values[0]), repr(values[1])
+    yield from _student_differences(saved, wanted)
+
+
+def _student_differences(
+    saved: RunDescription, wanted: RunDescription
+) -> Iterator[tuple[str, str, str]]:
+    before, after = saved.student.to_dict(), wanted.student.to_dict()
+    differing = [
+        name for name in before if before[name] != after[name] and name not in _STUDENT_MAY_CHANGE
+    ]
+    if "dropout_rate" in differing:
+        differing.remove("dropout_rate")
+        yield "DROPOUT_RATE", repr(before["dropout_rate"]), repr(after["dropout_rate"])
+    sizes = [each.options.get("STUDENT") for each in (saved, wanted)]
+    if differing and None not in sizes and sizes[0] != sizes[1]:
+        yield "STUDENT", repr(sizes[0]), repr(sizes[1])
+        return
+    for name in differing:
+        yield f"STUDENT_OVERRIDES[{name!r}]", repr(before[name]), repr(after[name])
+
+
+def _comparable(option: Option, options: Mapping[str, Any]) -> Any:
+    value = options[option.macro]
+    if option.macro == "INITIAL_CHECKPOINT_PATH" and isinstance(value, str):
+        return value.rstrip("/")
+    return _as_json(value)
+
+
+def _vocabulary_hash(vocabulary: Mapping[str, Any]) -> str:
+    """Of its content; bytes have none."""
+    return str(vocabulary.get("sha256", vocabulary["kind"]))
+
+
+def _vocabulary_words(description: RunDescription) -> str:
+    file = description.options.get("VOCABULARY_FILE", "a vocabulary")
+    return f"{file!r} ({description.vocabulary['size']} pieces)"
