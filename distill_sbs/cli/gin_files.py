@@ -1,29 +1,53 @@
-"""Finds and reads gin files without running them.
+"""Finds and reads gin files, which are data: nothing in them is ever run.
 
-Enters: names of gin files and bindings, as the user typed them. Leaves: paths, and the statements
-in the files, includes followed, so that `command_line` can answer a wrong name before gin, JAX or
-TensorFlow do any work.
+Enters: names of gin files and bindings, as the user typed them. Leaves: the bindings in them,
+includes followed; or a `UserError` with file and line.
+
+Only gin's parser is used, not gin: it knows the grammar, and neither imports a module nor calls a
+function. A run leaves a `config.gin` that is meant to be passed on, so whoever reads one must not
+have to trust who wrote it. Of gin's statements these are read: a macro `NAME = value`, a binding of
+the entry point's own options `train.name = value`, and `include`. `import`, references (`@name`)
+and scopes are refused where they stand.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import shlex
+import tokenize
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import Any
 
-import gin.config
 from etils import epath
 from gin import config_parser
 
 from distill_sbs import resources
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UserError, nearest_names
+from distill_sbs.json_lines import decode_utf8
 
 # The value of a macro that must be set, `%gin.REQUIRED` in a gin file.
 REQUIRED_MACRO = "gin.REQUIRED"
+
+# What a run file says its function is called with: `train.config = @TrainConfig()`.
+CONFIGURABLES = ("TrainConfig", "PrecompileConfig")
+
+# Far more than anybody writes by hand.
+_MOST_INCLUDES = 200
+_MOST_BYTES = 2**20
+
+# What gin's parser, and the tokenizer and `ast.literal_eval` under it, raise at text that is no gin.
+_NO_GIN = (
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +62,7 @@ class ConfigurableReference:
     """`@name` or `@name()` in a gin file."""
 
     name: str
+    is_called: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +91,7 @@ class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]  # gin has 
     def configurable_reference(
         self, scoped_configurable_name: str, evaluate: bool
     ) -> ConfigurableReference:
-        return ConfigurableReference(scoped_configurable_name)
+        return ConfigurableReference(scoped_configurable_name, evaluate)
 
     def macro(self, macro_name: str) -> MacroReference:
         return MacroReference(macro_name)
@@ -116,8 +141,15 @@ def _is_file(path: str) -> bool:
     return epath.Path(path).exists() if "://" in path else os.path.isfile(path)
 
 
-def _open(path: str) -> IO[str]:
-    return epath.Path(path).open() if "://" in path else open(path, encoding="utf-8")
+def _read_text(path: str) -> str:
+    try:
+        with epath.Path(path).open("rb") if "://" in path else open(path, "rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if len(content) > _MOST_BYTES:
+        raise UserError(f"{path}: more than {_MOST_BYTES:,} bytes; is it a gin file?")
+    return decode_utf8(content, path)
 
 
 def _near_files(name: str) -> str:
@@ -126,64 +158,127 @@ def _near_files(name: str) -> str:
     shipped = {
         str(path.relative_to(root)): path.stem for path in sorted((root / "gin").rglob("*.gin"))
     }
-    stems = difflib.get_close_matches(pathlib.PurePath(name).stem, shipped.values(), n=3)
+    stems = nearest_names(pathlib.PurePath(name).stem, shipped.values())
     near = [path for path, stem in shipped.items() if stem in stems]
     return f"\nNear matches: {', '.join(near)}" if near else ""
 
 
-def read_file(path: str, search_path: SearchPath) -> Iterator[Binding]:
+def read_file(path: str, search_path: SearchPath) -> list[Binding]:
     """The bindings of a gin file in order, those of the files it includes among them.
 
     Raises:
-      UserError: a syntax error (file and line), or an included file that does not exist.
+      UserError: no gin (file and line), a statement that is refused, an included file that does not
+        exist, includes itself, or is named as no gin file.
     """
-    with _open(path) as file:
-        text = file.read()
-    for statement in _parse(text, path):
-        if isinstance(statement, config_parser.IncludeStatement):
-            place = f"{path}:{statement.location.line_num}"
-            yield from read_file(search_path.find(statement.filename, place), search_path)
-        elif isinstance(statement, config_parser.BindingStatement):
-            yield _as_binding(statement, f"{path}:{statement.location.line_num}")
+    bindings: list[Binding] = []
+    _read_into(bindings, path, search_path, [], [0])
+    return bindings
+
+
+def _read_into(
+    bindings: list[Binding],
+    path: str,
+    search_path: SearchPath,
+    including: list[str],
+    included: list[int],
+) -> None:
+    """Appends the bindings of `path`; `including` are the files that include it, outermost first."""
+    within = [*including, os.path.realpath(path) if "://" not in path else path]
+    for statement in _parse(_read_text(path), path):
+        place = f"{path}:{statement.location.line_num}"
+        if isinstance(statement, config_parser.BindingStatement):
+            bindings.append(_as_binding(statement, place))
+        elif isinstance(statement, config_parser.IncludeStatement):
+            name = statement.filename
+            if not name.endswith(".gin"):
+                raise UserError(f"{place}: include {name!r}: expected a file named ….gin")
+            found = search_path.find(name, place)
+            if (os.path.realpath(found) if "://" not in found else found) in within:
+                raise UserError(f"{place}: include {name!r}: that file is what includes this one")
+            included[0] += 1
+            if included[0] > _MOST_INCLUDES:
+                raise UserError(f"{place}: more than {_MOST_INCLUDES} files are included")
+            _read_into(bindings, found, search_path, within, included)
+        elif isinstance(statement, config_parser.ImportStatement):
+            raise UserError(_refuse_import(statement, place))
 
 
 def read_binding(text: str) -> Binding:
     """One binding of the command line, `NAME = value`.
 
     Raises:
-      UserError: not a gin expression; the message shows how to type it.
+      UserError: not a gin expression; the message shows how to type it. Or a statement that is
+        refused in gin files too.
     """
     name, separator, value = (part.strip() for part in text.partition("="))
     if not separator or not name:
         raise UserError(f"--gin_bindings={text!r}: expected NAME=value, such as BATCH_SIZE=64")
     try:
         statements = list(config_parser.ConfigParser(text, _Delegate()))
-    except SyntaxError:
+    except _NO_GIN:
         raise UserError(_explain_value(name, value)) from None
+    for statement in statements:
+        if isinstance(statement, config_parser.ImportStatement):
+            raise UserError(_refuse_import(statement, f"--gin_bindings={text!r}"))
     if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
         raise UserError(f"--gin_bindings={text!r}: expected a single NAME=value")
     return _as_binding(statements[0], f"--gin.{name}")
 
 
 def _parse(text: str, path: str) -> Iterator[Any]:
+    parser = None
     try:
-        yield from config_parser.ConfigParser(text, _Delegate())
-    except SyntaxError as error:
-        line = f":{error.lineno}" if error.lineno else ""
-        quoted = f"\n  {error.text.strip()}" if error.text else ""
-        reason = str(error.msg).splitlines()[0]
+        parser = config_parser.ConfigParser(text, _Delegate())
+        yield from parser
+    except _NO_GIN as error:
+        line, quoted = _where(error, parser)
+        at = f":{line}" if line else ""
+        reason = str(getattr(error, "msg", None) or error.args[0] if error.args else "").split("\n")
         raise UserError(
-            f"{path}{line}: not a gin statement: {reason}{quoted}\n"
+            f"{path}{at}: not a gin statement: {reason[0] or type(error).__name__}{quoted}\n"
             "Expected NAME = value, where text stands in quotes."
         ) from None
 
 
+def _where(
+    error: Exception, parser: config_parser.ConfigParser | None
+) -> tuple[int | None, str]:
+    """The line at which the parser gave up, and its text for the message."""
+    if isinstance(error, SyntaxError):
+        return error.lineno, f"\n  {error.text.strip()}" if error.text else ""
+    if isinstance(error, tokenize.TokenError) and len(error.args) > 1:
+        return error.args[1][0], ""
+    return (parser.current_token.start[0] if parser and parser.current_token else None), ""
+
+
+def _refuse_import(statement: config_parser.ImportStatement, place: str) -> str:
+    if statement.module.startswith("__gin__"):
+        what = "it would let a gin file call any function"
+    else:
+        what = f"it would run the module {statement.module}"
+    return (
+        f"{place}: {statement.format()!r} is refused: {what}. Gin files are data here: "
+        "NAME = value and include. (T5X's own files belong to `python -m t5x.train`)"
+    )
+
+
 def _as_binding(statement: config_parser.BindingStatement, place: str) -> Binding:
     target = statement.selector
-    if statement.scope:
-        target = f"{statement.scope}/{target}"
     if statement.arg_name:
         target = f"{target}.{statement.arg_name}"
+    if statement.scope:
+        raise UserError(
+            f"{place}: {statement.scope}/{target} has a scope, which nothing reads here; write "
+            f"{target} = …"
+        )
+    for reference in references(statement.value):
+        is_own = statement.value == reference and reference.name in CONFIGURABLES
+        if isinstance(reference, ConfigurableReference) and not (is_own and reference.is_called):
+            raise UserError(
+                f"{place}: {target} = … @{reference.name} is refused: it would call or hand over a "
+                "function. Gin files are data here: numbers, text, True, False, None, lists, dicts "
+                "and %MACRO"
+            )
     return Binding(target, statement.value, place)
 
 
@@ -211,30 +306,3 @@ def references(value: Any) -> Iterator[MacroReference | ConfigurableReference]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from references(item)
-
-
-# gin finds included files through its readers. Ours asks the search path of the current call, so
-# that one call's folders do not leak into the next, as with gin.add_config_file_search_path. It
-# stands first, which register_file_reader cannot do: a reader of gin's logs an error, and sets up
-# logging for the whole program, for every name that it does not find.
-_current: SearchPath | None = None
-
-
-def use_for_includes(search_path: SearchPath) -> None:
-    """Makes gin resolve `include` through `search_path`."""
-    global _current
-    _current = search_path
-
-
-def _locate_for_gin(name: str) -> bool:
-    return _current is not None and _current.locate(name) is not None
-
-
-def _open_for_gin(name: str) -> IO[str]:
-    assert _current is not None
-    path = _current.locate(name)
-    assert path is not None
-    return _open(path)
-
-
-gin.config._FILE_READERS.insert(0, (_open_for_gin, _locate_for_gin))
