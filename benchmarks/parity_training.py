@@ -27,6 +27,7 @@ from parity_pairs import (
 from parity_table import Measurement
 
 from distill_sbs import constants
+from distill_sbs.config import OptimizerConfig
 from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.model import decoding
 from distill_sbs.training import optimizer, train_step
@@ -124,9 +125,7 @@ def _train_theirs(theirs: Any, batches: list[Examples]) -> list[float]:
 
 def _train_ours(pair: Pair, batches: list[Examples]) -> tuple[list[float], Any]:
     """Trains a copy of the parameters by the project's own step; returns losses and it."""
-    update = optimizer.make_optimizer(
-        "adamw", optimizer.linear_decay(LEARNING_RATE, TRAIN_STEPS), 0.0, 1.0
-    )
+    update = optimizer.make_optimizer(OptimizerConfig(learning_rate=LEARNING_RATE), TRAIN_STEPS)
     objective = train_step.Objective(rationale_rate=1.0)
     step = jax.jit(
         train_step.make_train_step(pair.ours, update, objective, seed=0), donate_argnums=0

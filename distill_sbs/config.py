@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
 from distill_sbs import option_kinds as kinds
@@ -92,7 +92,7 @@ def option(
     """A dataclass field that is an option; see `Option`."""
     described = dict(kind=kind, help=help, unit=unit, macro=macro, may_change=may_change)
     if isinstance(default, dict):
-        made = functools.partial(dict, default)
+        made: Callable[[], Any] = functools.partial(dict, default)
         return dataclasses.field(default_factory=made, metadata=described)
     return dataclasses.field(default=default, metadata=described)
 
@@ -106,7 +106,6 @@ def _as_option(field: dataclasses.Field[Any], path: tuple[str, ...]) -> Option:
     return Option(**described, default=default, path=(*path, field.name))
 
 
-@functools.cache
 def _types_of(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -417,9 +416,7 @@ class EvaluationConfig(Options):
         default=None,
         unit="examples",
     )
-    max_decode_tokens: int = option(
-        kinds.whole(1), "longest answer", default=64, unit="tokens"
-    )
+    max_decode_tokens: int = option(kinds.whole(1), "longest answer", default=64, unit="tokens")
 
 
 # ---------------------------------- entry points -----------------------------

@@ -80,10 +80,10 @@ def evaluate(
 
     step_folder = checkpoints.find_step_folder(checkpoint)
     description = checkpoints.read_description(step_folder)
-    vocabulary_file = vocabulary.from_description(description["vocabulary"])
+    vocabulary_file = vocabulary.from_description(description.vocabulary)
     settings.use(settings.DataSettings(data_dir, vocabulary_file=vocabulary_file))
     registration.load_task_files(task_files)
-    mixture_or_task = mixture_or_task or description["mixture"]
+    mixture_or_task = mixture_or_task or description.mixture
     if mixture_or_task is None:
         raise UserError(
             f"{step_folder} was converted and names no task; give one: --mixture_or_task=cqa_label"
@@ -96,9 +96,7 @@ def evaluate(
     is_first = processes.is_first()
     processes.one_after_the_first(lambda: registration.check_prepared(task))
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
-    examples = input_pipeline.tokenise(
-        task, split, description["task_feature_lengths"], share=share
-    )
+    examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 
     student = Student.load(str(step_folder), num_model_partitions)
     with show_progress(

@@ -23,50 +23,41 @@ from typing import Any
 from absl import flags
 
 from distill_sbs.cli import command_line
-from distill_sbs.errors import UserError
+from distill_sbs.config import PrecompileConfig
 from distill_sbs.precompiling import topology as topologies
 
 DESCRIPTION = "Compiles a run's steps for a TPU slice: whether it fits, and its roofline."
 DOES_NOT_FIT_EXIT_STATUS = 1
 
 
+# The learning rate's schedule is part of the program, its length changes nothing in it.
+_SCHEDULE_STEPS = 10_000
+
+
 def precompile(
+    config: PrecompileConfig,
     *,
-    task_feature_lengths: Mapping[str, int],
-    batch_size: int,
-    topology: str | None = None,
-    rationale_rate: float = 1.0,
-    student: str = "t5_1_1_base",
-    student_overrides: Mapping[str, Any] | None = None,
-    dropout_rate: float = 0.1,
-    optimizer: str = "adamw",
-    learning_rate: float = 5e-5,
-    warmup_steps: int = 0,
-    train_steps: int = 10000,
-    weight_decay: float = 0.0,
-    gradient_clip_norm: float | None = 1.0,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    eval_batch_size: int = 128,
-    max_decode_tokens: int = 64,
-    num_model_partitions: int = 1,
-    fsdp: bool | None = None,
-    num_slices: int | None = None,
-    num_microbatches: int = 1,
     decoding: bool = True,
     program_folder: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
-    Every argument is a macro of `gin/runs/precompile.gin`, but the last two, which are flags:
-    `decoding`, whether the decoding step is compiled once the training step is known to fit, and
-    `program_folder`, where the programs' texts go. The batch is laid out one sequence a row, every
-    row as long as the feature lengths: what `PACK = False` trains on, and more than a packed batch
-    of the same sequences takes.
+    The batch is laid out one sequence a row, every row as long as the feature lengths: what
+    `PACK = False` trains on, and more than a packed batch of the same sequences takes.
+
+    Args:
+      config: the options that shape a run's programs.
+      decoding: whether the decoding step is compiled once the training step is known to fit.
+      program_folder: where the programs' texts go.
 
     Raises:
       UserError: something given cannot work; nothing was compiled.
     """
+    topology, student = config.topology, config.student.name
+    task_feature_lengths, batch_size = config.batch.task_feature_lengths, config.batch.batch_size
+    num_microbatches, fsdp = config.mesh.num_microbatches, config.mesh.fsdp
+    eval_batch_size = config.evaluation.eval_batch_size
+    max_decode_tokens = config.evaluation.max_decode_tokens
     if topology is not None:
         topologies.parse(topology)
         topologies.use_compiler_only()
@@ -76,38 +67,28 @@ def precompile(
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.model import flops
-    from distill_sbs.model.config import named_config
     from distill_sbs.precompiling import compiled
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training.program import training_program
 
     # ---------------------------------- checks ----------------------------------
-    layout.check_feature_lengths(task_feature_lengths)
-    try:
-        config = named_config(
-            student, **{"dropout_rate": dropout_rate, **(student_overrides or {})}
-        )
-    except ValueError as error:
-        raise UserError(f"STUDENT={student!r}, STUDENT_OVERRIDES: {error}") from error
+    architecture = config.student.architecture()
     if topology is None:
         devices, chip = topologies.devices_at_hand()
     else:
         devices, chip = topologies.slice_devices(topology)
-    mesh = sharding.make_mesh(num_model_partitions, devices, num_slices)
-    sharding.check_fsdp(fsdp)
+    mesh = sharding.make_mesh(config.mesh.num_model_partitions, devices, config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
-    schedule = optimizers.linear_decay(learning_rate, train_steps, warmup_steps)
-    update = optimizers.make_optimizer(optimizer, schedule, weight_decay, gradient_clip_norm)
+    steps = max(_SCHEDULE_STEPS, config.optimizer.warmup_steps + 1)
+    update = optimizers.make_optimizer(config.optimizer, steps)
 
     # ---------------------------------- program ---------------------------------
     program = training_program(
-        config,
+        architecture,
         update,
         mesh,
+        objective=config.objective,
         fsdp=fsdp,
-        rationale_rate=rationale_rate,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
         num_microbatches=num_microbatches,
     )
     inputs, targets = (task_feature_lengths[name] for name in ("inputs", "targets"))
@@ -164,7 +145,7 @@ def precompile(
         for name, report in (("training", step), ("decoding", decode))
         if report is not None and report.refusal is not None and name not in too_large
     ]
-    model_flops = flops.train_step_flops(config, batch_size, inputs, targets)
+    model_flops = flops.train_step_flops(architecture, batch_size, inputs, targets)
     result: dict[str, Any] = {
         "topology": topology,
         "chip": chip.name if chip else devices[0].device_kind,
@@ -175,9 +156,9 @@ def precompile(
         "num_microbatches": num_microbatches,
         "student": student,
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in _leaves(program.state.params)),
-        "remat_policy": config.remat_policy,
-        "scan_layers": config.scan_layers,
-        "dtype": config.dtype,
+        "remat_policy": architecture.remat_policy,
+        "scan_layers": architecture.scan_layers,
+        "dtype": architecture.dtype,
         "rows": batch_size,
         "input_tokens": inputs,
         "target_tokens": targets,
@@ -462,11 +443,11 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def main(configuration: command_line.Configuration) -> int:
+def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
     """Compiles what the command line and the gin files say; returns the exit status."""
     programs = configuration.flags["programs"]
     result = precompile(
-        **configuration.arguments,
+        configuration.config,
         decoding=bool(configuration.flags["decoding"]),
         program_folder=pathlib.Path(programs) if programs else None,
     )
@@ -480,4 +461,11 @@ def main(configuration: command_line.Configuration) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "runs/precompile.gin", DESCRIPTION, _define_flags)
+    command_line.run(
+        main,
+        PrecompileConfig,
+        "runs/precompile.gin",
+        DESCRIPTION,
+        _define_flags,
+        interrupted="nothing was written",
+    )

@@ -9,17 +9,20 @@ interrupted run, and ends with the parameters of one that was never interrupted.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.checkpoint.description import RunDescription
+from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
 RESULTS_FILE = "results.json"
@@ -32,49 +35,117 @@ PREEMPTED_EXIT_STATUS = 128 + signal.SIGTERM
 CUT_SHARE_WARNED = 0.01
 
 
-def train(
-    *,
-    model_dir: str,
-    mixture_or_task_name: str,
-    task_feature_lengths: Mapping[str, int],
-    train_steps: int,
-    batch_size: int,
-    initial_checkpoint_path: str | None,
-    vocabulary_file: str,
-    data_dir: str | None = None,
-    data_fraction: float = 1.0,
-    fraction_seed: int = 0,
-    rationale_rate: float = 1.0,
-    pack: bool = True,
-    student: str = "t5_1_1_base",
-    student_overrides: Mapping[str, Any] | None = None,
-    dropout_rate: float = 0.1,
-    optimizer: str = "adamw",
-    learning_rate: float = 5e-5,
-    warmup_steps: int = 0,
-    weight_decay: float = 0.0,
-    gradient_clip_norm: float | None = 1.0,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    random_seed: int = 0,
-    eval_period: int = 250,
-    checkpoint_period: int | None = None,
-    keep_checkpoints: int = 2,
-    log_period: int = 50,
-    eval_batch_size: int = 128,
-    eval_examples: int | None = None,
-    max_decode_tokens: int = 64,
-    num_model_partitions: int = 1,
-    num_slices: int | None = None,
-    fsdp: bool | None = None,
-    num_microbatches: int = 1,
-    task_files: Sequence[str] = (),
-    config_text: str = "",
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class CheckedRun:
+    """What `check_run` found.
+
+    Attributes:
+      mixture: what is trained on, a SeqIO task or mixture.
+      evaluated_task: the SeqIO task whose accuracy is reported.
+      vocabulary: the SeqIO vocabulary.
+      architecture: the student's.
+      pretrained: what the parameters start from; None: random, or the run has begun.
+      description: what its checkpoints will say.
+      continues: whether MODEL_DIR holds a step of this run.
+      notes: what the user should know though it stops nothing, one line each.
+    """
+
+    mixture: Any
+    evaluated_task: Any
+    vocabulary: Any
+    architecture: T5Config
+    pretrained: Any
+    description: RunDescription
+    continues: bool
+    notes: tuple[str, ...]
+
+
+def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun:
+    """Checks all that can be wrong with a run before it starts, but for its devices and its data.
+
+    `train` and `--dry_run` both ask here. Nothing is written, prepared or compiled, and no device
+    is looked at: the run may be meant for another machine.
+
+    Args:
+      config: the run's options, whose types and ranges are right already.
+      task_files: the user's registration files.
+
+    Raises:
+      UserError: an unknown mixture, a task file that does not run, a vocabulary that is missing or
+        larger than the student's, an INITIAL_CHECKPOINT_PATH that is missing, of no known form or
+        of another student, a MODEL_DIR that holds another run.
+    """
+    quiet_tensorflow.import_tensorflow()
+    from distill_sbs.checkpoint import checkpointer
+    from distill_sbs.checkpoint.description import check_same_run
+    from distill_sbs.convert import forms
+    from distill_sbs.data import registration, settings, vocabulary
+
+    settings.use(
+        settings.DataSettings(
+            config.data.data_dir,
+            config.data.data_fraction,
+            config.data.fraction_seed,
+            config.objective.rationale_rate,
+            config.data.vocabulary_file,
+        )
+    )
+    registration.load_task_files(task_files)
+    mixture = registration.get_mixture_or_task(config.data.mixture_or_task_name)
+    architecture = config.student.architecture()
+    loaded = vocabulary.load(config.data.vocabulary_file)
+    if loaded.vocab_size > architecture.vocab_size:
+        raise UserError(
+            f"the vocabulary has {loaded.vocab_size} pieces, the student {config.student.name} "
+            f"embeds {architecture.vocab_size}; set STUDENT_OVERRIDES = {{'vocab_size': …}} to no "
+            "less"
+        )
+    description = RunDescription.of_run(config, vocabulary.describe(config.data.vocabulary_file))
+    notes = []
+    continues = checkpointer.has_checkpoint(config.run.model_dir)
+    if continues:
+        saved = checkpointer.read_description(checkpointer.find_step_folder(config.run.model_dir))
+        check_same_run(config.run.model_dir, saved, description)
+        if unknown := saved.unknown_options():
+            notes.append(
+                f"{config.run.model_dir} was begun by an earlier version, which did not note "
+                f"{', '.join(unknown)}: they must be what they were"
+            )
+    # A run that goes on reads its own; the one that it began from may be gone by then.
+    pretrained = None
+    if config.run.initial_checkpoint_path is not None and not continues:
+        try:
+            pretrained = forms.open_source(config.run.initial_checkpoint_path)
+            pretrained.check(architecture)
+        except UserError as error:
+            raise UserError(
+                f"INITIAL_CHECKPOINT_PATH: {error} (STUDENT={config.student.name!r} with "
+                "STUDENT_OVERRIDES is what it must fit)"
+            ) from error
+        theirs = pretrained.vocabulary
+        if theirs is not None and theirs.get("sha256") != description.vocabulary.get("sha256"):
+            notes.append(
+                f"{config.run.initial_checkpoint_path} comes with another vocabulary than "
+                f"VOCABULARY_FILE={config.data.vocabulary_file!r}; its tokens mean something else"
+            )
+    return CheckedRun(
+        mixture,
+        registration.evaluation_task(mixture),
+        loaded,
+        architecture,
+        pretrained,
+        description,
+        continues,
+        tuple(notes),
+    )
+
+
+def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, Any]:
     """Trains, evaluates, and returns what `results.json` says.
 
-    Every argument is a macro of `gin/runs/train.gin`, where it is explained; besides,
-    `task_files` are a user's registration files and `config_text` is what `config.gin` will say.
+    Args:
+      config: all options of the run.
+      task_files: a user's registration files.
 
     Raises:
       UserError: something given cannot work; nothing was compiled and nothing saved was touched.
@@ -86,97 +157,45 @@ def train(
     import jax
     from etils import epath
 
-    from distill_sbs.checkpoint.checkpointer import Checkpointer, Progress, has_checkpoint
+    from distill_sbs.checkpoint.checkpointer import Checkpointer, Progress
     from distill_sbs.cli.progress import show_progress, show_values
-    from distill_sbs.convert import forms, source
-    from distill_sbs.data import registration, settings, vocabulary
-    from distill_sbs.data.batches import input_pipeline, layout
+    from distill_sbs.convert import source
+    from distill_sbs.data import registration
+    from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
-    from distill_sbs.inference.student import check_same_run, describe_run, student_config
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
     from distill_sbs.training.program import training_program
     from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
-    settings.use(
-        settings.DataSettings(
-            data_dir, data_fraction, fraction_seed, rationale_rate, vocabulary_file
-        )
-    )
-    _check_positive(
-        TRAIN_STEPS=train_steps,
-        EVAL_PERIOD=eval_period,
-        CHECKPOINT_PERIOD=checkpoint_period or eval_period,
-        LOG_PERIOD=log_period,
-        EVAL_BATCH_SIZE=eval_batch_size,
-        MAX_DECODE_TOKENS=max_decode_tokens,
-    )
-    checkpoint_period = checkpoint_period or eval_period
-    layout.check_feature_lengths(task_feature_lengths)
-    registration.load_task_files(task_files)
-    mixture = registration.get_mixture_or_task(mixture_or_task_name)
-    evaluated_task = registration.evaluation_task(mixture)
+    run, batch_config, evaluation = config.run, config.batch, config.evaluation
+    model_dir, train_steps = run.model_dir, run.train_steps
+    batch_size, num_microbatches = batch_config.batch_size, config.mesh.num_microbatches
     processes.check_joined()
     is_first = processes.is_first()
+    checked = check_run(config, task_files)
+    mixture, evaluated_task, pretrained = (
+        checked.mixture,
+        checked.evaluated_task,
+        checked.pretrained,
+    )
+    for note in checked.notes if is_first else ():
+        terminal.say(f"warning: {note}", stderr=True)
     processes.one_after_the_first(lambda: registration.check_prepared(mixture))
-    loaded_vocabulary = vocabulary.load(vocabulary_file)
-    config = student_config(
-        student, {"dropout_rate": dropout_rate, **(student_overrides or {})}, loaded_vocabulary
-    )
-    mesh = sharding.make_mesh(num_model_partitions, num_slices=num_slices)
-    sharding.check_fsdp(fsdp)
+    mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
-    pretrained = None
-    # A run that goes on reads its own; the one that it began from may be gone by then.
-    if initial_checkpoint_path and not has_checkpoint(model_dir):
-        try:
-            pretrained = forms.open_source(initial_checkpoint_path)
-            pretrained.check(config)
-        except UserError as error:
-            raise UserError(
-                f"INITIAL_CHECKPOINT_PATH: {error} (STUDENT={student!r} with STUDENT_OVERRIDES is "
-                "what it must fit)"
-            ) from error
-    schedule = optimizers.linear_decay(learning_rate, train_steps, warmup_steps)
-    update = optimizers.make_optimizer(optimizer, schedule, weight_decay, gradient_clip_norm)
-    description = describe_run(
-        config,
-        vocabulary_file,
-        mixture_or_task_name,
-        task_feature_lengths,
-        max_decode_tokens,
-        run={
-            "data_fraction": data_fraction,
-            "fraction_seed": fraction_seed,
-            "rationale_rate": rationale_rate,
-            "batch_size": batch_size,
-            "num_microbatches": num_microbatches,
-            "pack": pack,
-            "optimizer": optimizer,
-            "random_seed": random_seed,
-            "initial_checkpoint_path": initial_checkpoint_path,
-        },
-    )
-    if pretrained is not None and pretrained.vocabulary is not None:
-        ids = [each.get("sha256") for each in (pretrained.vocabulary, description["vocabulary"])]
-        if ids[0] != ids[1] and jax.process_index() == 0:
-            print(
-                f"warning: {initial_checkpoint_path} comes with another vocabulary than "
-                f"VOCABULARY_FILE={vocabulary_file!r}; its tokens mean something else",
-                file=sys.stderr,
-            )
+    schedule = optimizers.make_schedule(config.optimizer, train_steps)
+    update = optimizers.make_optimizer(config.optimizer, train_steps)
     folder = epath.Path(model_dir)
     processes.check_shared(model_dir)
-    checkpointer = Checkpointer(model_dir, keep_checkpoints)
+    checkpointer = Checkpointer(model_dir, run.keep_checkpoints)
     newest = checkpointer.latest_step()
-    if newest is not None:
-        check_same_run(model_dir, checkpointer.read_description(newest), description)
     if is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config_text)
+        (folder / CONFIG_FILE).write_text(config.to_gin())
 
     # ---------------------------------- data ------------------------------------
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
@@ -185,33 +204,33 @@ def train(
     with show_progress("tokenising", rows // share.count, silent=not is_first) as advance:
         data = input_pipeline.training_data(
             mixture,
-            task_feature_lengths,
+            batch_config.task_feature_lengths,
             batch_size,
-            random_seed,
+            run.random_seed,
             row_multiple,
-            pack,
+            batch_config.pack,
             advance,
             share,
             functools.partial(sharding.rows_here, mesh),
         )
     for warning in input_pipeline.cut_warnings(data.tasks, CUT_SHARE_WARNED) if is_first else ():
-        print(f"warning: {warning}", file=sys.stderr)
+        terminal.say(f"warning: {warning}", stderr=True)
     splits = {
-        split: input_pipeline.tokenise(evaluated_task, split, task_feature_lengths, share=share)
+        split: input_pipeline.tokenise(
+            evaluated_task, split, batch_config.task_feature_lengths, share=share
+        )
         for split in ("validation", "test")
         if split in evaluated_task.splits
     }
 
     # ---------------------------------- state -----------------------------------
     program = training_program(
-        config,
+        checked.architecture,
         update,
         mesh,
-        fsdp=fsdp,
-        rationale_rate=rationale_rate,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        seed=random_seed,
+        objective=config.objective,
+        fsdp=config.mesh.fsdp,
+        seed=run.random_seed,
         num_microbatches=num_microbatches,
     )
     model, abstract = program.model, program.state
@@ -223,24 +242,26 @@ def train(
             params = source.place(pretrained, abstract.params, advance)
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(
-            lambda: initial_state(model, update, random_seed).replace(params={}),
+            lambda: initial_state(model, update, run.random_seed).replace(params={}),
             out_shardings=program.shardings.replace(params={}),
         )().replace(params=params)
         progress = Progress(data.sampler.start())
     else:
         state = jax.jit(
-            lambda: initial_state(model, update, random_seed), out_shardings=program.shardings
+            lambda: initial_state(model, update, run.random_seed), out_shardings=program.shardings
         )()
         progress = Progress(data.sampler.start())
 
     # ---------------------------------- step ------------------------------------
-    decoder = batch_decoder.Decoder(model, mesh, max_decode_tokens, eval_batch_size)
+    decoder = batch_decoder.Decoder(
+        model, mesh, evaluation.max_decode_tokens, evaluation.eval_batch_size
+    )
 
     def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
         """Accuracy, 0 to 1, of the decoded labels of a split."""
         examples = splits[split]
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
-        predictions = [loaded_vocabulary.decode(output.tolist()) for output in outputs]
+        predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
         return batch_decoder.metrics_of(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
@@ -250,6 +271,7 @@ def train(
 
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
+    checkpoint_period = run.checkpoint_period or evaluation.eval_period
     log = run_log.RunLog(model_dir, first_step, train_steps, batch_size, silent=not is_first)
     log.say(data.describe())
     if first_step:
@@ -266,13 +288,13 @@ def train(
             window.append(metrics)
             log.advance(step)
             is_last = step == train_steps
-            evaluates = step % eval_period == 0 or is_last
+            evaluates = step % evaluation.eval_period == 0 or is_last
             # Read once: a signal that comes later in this step is acted on in the next.
             stops = stop.before_end_of(step)
             saves = evaluates or step % checkpoint_period == 0 or stops
             # Two steps behind, so that the device is never waited for.
             _check_finite(window[-3:-2], step - 2, checkpointer)
-            if not (saves or step % log_period == 0):
+            if not (saves or step % run.log_period == 0):
                 continue
             for age, each in reversed(list(enumerate(reversed(window)))):
                 _check_finite([each], step - age, checkpointer)
@@ -282,12 +304,12 @@ def train(
             window = []
             if evaluates and "validation" in splits:
                 log.advance(step, "evaluating …")
-                accuracy = accuracy_on("validation", state.params, eval_examples)
+                accuracy = accuracy_on("validation", state.params, evaluation.eval_examples)
                 progress.add_evaluation(step, accuracy)
                 values["validation_accuracy"] = accuracy
             log.write(step, values)
             if saves:
-                checkpointer.save(step, state, progress, description)
+                checkpointer.save(step, state, progress, checked.description)
             log.restart_clock()
             if stops and not is_last:
                 checkpointer.wait()
@@ -309,10 +331,10 @@ def train(
         test_accuracy = accuracy_on("test", state.params)
     checkpointer.close()
     results = {
-        "mixture": mixture_or_task_name,
-        "data_fraction": data_fraction,
-        "rationale_rate": rationale_rate,
-        "seed": random_seed,
+        "mixture": config.data.mixture_or_task_name,
+        "data_fraction": config.data.data_fraction,
+        "rationale_rate": config.objective.rationale_rate,
+        "seed": run.random_seed,
         "train_steps": train_steps,
         "best_step": best_step,
         "validation": {"accuracy": accuracies.get(best_step)},
@@ -327,12 +349,6 @@ def train(
     return results
 
 
-def _check_positive(**values: Any) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value!r}: expected a whole number of at least 1")
-
-
 def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: Any) -> None:
     for metrics in window:
         if not math.isfinite(float(metrics["loss"])):
@@ -345,18 +361,49 @@ def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: 
             )
 
 
-def main(configuration: command_line.Configuration) -> None:
+def main(configuration: command_line.Configuration[TrainConfig]) -> None:
     """Trains with what the command line and the gin files say."""
     processes.check_flags(configuration.flags)
     # First: it drops what is written to the terminal meanwhile, such as that a process died.
     quiet_tensorflow.import_tensorflow()
     with processes.joined(configuration.flags, configuration.config_text, preemptible=True):
-        train(
-            **configuration.arguments,
-            task_files=configuration.task_files,
-            config_text=configuration.config_text,
-        )
+        train(configuration.config, task_files=configuration.task_files)
+
+
+def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[str]:
+    """Checks what can be checked without starting; gives what there is to say, line by line.
+
+    Raises:
+      UserError: what `train` would raise.
+    """
+    processes.check_flags(configuration.flags)
+    checked = check_run(configuration.config, configuration.task_files)
+    from distill_sbs.data import registration, settings
+    from distill_sbs.data.records import tfrecords
+
+    for note in checked.notes:
+        yield f"warning: {note}"
+    folder = settings.current().folder
+    for spec in {
+        id(s): s for s in map(registration.dataset_of, registration.tasks_of(checked.mixture))
+    }.values():
+        try:
+            for split in spec.splits:
+                tfrecords.split_files(folder, spec.name, split)
+            yield f"{spec.name}: prepared in {folder}"
+        except tfrecords.UnpreparedDataError:
+            if spec.needs_source_dir:
+                raise
+            yield f"{spec.name}: not prepared in {folder} yet; the run prepares it"
+    run = configuration.config.run
+    if checked.continues:
+        yield f"MODEL_DIR={run.model_dir} holds this run, which would continue"
+    elif checked.pretrained is not None:
+        yield f"INITIAL_CHECKPOINT_PATH={run.initial_checkpoint_path} fits the student"
+    yield "nothing was started; not looked at: devices, and whether the batch divides over them"
 
 
 if __name__ == "__main__":
-    command_line.run(main, "runs/train.gin", DESCRIPTION, processes.define_flags)
+    command_line.run(
+        main, TrainConfig, "runs/train.gin", DESCRIPTION, processes.define_flags, check=dry_run
+    )

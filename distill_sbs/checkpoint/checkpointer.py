@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,9 +21,9 @@ from absl import logging as absl_logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.errors import UserError
 
-FORMAT_VERSION = 1
 CHECKPOINTS_FOLDER = "checkpoints"
 _STATE, _PROGRESS, _DESCRIPTION = "state", "progress", "description"
 
@@ -89,7 +89,7 @@ class Checkpointer:
             ),
         )
 
-    def save(self, step: int, state: Any, progress: Progress, description: Mapping) -> None:
+    def save(self, step: int, state: Any, progress: Progress, description: RunDescription) -> None:
         """Starts writing `step`; returns as soon as the arrays have left the devices."""
         self._policy.best_step = progress.best_step
         self._manager.save(
@@ -98,7 +98,7 @@ class Checkpointer:
                 **{
                     _STATE: ocp.args.StandardSave(state),
                     _PROGRESS: ocp.args.JsonSave(dataclasses.asdict(progress)),
-                    _DESCRIPTION: ocp.args.JsonSave(dict(description)),
+                    _DESCRIPTION: ocp.args.JsonSave(description.to_json()),
                 }
             ),
             force=True,
@@ -107,11 +107,6 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
-
-    def read_description(self, step: int) -> dict[str, Any]:
-        """The description that was saved with `step`."""
-        args = ocp.args.Composite(**{_DESCRIPTION: ocp.args.JsonRestore()})
-        return dict(self._manager.restore(step, args=args)[_DESCRIPTION])
 
     def restore(self, step: int, abstract_state: Any) -> tuple[Any, Progress]:
         """Restores the state of `step` straight into the shardings of `abstract_state`."""
@@ -204,19 +199,13 @@ def _read_json(folder: epath.Path) -> dict[str, Any]:
         ) from None
 
 
-def read_description(step_folder: epath.Path) -> dict[str, Any]:
+def read_description(step_folder: epath.Path) -> RunDescription:
     """What a checkpoint says of itself.
 
     Raises:
       UserError: it was written in a format that this version does not know.
     """
-    description = _read_json(step_folder / _DESCRIPTION)
-    if description.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{step_folder} has checkpoint format {description.get('format_version')}, expected "
-            f"{FORMAT_VERSION}; use the version of distill_sbs that wrote it"
-        )
-    return description
+    return RunDescription.from_json(_read_json(step_folder / _DESCRIPTION), str(step_folder))
 
 
 def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
@@ -329,7 +318,7 @@ def write_step(
     params: Any,
     save_args: Any,
     leaf: tuple[type, ocp.type_handlers.TypeHandler],
-    description: Mapping[str, Any],
+    description: RunDescription,
 ) -> None:
     """Writes one step's folder that belongs to no run; it must not exist.
 
@@ -350,7 +339,7 @@ def write_step(
     items = {
         _STATE: ocp.args.PyTreeSave({"params": params}, save_args={"params": save_args}),
         _PROGRESS: ocp.args.JsonSave(dataclasses.asdict(Progress({}))),
-        _DESCRIPTION: ocp.args.JsonSave(dict(description)),
+        _DESCRIPTION: ocp.args.JsonSave(description.to_json()),
     }
     # Its threads log a traceback of what is raised here all the same.
     verbosity = absl_logging.get_verbosity()

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself, and whether a run may continue from it.
 
-Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `RunDescription`, written
-by `train` and by `convert` and read by everybody; or a `UserError` that names every option whose
+Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `RunDescription`, which
+`train` and `convert` write and everybody reads; or a `UserError` that names every option whose
 value is another than that of the run in MODEL_DIR.
 
 Format 2. Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data are stated in the
@@ -169,9 +169,7 @@ def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription
     )
 
 
-def _differences(
-    saved: RunDescription, wanted: RunDescription
-) -> Iterator[tuple[str, str, str]]:
+def _differences(saved: RunDescription, wanted: RunDescription) -> Iterator[tuple[str, str, str]]:
     """Name, value there and value now of what differs."""
     for option in TrainConfig.options():
         if option.may_change or option.macro in _STUDENT_OPTIONS:

@@ -33,6 +33,7 @@ __all__ = ["Configuration", "UserError", "define_gin_flags", "parse", "parse_fla
 
 Config = TypeVar("Config", bound=Options)
 
+
 @dataclasses.dataclass(frozen=True)
 class Configuration(Generic[Config]):
     """What the user asked for.

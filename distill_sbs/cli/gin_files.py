@@ -37,7 +37,7 @@ CONFIGURABLES = ("TrainConfig", "PrecompileConfig")
 _MOST_INCLUDES = 200
 _MOST_BYTES = 2**20
 
-# What gin's parser, and the tokenizer and `ast.literal_eval` under it, raise at text that is no gin.
+# What gin's parser, the tokenizer and `ast.literal_eval` under it raise at text that is no gin.
 _NO_GIN = (
     SyntaxError,
     tokenize.TokenError,
@@ -182,7 +182,7 @@ def _read_into(
     including: list[str],
     included: list[int],
 ) -> None:
-    """Appends the bindings of `path`; `including` are the files that include it, outermost first."""
+    """Appends the bindings of `path`; `including` are the files around it, outermost first."""
     within = [*including, os.path.realpath(path) if "://" not in path else path]
     for statement in _parse(_read_text(path), path):
         place = f"{path}:{statement.location.line_num}"
@@ -240,9 +240,7 @@ def _parse(text: str, path: str) -> Iterator[Any]:
         ) from None
 
 
-def _where(
-    error: Exception, parser: config_parser.ConfigParser | None
-) -> tuple[int | None, str]:
+def _where(error: Exception, parser: config_parser.ConfigParser | None) -> tuple[int | None, str]:
     """The line at which the parser gave up, and its text for the message."""
     if isinstance(error, SyntaxError):
         return error.lineno, f"\n  {error.text.strip()}" if error.text else ""

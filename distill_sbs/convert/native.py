@@ -23,6 +23,7 @@ import tensorstore
 
 from distill_sbs import constants
 from distill_sbs.checkpoint import checkpointer
+from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert import forms
 from distill_sbs.convert.source import (
     Index,
@@ -65,8 +66,8 @@ class NativeSource(ParameterSource):
         folder = checkpointer.find_step_folder(location)
         self.location = str(folder)
         self.description = checkpointer.read_description(folder)
-        self.vocabulary = self.description["vocabulary"]
-        self.config = T5Config.from_dict(self.description["student"])
+        self.vocabulary = self.description.vocabulary
+        self.config = self.description.student
         self._stored = checkpointer.stored_parameters(folder)
         spans = [
             math.prod(stored.storage.chunk_shape) * np.dtype(stored.dtype).itemsize
@@ -250,8 +251,8 @@ def write_native(
 
 def _description(
     source: ParameterSource, config: T5Config, vocabulary: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """As `student.describe_run` writes it; what a run of ours said of itself is kept."""
+) -> RunDescription:
+    """What the checkpoint will say; what a run of ours said of itself is kept."""
     if vocabulary is None:
         raise UserError(
             f"{source.location} carries no vocabulary, and a checkpoint of ours does; give "
@@ -262,12 +263,13 @@ def _description(
             f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "
             f"{config.vocab_size}; is it another model's? --vocabulary_file names it"
         )
-    before = source.description or {
-        "format_version": checkpointer.FORMAT_VERSION,
-        "prefixes": {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX},
-        "mixture": None,
-        "task_feature_lengths": TASK_FEATURE_LENGTHS,
-        "max_decode_tokens": MAX_DECODE_TOKENS,
-        "run": {"converted_from": source.location},
-    }
-    return {**before, "student": config.to_dict(), "vocabulary": dict(vocabulary)}
+    if source.description is not None:
+        return dataclasses.replace(source.description, student=config, vocabulary=vocabulary)
+    return RunDescription(
+        student=config,
+        vocabulary=vocabulary,
+        mixture=None,
+        task_feature_lengths=TASK_FEATURE_LENGTHS,
+        max_decode_tokens=MAX_DECODE_TOKENS,
+        converted_from=source.location,
+    )

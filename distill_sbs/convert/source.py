@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.errors import UserError
 from distill_sbs.model.axes import STACKED
@@ -81,14 +82,13 @@ class ParameterSource(abc.ABC):
       location: where it lies, for messages.
       config: the student's architecture, as far as the form states it or its shapes show it.
       vocabulary: `data.sentencepiece_model.describe`'s answer where the form carries a vocabulary.
-      description: what a checkpoint of ours says of itself (`student.describe_run`); None in
-        other forms.
+      description: what a checkpoint of ours says of itself; None in other forms.
     """
 
     location: str
     config: T5Config
     vocabulary: Mapping[str, Any] | None = None
-    description: Mapping[str, Any] | None = None
+    description: RunDescription | None = None
 
     @abc.abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -260,12 +260,6 @@ def choose_fsdp(
     return taken > REPLICATED_STATE_BYTES
 
 
-def check_fsdp(fsdp: bool | None) -> None:
-    """Raises UserError where FSDP is neither True, False nor None."""
-    if fsdp is not None and not isinstance(fsdp, bool):
-        raise UserError(f"FSDP={fsdp!r}: expected True, False, or None to choose by size")
-
-
 def abstract_parameters(mesh: Mesh, shapes: Any, fsdp: bool | None = None) -> Any:
     """Shapes of parameters that are only used, not trained, with their shardings.
 

@@ -18,9 +18,8 @@ import numpy as np
 from t5x import adafactor, checkpoints_utils, models, optimizers, state_utils
 from tensorflow.io import gfile
 
-from distill_sbs import constants
+from distill_sbs import config, constants
 from distill_sbs.data import registration, settings, vocabulary
-from distill_sbs.data.batches import layout
 from distill_sbs.errors import UserError
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
 from distill_sbs.training import optimizer as our_optimizers
@@ -85,7 +84,7 @@ def prepared_mixture(
             data_dir, data_fraction, fraction_seed, rationale_rate, vocabulary_file
         )
     )
-    layout.check_feature_lengths(task_feature_lengths)
+    feature_lengths(task_feature_lengths)
     for file in task_files:
         if not os.path.isfile(file):
             raise UserError(f"TASK_FILES: {file!r}: no such file")
@@ -95,6 +94,17 @@ def prepared_mixture(
     registration.check_prepared(registration.get_mixture_or_task(name))
     vocabulary.load(vocabulary_file)
     return name
+
+
+@one_line_errors
+def feature_lengths(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    """TASK_FEATURE_LENGTHS, checked, with the length of `task_ids`, which may be left out.
+
+    Raises:
+      UserError: a feature that is unknown or missing, or a length that is none; one line.
+    """
+    batch = config.BatchConfig(task_feature_lengths=task_feature_lengths, batch_size=1)
+    return dict(batch.task_feature_lengths)
 
 
 def evaluation_task(mixture: str) -> str:
@@ -107,7 +117,7 @@ def decoding_lengths(
 ) -> dict[str, int]:
     """Feature lengths for decoding: T5X decodes as many tokens as targets have."""
     return {
-        constants.INPUTS: task_feature_lengths[constants.INPUTS],
+        constants.INPUTS: feature_lengths(task_feature_lengths)[constants.INPUTS],
         constants.TARGETS: max_decode_tokens,
         constants.TASK_IDS: max_decode_tokens,
     }
@@ -281,7 +291,8 @@ def learning_rate(
     initial_checkpoint: str | None = None,
 ) -> Callable[[Any], Any]:
     """Our schedule as a function of T5X's step number, which counts pretraining."""
-    schedule = our_optimizers.linear_decay(base, train_steps, warmup_steps)
+    chosen = config.OptimizerConfig(learning_rate=base, warmup_steps=warmup_steps)
+    schedule = our_optimizers.make_schedule(chosen, train_steps)
     first_step = _initial_step(initial_checkpoint)
     return lambda step: jnp.asarray(schedule(step - first_step), jnp.float32)
 
@@ -306,8 +317,14 @@ def optimizer(
     """
     if isinstance(name, optimizers.OptimizerDef):
         return name
-    schedule = our_optimizers.linear_decay(base_learning_rate, train_steps, warmup_steps)
-    update = our_optimizers.make_optimizer(name, schedule, weight_decay, gradient_clip_norm)
+    chosen = config.OptimizerConfig(
+        name=name,
+        learning_rate=base_learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        gradient_clip_norm=gradient_clip_norm,
+    )
+    update = our_optimizers.make_optimizer(chosen, train_steps)
     if name != "adafactor":
         return optimizers.OptaxWrapper(update)
     if weight_decay:

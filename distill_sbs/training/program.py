@@ -13,6 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from distill_sbs.config import ObjectiveConfig
 from distill_sbs.distributed import sharding
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.network import Transformer
@@ -20,6 +21,8 @@ from distill_sbs.training.train_step import Objective, TrainState, initial_state
 
 # Float32 logits alive at once on a device; a larger batch's are computed in chunks.
 LOGITS_BYTES_PER_DEVICE = 2**28
+
+_DEFAULT_OBJECTIVE = ObjectiveConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +52,8 @@ def training_program(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
+    objective: ObjectiveConfig = _DEFAULT_OBJECTIVE,
     fsdp: bool | None = None,
-    rationale_rate: float = 1.0,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
     seed: int = 0,
     num_microbatches: int = 1,
 ) -> TrainingProgram:
@@ -62,10 +63,8 @@ def training_program(
       config: the student's.
       optimizer: an optax transformation.
       mesh: from `sharding.make_mesh`.
+      objective: what is minimised.
       fsdp: see `sharding.choose_fsdp`.
-      rationale_rate: see `train_step.Objective`.
-      label_smoothing: see there.
-      z_loss: see there.
       seed: of dropout.
       num_microbatches: see `train_step.make_train_step`.
     """
@@ -74,9 +73,11 @@ def training_program(
     fsdp = sharding.choose_fsdp(fsdp, mesh, optimizer, state)
     shardings = sharding.state_shardings(mesh, optimizer, state, fsdp)
     chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
-    objective = Objective(rationale_rate, label_smoothing, z_loss, chunk_tokens)
+    how = Objective(
+        objective.rationale_rate, objective.label_smoothing, objective.z_loss, chunk_tokens
+    )
     step = jax.jit(
-        make_train_step(model, optimizer, objective, seed, num_microbatches, shardings.params),
+        make_train_step(model, optimizer, how, seed, num_microbatches, shardings.params),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,

@@ -6,20 +6,20 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import pytest
 from absl import flags
 
 from distill_sbs.cli import command_line
+from distill_sbs.config import TrainConfig
 from distill_sbs.errors import UserError
 
 QUICKSTART = "--gin_file=gin/experiments/quickstart.gin"
 
 
-def parse(*arguments: str) -> command_line.Configuration:
-    return command_line.parse(["program", *arguments])
+def parse(*arguments: str) -> command_line.Configuration[TrainConfig]:
+    return command_line.parse(["program", *arguments], TrainConfig, "runs/train.gin")
 
 
 def message(*arguments: str) -> str:
@@ -38,11 +38,11 @@ def empty_folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pat
 
 
 def test_experiment_file_sets_arguments() -> None:
-    arguments = parse(QUICKSTART).arguments
-    assert arguments["mixture_or_task_name"] == "wordproblems_dss_template"
-    assert arguments["initial_checkpoint_path"] is None
-    assert arguments["vocabulary_file"] == "embedded"
-    assert arguments["gradient_clip_norm"] == 1.0  # the run file's own
+    config = parse(QUICKSTART).config
+    assert config.data.mixture_or_task_name == "wordproblems_dss_template"
+    assert config.run.initial_checkpoint_path is None
+    assert config.data.vocabulary_file == "embedded"
+    assert config.optimizer.gradient_clip_norm == 1.0  # the run file's own
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_experiment_file_sets_arguments() -> None:
     ["gin/experiments/quickstart.gin", "experiments/quickstart.gin"],
 )
 def test_shipped_files_are_found_from_any_folder(empty_folder: pathlib.Path, name: str) -> None:
-    assert parse(f"--gin_file={name}").arguments["student"] == "t5_1_1_tiny"
+    assert parse(f"--gin_file={name}").config.student.name == "t5_1_1_tiny"
 
 
 def test_later_file_wins_and_bindings_win_over_files() -> None:
@@ -59,30 +59,28 @@ def test_later_file_wins_and_bindings_win_over_files() -> None:
         "--gin_file=gin/models/t5_1_1_small.gin",
         "--gin.MODEL_DIR='x'",
     ]
-    arguments = parse(*files).arguments
-    assert arguments["student"] == "t5_1_1_small"
-    assert arguments["initial_checkpoint_path"] == (
+    config = parse(*files).config
+    assert config.student.name == "t5_1_1_small"
+    assert config.run.initial_checkpoint_path == (
         "gs://t5-data/pretrained_models/t5x/t5_1_1_small/checkpoint_1000000"
     )
-    arguments = parse(
-        "--gin.STUDENT='t5_1_1_large'", "--gin_bindings=BATCH_SIZE = 8", *files
-    ).arguments
-    assert (arguments["student"], arguments["batch_size"]) == ("t5_1_1_large", 8)
+    config = parse("--gin.STUDENT='t5_1_1_large'", "--gin_bindings=BATCH_SIZE = 8", *files).config
+    assert (config.student.name, config.batch.batch_size) == ("t5_1_1_large", 8)
 
 
 def test_random_initialisation_is_none() -> None:
-    arguments = parse(
+    config = parse(
         "--gin_file=gin/experiments/cqa_dss_base.gin",
         "--gin.MODEL_DIR='x'",
         "--gin.INITIAL_CHECKPOINT_PATH=None",
-    ).arguments
-    assert arguments["initial_checkpoint_path"] is None
+    ).config
+    assert config.run.initial_checkpoint_path is None
 
 
 def test_model_file_leaves_random_initialisation_alone() -> None:
-    arguments = parse(QUICKSTART, "--gin_file=gin/models/t5_1_1_small.gin").arguments
-    assert arguments["student"] == "t5_1_1_small"
-    assert arguments["initial_checkpoint_path"] is None
+    config = parse(QUICKSTART, "--gin_file=gin/models/t5_1_1_small.gin").config
+    assert config.student.name == "t5_1_1_small"
+    assert config.run.initial_checkpoint_path is None
 
 
 def test_search_path_includes_and_helper_macros(empty_folder: pathlib.Path) -> None:
@@ -94,8 +92,8 @@ def test_search_path_includes_and_helper_macros(empty_folder: pathlib.Path) -> N
         "include 'shared.gin'\n"
         "TASK_FEATURE_LENGTHS = {'inputs': %LENGTH, 'targets': 8, 'task_ids': 8}\n"
     )
-    arguments = parse("--gin_search_paths=elsewhere,mine", "--gin_file=mine.gin").arguments
-    assert arguments["task_feature_lengths"] == {"inputs": 32, "targets": 8, "task_ids": 8}
+    config = parse("--gin_search_paths=elsewhere,mine", "--gin_file=mine.gin").config
+    assert config.batch.task_feature_lengths == {"inputs": 32, "targets": 8, "task_ids": 8}
     # A folder of one call is not searched by the next.
     assert "does not exist" in message("--gin_file=mine.gin")
 
@@ -107,16 +105,18 @@ def test_working_directory_comes_first(empty_folder: pathlib.Path) -> None:
 
 
 def test_run_file_named_by_the_user_is_read_where_he_named_it() -> None:
-    # Read last, it unsets what the experiment set, as in T5X.
-    assert "BATCH_SIZE" in message(QUICKSTART, "--gin_file=gin/runs/train.gin")
-    assert parse("--gin_file=gin/runs/train.gin", QUICKSTART).arguments["batch_size"] == 64
+    for files in (
+        [QUICKSTART, "--gin_file=gin/runs/train.gin"],
+        ["--gin_file=gin/runs/train.gin", QUICKSTART],
+    ):
+        assert parse(*files).config.batch.batch_size == 64
 
 
 def test_operative_configuration_gives_the_same_arguments(empty_folder: pathlib.Path) -> None:
     first = parse("--gin_file=experiments/esnli_dss_base.gin", "--gin.MODEL_DIR='x'")
     (empty_folder / "config.gin").write_text(first.config_text)
     again = parse("--gin_file=config.gin")
-    assert again.arguments == first.arguments
+    assert again.config == first.config
     assert again.config_text == first.config_text
 
 
@@ -126,7 +126,10 @@ def test_task_files_and_own_flags(empty_folder: pathlib.Path) -> None:
 
     (empty_folder / "mine.py").write_text("")
     configuration = command_line.parse(
-        ["program", QUICKSTART, "--task_file=mine.py", "--checkpoint=there"], define=define
+        ["program", QUICKSTART, "--task_file=mine.py", "--checkpoint=there"],
+        TrainConfig,
+        "runs/train.gin",
+        define=define,
     )
     assert configuration.task_files == ("mine.py",)
     assert configuration.flags["checkpoint"] == "there"
@@ -175,8 +178,8 @@ def test_required_sentinel_never_arrives(argument: str) -> None:
         ([QUICKSTART, "--gin.BATHC_SIZE=3"], "unknown macro BATHC_SIZE; did you mean BATCH_SIZE?"),
         ([QUICKSTART, "--gin.batch_size=3"], "did you mean BATCH_SIZE?"),
         ([QUICKSTART, "--gin.train.batchsize=3"], "did you mean batch_size?"),
-        ([QUICKSTART, "--gin.trainer.batch_size=3"], "No configurable matching 'trainer'"),
-        ([QUICKSTART, "--gin.OPTIMIZER=@adamw()"], "No configurable matching reference '@adamw"),
+        ([QUICKSTART, "--gin.trainer.batch_size=3"], "nothing here is called 'trainer'"),
+        ([QUICKSTART, "--gin.OPTIMIZER=@adamw()"], "@adamw is refused"),
         (["--gin_fil=x"], "unknown flag --gin_fil; did you mean --gin_file?"),
         (["--steps=3"], "unknown flag --steps"),
         (["quickstart.gin"], "'quickstart.gin' belongs to no flag"),
@@ -221,7 +224,7 @@ def test_mistakes_in_a_file_are_placed(empty_folder: pathlib.Path) -> None:
         ("\nBATHC_SIZE = 3\n", f"{empty_folder}/a.gin:2: unknown macro BATHC_SIZE"),
         ("\n\nBATCH_SIZE = three\n", f"{empty_folder}/a.gin:3: not a gin statement"),
         ("include 'b.gin'\n", f"{empty_folder}/a.gin:1: gin file 'b.gin' does not exist"),
-        (f"import no_such_module\n{complete}", "No module named 'no_such_module'"),
+        (f"import no_such_module\n{complete}", "a.gin:1: 'import no_such_module' is refused"),
     ):
         (empty_folder / "a.gin").write_text(content)
         assert expected in message("--gin_file=a.gin")
@@ -231,11 +234,13 @@ def test_mistakes_in_a_file_are_placed(empty_folder: pathlib.Path) -> None:
 
 
 def run(*arguments: str) -> int:
-    def main(configuration: command_line.Configuration) -> None:
+    def main(configuration: command_line.Configuration[TrainConfig]) -> None:
         raise UserError("main said no")
 
     with pytest.raises(SystemExit) as stop:
-        command_line.run(main, "runs/train.gin", "Trains.", argv=["program", *arguments])
+        command_line.run(
+            main, TrainConfig, "runs/train.gin", "Trains.", argv=["program", *arguments]
+        )
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
@@ -252,15 +257,19 @@ def test_dry_run_prints_the_configuration_and_does_not_start(
 ) -> None:
     assert run(QUICKSTART, "--dry_run", "--gin.TRAIN_STEPS=7") == 0
     out = capsys.readouterr().out
-    assert "TRAIN_STEPS = 7" in out
-    assert "train.train_steps = %TRAIN_STEPS" in out
+    assert "TRAIN_STEPS = 7\n" in out
 
 
 def test_help_lists_flags_and_macros(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     out = capsys.readouterr().out
     assert out.startswith("Trains.\n")
-    for words in ("--gin_file", "--dry_run", "MODEL_DIR: required", "LEARNING_RATE: default 5e-05"):
+    for words in (
+        "--gin_file",
+        "--dry_run",
+        "MODEL_DIR: required",
+        "LEARNING_RATE: default 5e-05. falls linearly",
+    ):
         assert words in out
 
 
@@ -269,14 +278,14 @@ def test_answers_fast_without_jax_or_tensorflow(argument: str) -> None:
     program = (
         "import sys\n"
         "from distill_sbs.cli import command_line\n"
+        "from distill_sbs.config import TrainConfig\n"
         "try:\n"
-        "  command_line.run(lambda configuration: None, 'runs/train.gin')\n"
+        "  command_line.run(lambda configuration: None, TrainConfig, 'runs/train.gin')\n"
         "finally:\n"
         "  heavy = {'jax', 'tensorflow', 'seqio', 'flax'} & set(sys.modules)\n"
         "  assert not heavy, heavy\n"
     )
     root = pathlib.Path(command_line.__file__).parent.parent.parent
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", program, argument],
         capture_output=True,
@@ -286,4 +295,3 @@ def test_answers_fast_without_jax_or_tensorflow(argument: str) -> None:
     )
     assert done.returncode == (0 if argument == "--help" else 2), done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - start < 10  # 0.12 s measured; the machine may be busy

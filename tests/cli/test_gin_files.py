@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import pathlib
 
 import gin
 import pytest
 
-from distill_sbs import resources, train
+from distill_sbs import resources
 from distill_sbs.cli import command_line, gin_files
+from distill_sbs.config import TrainConfig
 
 ROOT = resources.root_folder()
 EXPERIMENTS = sorted((ROOT / "gin" / "experiments").glob("*.gin"))
@@ -27,10 +27,10 @@ def name_of(path: pathlib.Path) -> str:
     return str(path.relative_to(ROOT / "gin"))
 
 
-def arguments_of(path: pathlib.Path, *more: str) -> dict[str, object]:
-    return command_line.parse(
-        ["program", f"--gin_file={path}", "--gin.MODEL_DIR='x'", *more]
-    ).arguments
+def values_of(path: pathlib.Path, *more: str) -> dict[str, object]:
+    """Macro → value."""
+    arguments = ["program", f"--gin_file={path}", "--gin.MODEL_DIR='x'", *more]
+    return command_line.parse(arguments, TrainConfig, "runs/train.gin").config.values()
 
 
 def header_of(path: pathlib.Path) -> str:
@@ -69,8 +69,8 @@ def test_experiments_open_with_command_hardware_and_result(path: pathlib.Path) -
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_experiments_set_all_that_is_required(path: pathlib.Path) -> None:
-    arguments = arguments_of(path)
-    lengths = arguments["task_feature_lengths"]
+    values = values_of(path)
+    lengths = values["TASK_FEATURE_LENGTHS"]
     assert isinstance(lengths, dict)
     # SeqIO mixtures keep only the features that are named, so all three must be.
     assert set(lengths) == {"inputs", "targets", "task_ids"}
@@ -80,9 +80,9 @@ def test_experiments_set_all_that_is_required(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", PUBLISHED, ids=name_of)
 def test_published_experiments_state_the_published_numbers(path: pathlib.Path) -> None:
     dataset, method = path.stem.removesuffix("_base").split("_", maxsplit=1)
-    arguments = arguments_of(path)
+    values = values_of(path)
     assert (
-        arguments["mixture_or_task_name"]
+        values["MIXTURE_OR_TASK_NAME"]
         == {
             "finetune": f"{dataset}_finetune",
             "distill": f"{dataset}_distill_palm",
@@ -91,33 +91,33 @@ def test_published_experiments_state_the_published_numbers(path: pathlib.Path) -
         }[method]
     )
     # 64 examples a step; distilling step-by-step has two rows for each.
-    assert arguments["batch_size"] == {"finetune": 64, "distill": 64}.get(method, 128)
-    assert arguments["train_steps"] == 10_000
-    assert arguments["learning_rate"] == 5e-5
-    assert arguments["task_feature_lengths"] == {"inputs": 1024, "targets": 256, "task_ids": 256}
-    assert arguments["rationale_rate"] == 1.0
-    assert arguments["data_fraction"] == 1.0
-    assert arguments["warmup_steps"] == 0
-    assert arguments["weight_decay"] == 0.0
-    assert arguments["gradient_clip_norm"] == 1.0
-    assert arguments["optimizer"] == "adamw"
-    assert arguments["max_decode_tokens"] == 64
-    assert arguments["student"] == "t5_1_1_base"
-    assert arguments["initial_checkpoint_path"] == (
+    assert values["BATCH_SIZE"] == {"finetune": 64, "distill": 64}.get(method, 128)
+    assert values["TRAIN_STEPS"] == 10_000
+    assert values["LEARNING_RATE"] == 5e-5
+    assert values["TASK_FEATURE_LENGTHS"] == {"inputs": 1024, "targets": 256, "task_ids": 256}
+    assert values["RATIONALE_RATE"] == 1.0
+    assert values["DATA_FRACTION"] == 1.0
+    assert values["WARMUP_STEPS"] == 0
+    assert values["WEIGHT_DECAY"] == 0.0
+    assert values["GRADIENT_CLIP_NORM"] == 1.0
+    assert values["OPTIMIZER"] == "adamw"
+    assert values["MAX_DECODE_TOKENS"] == 64
+    assert values["STUDENT"] == "t5_1_1_base"
+    assert values["INITIAL_CHECKPOINT_PATH"] == (
         "gs://t5-data/pretrained_models/t5x/t5_1_1_base/checkpoint_1000000"
     )
-    assert arguments["vocabulary_file"] == "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
+    assert values["VOCABULARY_FILE"] == "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "xl", "xxl"])
 def test_model_files_change_size_and_weights_together(size: str) -> None:
     experiment = ROOT / "gin" / "experiments" / "svamp_finetune_base.gin"
-    arguments = arguments_of(experiment, f"--gin_file=gin/models/t5_1_1_{size}.gin")
-    assert arguments["student"] == f"t5_1_1_{size}"
+    values = values_of(experiment, f"--gin_file=gin/models/t5_1_1_{size}.gin")
+    assert values["STUDENT"] == f"t5_1_1_{size}"
     weights = f"gs://t5-data/pretrained_models/t5x/t5_1_1_{size}/checkpoint_1000000"
-    assert arguments["initial_checkpoint_path"] == (None if size == "tiny" else weights)
+    assert values["INITIAL_CHECKPOINT_PATH"] == (None if size == "tiny" else weights)
     # The paper's step counts: XXL trains for 4,000.
-    assert arguments["train_steps"] == (4_000 if size == "xxl" else 10_000)
+    assert values["TRAIN_STEPS"] == (4_000 if size == "xxl" else 10_000)
 
 
 @pytest.mark.parametrize(
@@ -126,37 +126,13 @@ def test_model_files_change_size_and_weights_together(size: str) -> None:
 )
 def test_sizes_of_one_experiment(size: str, rows: int, steps: int) -> None:
     """The paper's batch (XXL: 32 examples, the others 64) and steps, two rows an example."""
-    arguments = arguments_of(ROOT / "gin" / "experiments" / f"cqa_dss_{size}.gin")
-    assert arguments["student"] == f"t5_1_1_{size}"
-    assert arguments["mixture_or_task_name"] == "cqa_dss_palm"
-    assert arguments["batch_size"] == rows
-    assert arguments["train_steps"] == steps
-    assert arguments["learning_rate"] == 5e-5
-    assert f"t5_1_1_{size}/" in str(arguments["initial_checkpoint_path"])
-
-
-def test_run_file_and_function_agree() -> None:
-    """Each parameter of `train` has a macro, with the same default where there is one."""
-    signature = inspect.signature(train.train).parameters
-    not_from_gin = {"task_files", "config_text"}
-    run_file = ROOT / "gin" / "runs" / "train.gin"
-    bindings = {
-        binding.target: binding.value
-        for binding in gin_files.read_file(str(run_file), gin_files.SearchPath())
-    }
-    bound = {
-        target.removeprefix("train."): value
-        for target, value in bindings.items()
-        if target.startswith("train.")
-    }
-    assert set(bound) == set(signature) - not_from_gin
-    for name, macro in bound.items():
-        assert macro == gin_files.MacroReference(name.upper())
-        default = bindings[name.upper()]
-        if signature[name].default is inspect.Parameter.empty:
-            assert default == gin_files.MacroReference(gin_files.REQUIRED_MACRO), name
-        else:
-            assert default == (signature[name].default if name != "student_overrides" else {})
+    values = values_of(ROOT / "gin" / "experiments" / f"cqa_dss_{size}.gin")
+    assert values["STUDENT"] == f"t5_1_1_{size}"
+    assert values["MIXTURE_OR_TASK_NAME"] == "cqa_dss_palm"
+    assert values["BATCH_SIZE"] == rows
+    assert values["TRAIN_STEPS"] == steps
+    assert values["LEARNING_RATE"] == 5e-5
+    assert f"t5_1_1_{size}/" in str(values["INITIAL_CHECKPOINT_PATH"])
 
 
 def test_gin_alone_reads_an_experiment_as_t5x_does(
@@ -164,7 +140,6 @@ def test_gin_alone_reads_an_experiment_as_t5x_does(
 ) -> None:
     """T5X gives gin a search path and its own macros first; includes must resolve in that too."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gin_files, "_current", None)
     monkeypatch.setattr(gin.config, "_LOCATION_PREFIXES", [""])
     gin.clear_config()
     gin.add_config_file_search_path(str(ROOT))

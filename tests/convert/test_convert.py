@@ -26,6 +26,7 @@ from source_examples import (
     write_folder,
 )
 
+from distill_sbs.config import TrainConfig
 from distill_sbs.convert import __main__ as command
 from distill_sbs.convert import forms
 from distill_sbs.convert import source as parameters
@@ -301,7 +302,7 @@ def trained(model_dir: pathlib.Path, data_dir: pathlib.Path, **changes: Any) -> 
         "eval_examples": 1,
         "max_decode_tokens": 1,
     }
-    train(model_dir=str(model_dir), **{**arguments, **changes})
+    train(TrainConfig.from_options(model_dir=str(model_dir), **{**arguments, **changes}))
     return Student.load(str(model_dir)).params
 
 

@@ -109,8 +109,8 @@ def test_what_is_written_is_used_as_any_checkpoint(
     loaded = Student.load(str(tmp_path / "new"))
     expected = parameters.place(source, stacked_like(source))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
-    assert loaded.description["mixture"] is None
-    assert loaded.description["run"] == {"converted_from": "memory"}
+    assert loaded.description.mixture is None
+    assert loaded.description.converted_from == "memory"
     assert loaded.tokens("ab", "label").tolist() == [
         *(each + 3 for each in b"predict: ab"),
         1,
@@ -128,8 +128,8 @@ def test_what_a_run_said_of_itself_is_kept(
     description = NativeSource(str(tmp_path / "new")).description
     assert description is not None and source.description is not None
     for name in ("mixture", "task_feature_lengths", "max_decode_tokens", "prefixes"):
-        assert description[name] == source.description[name]
-    assert not description["student"]["scan_layers"]
+        assert getattr(description, name) == getattr(source.description, name)
+    assert not description.student.scan_layers
 
 
 def test_restores_into_other_layouts(tmp_path: pathlib.Path) -> None:

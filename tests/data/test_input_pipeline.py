@@ -129,20 +129,6 @@ def test_tokens_equal_seqios_own() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        {"inputs": 8, "targets": 8},
-        {"inputs": 8, "targets": 8, "task_ids": 4},
-        {"inputs": 8, "targets": 8, "task_ids": 8, "extra": 8},
-        {"inputs": 8.5, "targets": 8, "task_ids": 8},
-    ],
-)
-def test_feature_lengths_name_the_three_features(lengths: dict) -> None:
-    with pytest.raises(UserError, match="TASK_FEATURE_LENGTHS"):
-        layout.check_feature_lengths(lengths)
-
-
 def test_prefetcher_passes_items_and_errors_on() -> None:
     def source():
         yield 1

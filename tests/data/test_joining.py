@@ -12,6 +12,7 @@ import tensorflow as tf
 from teacher_server import problems, running, write_answers
 
 from distill_sbs import extract, prepare
+from distill_sbs.config import TrainConfig
 from distill_sbs.data import metrics, registration, settings
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit
 from distill_sbs.data.jsonl import JsonlReader
@@ -248,7 +249,7 @@ def test_the_whole_circle(data_dir: pathlib.Path, tmp_path: pathlib.Path, capsys
     )
     info = tfrecords.read_info(data_dir, "ring")["splits"]
     assert info["train"]["teachers"]["circle"]["unanswered"] == 0
-    results = train(
+    config = TrainConfig.from_options(
         model_dir=str(tmp_path / "run"),
         mixture_or_task_name="ring_dss_circle",
         task_feature_lengths={"inputs": 256, "targets": 64, "task_ids": 64},
@@ -263,6 +264,7 @@ def test_the_whole_circle(data_dir: pathlib.Path, tmp_path: pathlib.Path, capsys
         log_period=1,
         max_decode_tokens=8,
     )
+    results = train(config)
     assert results["mixture"] == "ring_dss_circle"
     assert 0.0 <= results["test"]["accuracy"] <= 1.0
     capsys.readouterr()

@@ -14,10 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
+from distill_sbs.config import OptimizerConfig
 from distill_sbs.distributed import sharding
 from distill_sbs.model.config import named_config
 from distill_sbs.model.network import Transformer
-from distill_sbs.training.optimizer import linear_decay, make_optimizer
+from distill_sbs.training.optimizer import make_optimizer
 from distill_sbs.training.train_step import Objective, TrainState, initial_state, make_train_step
 
 STEPS = 10
@@ -36,7 +37,7 @@ MODEL = Transformer(
         dropout_rate=0.1,
     )
 )
-UPDATE = make_optimizer("adamw", linear_decay(1e-3, 100))
+UPDATE = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
 QUERY = ("encoder", "layers_0", "attention", "query", "kernel")
 
 

@@ -17,6 +17,7 @@ from model_examples import student
 from safetensors import numpy as safetensors
 
 from distill_sbs import constants
+from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert import source as parameters
 from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.model import axes
@@ -147,19 +148,16 @@ def write_state(
     return folder
 
 
-def description_of(config: T5Config) -> dict[str, Any]:
+def description_of(config: T5Config) -> RunDescription:
     """What a run of ours would say of itself."""
-    return {
-        "format_version": 1,
-        "student": config.to_dict(),
-        "vocabulary": BYTES,
-        "prefixes": {"label": "predict: ", "rationale": "explain: "},
-        "mixture": "tiny_dss_gpt",
-        "task_feature_lengths": {
+    return RunDescription(
+        student=config,
+        vocabulary=BYTES,
+        mixture="tiny_dss_gpt",
+        task_feature_lengths={
             constants.INPUTS: 32,
             constants.TARGETS: 16,
             constants.TASK_IDS: 16,
         },
-        "max_decode_tokens": 8,
-        "run": {},
-    }
+        max_decode_tokens=8,
+    )

@@ -8,14 +8,17 @@ beside it), else random tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import pathlib
 import sys
 
+import optax
 import pytest
 
 from distill_sbs import constants
+from distill_sbs.config import OptimizerConfig
 from distill_sbs.data import registration
 from distill_sbs.data.records import build
 from distill_sbs.model import losses
@@ -105,7 +108,13 @@ def test_ten_steps_of_adamw(tiny, examples):
 def test_a_missing_clip_would_show(examples, monkeypatch):
     """The limits are sharp enough to see a mistake that moves a tensor by little of its norm."""
     make = optimizer.make_optimizer
-    monkeypatch.setattr(optimizer, "make_optimizer", lambda *given: make(*given[:3], None))
+
+    def make_without_clip(
+        config: OptimizerConfig, train_steps: int
+    ) -> optax.GradientTransformation:
+        return make(dataclasses.replace(config, gradient_clip_norm=None), train_steps)
+
+    monkeypatch.setattr(optimizer, "make_optimizer", make_without_clip)
     measured = parity_training.compare_training(
         parity_pairs.Pair.random("tiny", "1.1"), examples, EXAMPLES_A_BATCH
     )

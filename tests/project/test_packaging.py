@@ -80,13 +80,15 @@ def test_installed_package_finds_its_files_in_an_empty_folder(
         "import gin, sys\n"
         "from distill_sbs import resources\n"
         "from distill_sbs.cli import command_line\n"
+        "from distill_sbs.config import TrainConfig\n"
         "assert gin.parse_config, gin\n"
         "print(resources.root_folder(), resources.embedded_vocabulary())\n"
         "print(sorted(path.stem for path in resources.task_folder().glob('*.py')))\n"
         "for name in ('gin/experiments/quickstart.gin', 'experiments/cqa_dss_base.gin'):\n"
         "  configuration = command_line.parse(\n"
-        "      ['program', '--gin_file=' + name, '--gin.MODEL_DIR=\"x\"'])\n"
-        "  print(configuration.arguments['mixture_or_task_name'])\n"
+        "      ['program', '--gin_file=' + name, '--gin.MODEL_DIR=\"x\"'],\n"
+        "      TrainConfig, 'runs/train.gin')\n"
+        "  print(configuration.config.data.mixture_or_task_name)\n"
     )
     done = run_from_wheel(wheel, tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ import optax
 import pytest
 import seqio
 
+from distill_sbs.config import OptimizerConfig
 from distill_sbs.data import registration, vocabulary
 from distill_sbs.data.batches import input_pipeline
 from distill_sbs.errors import UserError
@@ -193,7 +194,7 @@ def test_twenty_steps_of_both_engines() -> None:
         theirs, _ = trainer._partitioned_train_step(theirs, batch)
     assert int(theirs.step) == 20
 
-    update = our_optimizers.make_optimizer("adamw", our_optimizers.linear_decay(1e-3, 20))
+    update = our_optimizers.make_optimizer(OptimizerConfig(learning_rate=1e-3), 20)
     student = network.Transformer(BYTES)
     step = jax.jit(make_train_step(student, update, Objective(RATE), seed=0))
     ours = TrainState(jnp.zeros((), jnp.int32), params, update.init(params))

@@ -6,27 +6,28 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from distill_sbs.config import OptimizerConfig
 from distill_sbs.errors import UserError
 from distill_sbs.training import optimizer
 
 
 def test_linear_decay_without_warmup() -> None:
-    schedule = optimizer.linear_decay(5e-5, 10_000)
+    schedule = optimizer.make_schedule(OptimizerConfig(learning_rate=5e-5), 10_000)
     assert [float(schedule(step)) for step in (0, 5_000, 10_000)] == pytest.approx(
         [5e-5, 2.5e-5, 0.0]
     )
 
 
 def test_warmup() -> None:
-    schedule = optimizer.linear_decay(1.0, 10, warmup_steps=2)
+    schedule = optimizer.make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=2), 10)
     assert [float(schedule(step)) for step in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
     with pytest.raises(UserError, match="WARMUP_STEPS=10 is not below TRAIN_STEPS=10"):
-        optimizer.linear_decay(1.0, 10, warmup_steps=10)
+        optimizer.make_schedule(OptimizerConfig(warmup_steps=10), 10)
 
 
 def test_adamw_first_step_by_hand() -> None:
     # Clipped from norm 5 to 1, the gradient (3, 4) is (0.6, 0.8); Adam's first step is its sign.
-    update = optimizer.make_optimizer("adamw", optimizer.linear_decay(0.1, 100))
+    update = optimizer.make_optimizer(OptimizerConfig(learning_rate=0.1), 100)
     params = {"kernel": jnp.array([[1.0, 1.0]])}
     state = update.init(params)
     updates, _ = update.update({"kernel": jnp.array([[3.0, 4.0]])}, state, params)
@@ -35,7 +36,7 @@ def test_adamw_first_step_by_hand() -> None:
 
 
 def test_weight_decay_leaves_layer_norms_alone() -> None:
-    update = optimizer.make_optimizer("adamw", optimizer.linear_decay(0.1, 100), weight_decay=0.5)
+    update = optimizer.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 100)
     params = {"kernel": jnp.ones((1, 1)), "scale": jnp.ones(1)}
     zeros = {"kernel": jnp.zeros((1, 1)), "scale": jnp.zeros(1)}
     updates, _ = update.update(zeros, update.init(params), params)
@@ -44,5 +45,5 @@ def test_weight_decay_leaves_layer_norms_alone() -> None:
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(UserError, match="use one of adamw, adafactor"):
-        optimizer.make_optimizer("adam", lambda _: 0.1)
+    with pytest.raises(UserError, match="expected one of adamw, adafactor"):
+        OptimizerConfig(name="adam")

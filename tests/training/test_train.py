@@ -19,6 +19,7 @@ import pytest
 
 from distill_sbs import evaluate, infer
 from distill_sbs.checkpoint import checkpointer
+from distill_sbs.config import TrainConfig
 from distill_sbs.errors import UserError
 from distill_sbs.inference.student import Student
 from distill_sbs.train import train
@@ -52,7 +53,7 @@ def tiny_run(tiny_data: pathlib.Path, tmp_path: pathlib.Path):
             "log_period": 1,
             "max_decode_tokens": 8,
         }
-        return train(**{**arguments, **changes})
+        return train(TrainConfig.from_options(**{**arguments, **changes}))
 
     return run
 
@@ -64,7 +65,7 @@ def parameters(model_dir: pathlib.Path | str) -> list[np.ndarray]:
 
 
 def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
-    results = tiny_run(config_text="TRAIN_STEPS = 4\n")
+    results = tiny_run()
     folder = tmp_path / "run"
     assert json.loads((folder / "results.json").read_text()) == results
     assert set(results) == {
@@ -81,7 +82,7 @@ def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"loss", "label_loss", "rationale_loss", "examples_per_second"} <= set(lines[0])
     assert "validation_accuracy" in lines[1]
-    assert (folder / "config.gin").read_text() == "TRAIN_STEPS = 4\n"
+    assert "\nTRAIN_STEPS = 4\n" in (folder / "config.gin").read_text()
     assert list(folder.glob("events.out.tfevents.*"))
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["2", "4"]
 
@@ -160,9 +161,9 @@ def test_every_method_trains(tiny_run, mixture: str) -> None:
     [
         ({"mixture_or_task_name": "tiny_dss_gtp"}, "did you mean: tiny_dss_gpt"),
         ({"mixture_or_task_name": "cqa_dss_palm"}, "python -m distill_sbs.prepare --dataset=cqa"),
-        ({"task_feature_lengths": {"inputs": 32, "targets": 16}}, "TASK_FEATURE_LENGTHS"),
-        ({"train_steps": 0}, "TRAIN_STEPS=0: expected a whole number of at least 1"),
-        ({"batch_size": 9, "num_microbatches": 2}, "BATCH_SIZE=9 is not a multiple of 1 devices"),
+        ({"task_feature_lengths": {"inputs": 32}}, "TASK_FEATURE_LENGTHS"),
+        ({"train_steps": 0}, "TRAIN_STEPS=0; expected a whole number ≥ 1"),
+        ({"batch_size": 9, "num_microbatches": 2}, "BATCH_SIZE=9 is not a multiple of NUM_MICRO"),
         ({"num_model_partitions": 3}, "NUM_MODEL_PARTITIONS=3 does not divide"),
         ({"data_fraction": 0.0}, "DATA_FRACTION=0.0"),
         ({"rationale_rate": -1.0}, "RATIONALE_RATE=-1.0"),
@@ -170,7 +171,7 @@ def test_every_method_trains(tiny_run, mixture: str) -> None:
         ({"student": "t5_1_1_bsae"}, "t5_1_1_base"),
         ({"student_overrides": {"emb_dims": 8}}, "emb_dim"),
         ({"student_overrides": {"vocab_size": 8}}, "the student t5_1_1_tiny embeds 8"),
-        ({"dropout_rate": 2.0}, "dropout_rate"),
+        ({"dropout_rate": 2.0}, "DROPOUT_RATE=2.0"),
         ({"optimizer": "adam"}, "OPTIMIZER='adam' is unknown"),
         ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS=0"),
         ({"initial_checkpoint_path": "/nowhere"}, "/nowhere"),
@@ -189,18 +190,22 @@ def test_refuses_before_anything_is_written(
     ("changes", "difference"),
     [
         ({"mixture_or_task_name": "tiny_finetune"}, "MIXTURE_OR_TASK_NAME: 'tiny_dss_gpt' there"),
-        ({"student_overrides": {**STUDENT, "emb_dim": 24}}, "student.emb_dim: 16 there, 24 now"),
-        ({"random_seed": 7}, "run.random_seed: 0 there, 7 now"),
+        (
+            {"student_overrides": {**STUDENT, "emb_dim": 24}},
+            "STUDENT_OVERRIDES['emb_dim']: 16 there",
+        ),
+        ({"random_seed": 7}, "RANDOM_SEED: 0 there, 7 now"),
     ],
 )
 def test_a_folder_with_another_run_is_left_alone(
     tiny_run, tmp_path: pathlib.Path, changes: dict[str, Any], difference: str
 ) -> None:
-    tiny_run(config_text="the first run")
+    tiny_run()
+    first = (tmp_path / "run" / "config.gin").read_text()
     with pytest.raises(UserError) as error:
-        tiny_run(**changes, config_text="the second run")
+        tiny_run(**changes)
     assert difference in str(error.value)
-    assert (tmp_path / "run" / "config.gin").read_text() == "the first run"
+    assert (tmp_path / "run" / "config.gin").read_text() == first
 
 
 def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(

@@ -9,14 +9,15 @@ import sys
 import textwrap
 
 LOWERED = """
+    from distill_sbs.config import OptimizerConfig
     from distill_sbs.distributed import sharding
     from distill_sbs.data.batches import layout
     from distill_sbs.model.config import named_config
-    from distill_sbs.training.optimizer import linear_decay, make_optimizer
+    from distill_sbs.training.optimizer import make_optimizer
     from distill_sbs.training.program import training_program
 
     config = named_config("t5_1_1_tiny", vocab_size=512, scan_layers=True)
-    update = make_optimizer("adamw", linear_decay(1e-3, 10))
+    update = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
     program = training_program(config, update, sharding.make_mesh(2), fsdp=True)
     batch = layout.empty_batch(layout.BatchShape(16, 64, 32))
     places = dict.fromkeys(batch, sharding.batch_sharding(program.mesh))

@@ -221,13 +221,13 @@ def write_huggingface(
         settings = tensor_names.config_to_huggingface(config)
     except ValueError as error:
         raise UserError(f"{source.location}: {error}") from None
-    description = source.description or {}
+    said = source.description
     generation = {
         "decoder_start_token_id": settings["decoder_start_token_id"],
         "eos_token_id": settings["eos_token_id"],
         "pad_token_id": settings["pad_token_id"],
         # transformers' own default, 20 tokens, cuts rationales.
-        "max_new_tokens": description.get("max_decode_tokens", _OUTPUT_TOKENS),
+        "max_new_tokens": said.max_decode_tokens if said else _OUTPUT_TOKENS,
     }
     files: dict[str, bytes] = {}
     if with_tokenizer:
@@ -237,8 +237,7 @@ def write_huggingface(
                 f"{source.location} carries no vocabulary; give --vocabulary_file (a SentencePiece "
                 "model, 'bytes' or 'embedded'), or leave the tokenizer out with --notokenizer"
             )
-        lengths = description.get("task_feature_lengths", {})
-        input_tokens = lengths.get("inputs", _INPUT_TOKENS)
+        input_tokens = said.task_feature_lengths["inputs"] if said else _INPUT_TOKENS
         files = tokenizer.tokenizer_files(vocabulary, config.vocab_size, input_tokens)
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)

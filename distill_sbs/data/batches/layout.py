@@ -9,7 +9,7 @@ number of sequences.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,23 +41,6 @@ class BatchShape:
     def positions(self) -> int:
         """Token positions in the batch, encoder and decoder together."""
         return self.rows * (self.input_tokens + self.target_tokens)
-
-
-def check_feature_lengths(lengths: Mapping[str, int]) -> None:
-    """Raises UserError where TASK_FEATURE_LENGTHS does not name the three features with lengths."""
-    expected = (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
-    form = "{'inputs': 128, 'targets': 64, 'task_ids': 64}"
-    if set(lengths) != set(expected):
-        raise UserError(
-            f"TASK_FEATURE_LENGTHS names {sorted(lengths)}, expected exactly {sorted(expected)}, "
-            f"such as {form}"
-        )
-    bad = {key: value for key, value in lengths.items() if not isinstance(value, int) or value < 2}
-    if bad or lengths[constants.TASK_IDS] != lengths[constants.TARGETS]:
-        raise UserError(
-            f"TASK_FEATURE_LENGTHS={dict(lengths)}: expected whole numbers of at least 2 tokens, "
-            f"and task_ids as long as targets, such as {form}"
-        )
 
 
 # Loads are sums of fractions of a row, so a full row may come out a rounding error above 1.
