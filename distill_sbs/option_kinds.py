@@ -21,6 +21,10 @@ _short.maxstring = _short.maxother = 80
 _short.maxdict = _short.maxlist = _short.maxtuple = 8
 
 
+# What an int32, and JAX, can count.
+_MOST = 2**31 - 1
+
+
 class WrongValue(Exception):
     """A value is not of a kind; the text, ` is …` or empty, goes behind the value."""
 
@@ -76,12 +80,14 @@ def _wrong_type(value: object) -> WrongValue:
 
 
 def whole(least: int, most: int | None = None, example: str = "") -> Kind:
-    """Whole numbers from `least` to `most`; booleans and floats are none."""
+    """Whole numbers from `least` to `most`, or to 2³¹ - 1; booleans and floats are none."""
 
     def convert(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong_type(value)
-        if value < least or (most is not None and value > most):
+        if value > (_MOST if most is None else most):
+            raise WrongValue(" is too large")
+        if value < least:
             raise WrongValue("")
         return int(value)
 
