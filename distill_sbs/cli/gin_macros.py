@@ -48,6 +48,10 @@ T5X_MACROS = (
     "VOCABULARY",
 )
 
+# Far more than an experiment has.
+_MOST_PARTS = 10_000
+_MOST_NESTED = 50
+
 _EXAMPLE_FILE = "gin/experiments/quickstart.gin"
 
 
@@ -81,7 +85,8 @@ def evaluate(bindings: Sequence[Binding], config_class: type[Config], run_file: 
     macros.update({name: each.value for name, each in last.items() if each.is_macro})
     values = {name: binding.value if binding else macros[name] for name, binding in given.items()}
     _reject_unset(values, macros)
-    resolved = {name.lower(): _resolve(value, macros) for name, value in values.items()}
+    resolver = _Resolver(macros)
+    resolved = {name.lower(): resolver.resolve(value) for name, value in values.items()}
     try:
         return config_class.from_options(**resolved)
     except OptionError as error:
@@ -169,21 +174,34 @@ def _reject_unset(values: dict[str, Any], macros: dict[str, Any]) -> None:
     raise UserError(f"required macro{plural} not set: {', '.join(unset)}; {'; '.join(remedies)}")
 
 
-def _resolve(value: Any, macros: dict[str, Any], within: tuple[str, ...] = ()) -> Any:
-    """A value with macros replaced by what they stand for."""
-    if isinstance(value, MacroReference):
-        if value.name in within:
-            chain = " = %".join([*within[within.index(value.name) :], value.name])
-            raise UserError(f"macros stand for one another: {chain}; give one of them a value")
-        return _resolve(macros[value.name], macros, (*within, value.name))
-    if isinstance(value, dict):
-        resolved = {}
-        for key, item in value.items():
-            key = _resolve(key, macros, within)
-            if isinstance(key, (dict, list)):
-                raise UserError(f"a dict has the key {key!r}; expected a name in quotes")
-            resolved[key] = _resolve(item, macros, within)
-        return resolved
-    if isinstance(value, (list, tuple)):
-        return type(value)(_resolve(item, macros, within) for item in value)
-    return value
+class _Resolver:
+    """Replaces macros by what they stand for."""
+
+    def __init__(self, macros: dict[str, Any]) -> None:
+        self._macros = macros
+        self._left = _MOST_PARTS
+
+    def resolve(self, value: Any, within: tuple[str, ...] = ()) -> Any:
+        """A value without macros; `within` are those that it stands inside of."""
+        self._left -= 1
+        if self._left < 0 or len(within) > _MOST_NESTED:
+            raise UserError(
+                f"macros stand for more than {_MOST_PARTS:,} values, or for one another over more "
+                f"than {_MOST_NESTED} steps; write the value out"
+            )
+        if isinstance(value, MacroReference):
+            if value.name in within:
+                chain = " = %".join([*within[within.index(value.name) :], value.name])
+                raise UserError(f"macros stand for one another: {chain}; give one of them a value")
+            return self.resolve(self._macros[value.name], (*within, value.name))
+        if isinstance(value, dict):
+            resolved = {}
+            for key, item in value.items():
+                key = self.resolve(key, within)
+                if isinstance(key, (dict, list, tuple)):
+                    raise UserError(f"a dict has the key {key!r}; expected a name in quotes")
+                resolved[key] = self.resolve(item, within)
+            return resolved
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.resolve(item, within) for item in value)
+        return value
