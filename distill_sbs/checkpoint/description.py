@@ -165,7 +165,7 @@ def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription
     advice = [_ADVICE[name] for name, _, _ in differences if _ADVICE.get(name)]
     raise UserError(
         f"MODEL_DIR={model_dir} holds a different run ({told}); choose another MODEL_DIR, or give "
-        "the old values to continue it" + "".join(f". {text}" for text in advice)
+        "the old values to continue it" + "".join(f"; {text}" for text in advice)
     )
 
 
