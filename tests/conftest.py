@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 
+import processor_time
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,6 +15,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--check-slow",
+        action="store_true",
+        help="fail where a test without the marker slow takes long",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    check = config.getoption("--check-slow")
+    config.pluginmanager.register(processor_time.ProcessorTime(check), "processor_time")
 
 
 @pytest.fixture(scope="session")
