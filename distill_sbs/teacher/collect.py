@@ -376,8 +376,11 @@ class Extraction:
     def _write_answer(
         self, example: Example, sample: int, response: Response, prompt_characters: int
     ) -> None:
-        parsed = parsing.parse(self._prompt, example.input, response.text)
         row = self._make_row(example, sample, response)
+        row["finish_reason"] = parsing.known_finish_reason(
+            response.finish_reason, response.completion_tokens, self._asking.max_tokens
+        )
+        parsed = parsing.parse(self._prompt, example.input, response.text, row["finish_reason"])
         row.update(rationale=parsed.rationale, label=parsed.label)
         prompt_tokens, completion_tokens = response.prompt_tokens, response.completion_tokens
         usage: dict[str, Any] = {}

@@ -127,6 +127,12 @@ def _add_quality(table: Table, quality: Quality) -> None:
         terminal.add_row(table, f"without a label: {textwrap.shorten(problem, 70)}", f"{count:,}")
     if quality.mean_words is not None:
         terminal.add_row(table, "mean rationale length in words", f"{quality.mean_words:.1f}")
+    if quality.with_thinking:
+        terminal.add_row(
+            table,
+            "with a thinking part, which is left out",
+            _share(quality.with_thinking, quality.examples),
+        )
 
 
 def print_outcome(

@@ -20,6 +20,7 @@ from distill_sbs.data.readers import request_description, responses
 from distill_sbs.data.readers.request_description import RequestDescription
 from distill_sbs.data.readers.responses import AnswerIndex, Selection
 from distill_sbs.errors import UserError
+from distill_sbs.teacher import parsing
 from distill_sbs.teacher.inputs import Inputs
 
 # About the published files' size: a reader holds one in memory.
@@ -55,7 +56,10 @@ def check_llm_folder(output: str, split: str) -> None:
 
 
 def write_llm_files(output: str, inputs: Inputs, index: AnswerIndex) -> list[pathlib.Path]:
-    """Writes the raw texts of the kept answers by position, '' where there is none."""
+    """Writes the texts of the kept answers by position, '' where there is none.
+
+    What a reader without finish reasons would misread is left out: see `parsing.text_to_publish`.
+    """
     folder = llm_folder(output)
     folder.mkdir(parents=True, exist_ok=True)
     selection = Selection.of(output)
@@ -71,7 +75,7 @@ def write_llm_files(output: str, inputs: Inputs, index: AnswerIndex) -> list[pat
         texts = []
         for example in itertools.islice(examples, TEXTS_PER_FILE):
             kept = selection.choose(index.answers(example.id), example.label)
-            texts.append((kept[0].get("raw") or "") if kept else "")
+            texts.append(parsing.text_to_publish(kept[0]) if kept else "")
         files.write_file(folder / name, json.dumps(texts, ensure_ascii=False))
     return [folder / name for name in names]
 

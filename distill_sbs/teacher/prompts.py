@@ -1,7 +1,7 @@
 r"""What the teacher is asked: a prompt file, turned into the messages or the text of one example.
 
 Enters: a TOML file, one of this package's (`prompts/*.toml`) or a user's own, and an input.
-Leaves: chat messages or completion text, stop sequences; `answers.py` reads the same layout
+Leaves: chat messages or completion text, stop sequences; `parsing.py` reads the same layout
 backwards.
 
     question = "Ticket: {input}"
@@ -38,11 +38,12 @@ SAME_PROMPT_AS = {"asdiv": "svamp"}
 # How labels are compared, and what an answer must hold to be one.
 ANSWER_KINDS = ("text", "choice", "equation")
 
-# (answer, input) -> (label, rationale), or None where the answer cannot be read.
+# (response, input) -> (label, rationale), or None where no answer can be read. The response comes
+# without what its model thought aloud.
 OwnParser = Callable[[str, str], tuple[str, str] | None]
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_CHOICE_LINE = re.compile(r"^\((\w)\)[ \t]*(.+?)[ \t]*$", re.MULTILINE)
+_CHOICE_LINE = re.compile(r"^\((\w)\)(.+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,8 @@ class Prompt:
 
 def lettered_choices(text: str) -> list[tuple[str, str]]:
     """The lines `(a) choice` of an input, as (letter, choice)."""
-    return _CHOICE_LINE.findall(text)
+    found = ((letter, line.strip(" \t")) for letter, line in _CHOICE_LINE.findall(text))
+    return [(letter, choice) for letter, choice in found if choice]
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, TeacherOutput
-from distill_sbs.data.readers import published, responses
+from distill_sbs.data.readers import published, responses, thinking
 from distill_sbs.data.readers.responses import AnswerIndex, Selection
 from distill_sbs.teacher import parsing
 from distill_sbs.teacher.prompts import Prompt
@@ -46,6 +46,7 @@ class Judged:
       raw: what the teacher said; None where it is not at hand.
       problem: why there is no label, in words.
       failed: whether the example failed for good: no answer came.
+      had_thinking: whether a thinking part was left out of the response.
     """
 
     example: Example
@@ -54,6 +55,7 @@ class Judged:
     raw: str | None = None
     problem: str | None = None
     failed: bool = False
+    had_thinking: bool = False
 
 
 class Quality:
@@ -62,7 +64,7 @@ class Quality:
     def __init__(self, is_correct: Callable[[str, str], bool]) -> None:
         self._is_correct = is_correct
         self.examples = self.parsed = self.failed = self.gold = self.agreeing = 0
-        self.parsed_with_gold = 0
+        self.parsed_with_gold = self.with_thinking = 0
         self.holds_label = self.nothing_but_label = 0
         self.problems: collections.Counter[str] = collections.Counter()
         self.labels: collections.Counter[str] = collections.Counter()
@@ -74,6 +76,7 @@ class Quality:
     def add(self, judged: Judged) -> None:
         """Counts one answer."""
         self.examples += 1
+        self.with_thinking += judged.had_thinking
         gold = judged.example.label
         if gold is not None:
             self.gold += 1
@@ -152,6 +155,7 @@ class Quality:
             "parsed": self.parsed,
             "unparsed": self.examples - self.parsed,
             "failed": self.failed,
+            "with_thinking": self.with_thinking,
             "with_gold_label": self.gold,
             "agreeing": self.agreeing,
             "accuracy": self.accuracy,
@@ -208,7 +212,9 @@ def judge_index(
         problem = None
         if output.label is None:
             problem = _problem(prompt, example, rows, row, failed)
-        yield Judged(example, output.label, output.rationale, raw, problem, failed)
+        layout = "" if prompt is None else prompt.answer
+        had_thinking = thinking.find_final_part(raw or "", layout).had_thinking
+        yield Judged(example, output.label, output.rationale, raw, problem, failed, had_thinking)
 
 
 def _problem(
@@ -226,7 +232,8 @@ def _problem(
         return "dropped: label differs from gold"
     if prompt is None:
         return "unparsed"
-    return parsing.parse(prompt, example.input, row.get("raw") or "").problem or "unparsed"
+    response, finish_reason = row.get("raw") or "", row.get("finish_reason")
+    return parsing.parse(prompt, example.input, response, finish_reason).problem or "unparsed"
 
 
 def judge_published(
@@ -241,13 +248,27 @@ def judge_published(
     for example, raw in zip(examples, texts, strict=True):
         ours = parsing.parse(prompt, example.input, raw)
         if layout is None:
-            yield Judged(example, ours.label, ours.rationale, raw, ours.problem)
+            yield Judged(
+                example,
+                ours.label,
+                ours.rationale,
+                raw,
+                ours.problem,
+                had_thinking=ours.had_thinking,
+            )
             continue
         output = layout.parse_output(raw)
         problem = None
         if output.label is None:
             problem = ours.problem or "refused by the published rules"
-        yield Judged(example, output.label, output.rationale, raw, problem)
+        yield Judged(
+            example,
+            output.label,
+            output.rationale,
+            raw,
+            problem,
+            had_thinking=ours.had_thinking,
+        )
 
 
 def is_correct_for(equations: bool) -> Callable[[str, str], bool]:

@@ -9,9 +9,16 @@ import pytest
 
 from distill_sbs import extract
 from distill_sbs.data.dataset import Example, TeacherOutput
-from distill_sbs.data.readers.responses import AnswerIndex, Selection, input_hash, output_of
+from distill_sbs.data.readers import thinking
+from distill_sbs.data.readers.responses import (
+    AnswerIndex,
+    Selection,
+    input_hash,
+    output_of,
+    read_lines,
+)
 from distill_sbs.errors import UserError
-from distill_sbs.teacher import export, quality
+from distill_sbs.teacher import export, parsing, prompts, quality
 from distill_sbs.teacher.quality import Judged, Quality
 
 
@@ -213,3 +220,32 @@ def test_palm_as_a_baseline(
     assert found["mixture"] == f"{task}_teacher_palm"
     assert found[split]["examples"] == examples and found[split]["unparsed"] == unparsed
     assert round(100 * found[split]["accuracy"], 2) == accuracy
+
+
+def test_thinking_and_cut_responses_are_counted(tmp_path: pathlib.Path) -> None:
+    """In `--report` and in the table at the end of an extraction, which count the same way."""
+    prompt = prompts.load("svamp")
+    responses_and_reasons = [
+        ("<thinking>Hm.</thinking>Add. The answer is (1 + 2).", "stop"),
+        ("<|channel|>analysis<|message|>Add. The answer is (1 + 2).", "length"),
+        ("Add. The answer is 3 + 4", "length"),
+        ("Add. The answer is (3 + 4).", "stop"),
+    ]
+    output = tmp_path / "out.jsonl"
+    with output.open("w") as file:
+        for number, (raw, reason) in enumerate(responses_and_reasons):
+            parsed = parsing.parse(prompt, "in", raw, reason)
+            stored = row(str(number), parsed.label, raw=raw, finish_reason=reason)
+            file.write(json.dumps({**stored, "rationale": parsed.rationale}) + "\n")
+    index = AnswerIndex([str(output)])
+    examples = [Example(str(number), "in", None) for number in range(4)]
+    judged = list(quality.judge_index(examples, index, Selection(), prompt))
+    index.close()
+    measured = quality.measure(judged, equations=True)
+    assert [each.label for each in judged] == ["(1 + 2)", None, None, "(3 + 4)"]
+    assert measured.with_thinking == measured.as_dict()["with_thinking"] == 2
+    assert measured.problems == {thinking.UNFINISHED: 1, parsing.CUT_OFF: 1}
+    # What is published of them reads the same.
+    texts = [parsing.text_to_publish(index_row) for _, index_row in read_lines(str(output))]
+    again = quality.judge_published(examples, texts, "svamp", prompt)
+    assert [each.label for each in again] == ["(1 + 2)", None, None, "(3 + 4)"]

@@ -6,9 +6,10 @@ the text cannot be parsed.
 The generations were cut at a fixed length, not at a stop string, so each goes on to invent the
 next demonstration; what follows the next block marker (`Q:`, `Premise:`) is dropped. The rules are
 those of the published implementation (google-research/distilling-step-by-step, data_utils.py)
-with two repairs: an unparsable output is None, never the blank text `' '`; and an NLI label is
+with three repairs: an unparsable output is None, never the blank text `' '`; an NLI label is
 one of the three words, completed where the length limit cut it short ("entail") and freed of
-the cut-off marker that a blank line sets off behind it.
+the cut-off marker that a blank line sets off behind it; and what another teacher than PaLM thought
+aloud (`thinking`) is passed over.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import re
 
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import TeacherOutput
+from distill_sbs.data.readers.thinking import find_final_part
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 
 UNPARSED = TeacherOutput(label=None, rationale=None)
 
 _CHOICE = re.compile(r"\(.\)")
-_PARENTHESISED = re.compile(r"\(.*\)")
 
 
 def split_rationale(text: str, next_block: str, answer_marker: str) -> tuple[str, str] | None:
     """(rationale, text of the answer) of the first block, or None without exactly one answer."""
-    parts = text.split(next_block)[0].strip().split(answer_marker)
+    parts = find_final_part(text).text.split(next_block)[0].strip().split(answer_marker)
     if len(parts) != 2:
         return None
     rationale, answer = parts
@@ -77,19 +78,29 @@ def parse_svamp(text: str) -> TeacherOutput:
 
 def expression(answer: str) -> str | None:
     """The parenthesised expression in the text of an answer; of two, the last (`parse_svamp`)."""
-    match = _PARENTHESISED.search(answer)
-    if match is None:
+    outermost = _parenthesised(answer)
+    if outermost is None:
         return None
-    last = match[0].rpartition(" and ")[2]
-    while last.endswith(")") and last.count(")") > last.count("("):
-        last = last.removesuffix(")")
+    last = outermost.rpartition(" and ")[2]
+    unopened = last.count(")") - last.count("(")
+    at_the_end = len(last) - len(last.rstrip(")"))
+    last = last[: len(last) - max(0, min(unopened, at_the_end))]
     is_arithmetic = not math.isnan(metrics.equation_value(last))
-    return last if is_arithmetic else match[0]
+    return last if is_arithmetic else outermost
+
+
+def _parenthesised(answer: str) -> str | None:
+    """From the first parenthesis that is closed in its line to the last closing one there."""
+    for line in answer.split("\n"):
+        start, end = line.find("("), line.rfind(")")
+        if 0 <= start < end:
+            return line[start : end + 1]
+    return None
 
 
 def parse_esnli(text: str) -> TeacherOutput:
     """`<rationale>` newline `Answer: <label>`; the answer ends with its line."""
-    rationale, marker, rest = text.partition("Answer:")
+    rationale, marker, rest = find_final_part(text).text.partition("Answer:")
     if not marker:
         return UNPARSED
     answer, _, run_on = rest.strip().partition("\n")
