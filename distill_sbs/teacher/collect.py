@@ -378,7 +378,7 @@ class Extraction:
     ) -> None:
         row = self._make_row(example, sample, response)
         row["finish_reason"] = parsing.known_finish_reason(
-            response.finish_reason, response.completion_tokens, self._asking.max_tokens
+            response.finish_reason, response.completion_tokens, self._parameters.max_tokens
         )
         parsed = parsing.parse(self._prompt, example.input, response.text, row["finish_reason"])
         row.update(rationale=parsed.rationale, label=parsed.label)
