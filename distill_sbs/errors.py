@@ -24,14 +24,17 @@ class DamagedError(UserError):
     Args:
       what: the file, and inside it what cannot be read: 'FILE: tensor NAME of shape SHAPE'.
       cause: what the reader said of it; only its first line is told.
+
+    Attributes:
+      cause: that line.
     """
 
     def __init__(self, what: object, cause: object) -> None:
         lines = str(cause).strip().splitlines()
-        told = lines[0].strip() if lines else repr(cause)
+        self.cause = lines[0].strip() if lines else repr(cause)
         super().__init__(
-            f"{what} cannot be read ({told}); it is truncated or damaged, or was not copied whole: "
-            "copy it again"
+            f"{what} cannot be read ({self.cause}); it is truncated or damaged, or was not copied "
+            "whole: copy it again"
         )
 
 

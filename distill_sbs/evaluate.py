@@ -70,7 +70,7 @@ def evaluate(
     import jax
     from etils import epath
 
-    from distill_sbs.checkpoint import checkpointer as checkpoints
+    from distill_sbs.checkpoint import steps as checkpoints
     from distill_sbs.cli.progress import show_progress
     from distill_sbs.data import registration, settings, vocabulary
     from distill_sbs.data.batches import input_pipeline

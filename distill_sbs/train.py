@@ -46,7 +46,8 @@ class CheckedRun:
       architecture: the student's.
       pretrained: what the parameters start from; None: random, or the run has begun.
       description: what its checkpoints will say.
-      continues: whether MODEL_DIR holds a step of this run.
+      continues_from: the step of this run in MODEL_DIR that it goes on from; None: it begins.
+      damaged: newer steps there that are damaged, and how.
       notes: what the user should know though it stops nothing, one line each.
     """
 
@@ -56,7 +57,8 @@ class CheckedRun:
     architecture: T5Config
     pretrained: Any
     description: RunDescription
-    continues: bool
+    continues_from: int | None
+    damaged: Mapping[int, str]
     notes: tuple[str, ...]
 
 
@@ -76,7 +78,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
         of another student, a MODEL_DIR that holds another run.
     """
     quiet_tensorflow.import_tensorflow()
-    from distill_sbs.checkpoint import checkpointer
+    from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.description import check_same_run
     from distill_sbs.convert import forms
     from distill_sbs.data import registration, settings, vocabulary
@@ -102,9 +104,9 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
         )
     description = RunDescription.of_run(config, vocabulary.describe(config.data.vocabulary_file))
     notes = []
-    continues = checkpointer.has_checkpoint(config.run.model_dir)
-    if continues:
-        saved = checkpointer.read_description(checkpointer.find_step_folder(config.run.model_dir))
+    newest, damaged = steps.find_newest_whole(config.run.model_dir)
+    if newest is not None:
+        saved = steps.read_description(steps.step_folder(config.run.model_dir, newest))
         check_same_run(config.run.model_dir, saved, description)
         if unknown := saved.unknown_options():
             notes.append(
@@ -113,7 +115,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             )
     # A run that goes on reads its own; the one that it began from may be gone by then.
     pretrained = None
-    if config.run.initial_checkpoint_path is not None and not continues:
+    if config.run.initial_checkpoint_path is not None and newest is None:
         try:
             pretrained = forms.open_source(config.run.initial_checkpoint_path)
             pretrained.check(architecture)
@@ -135,7 +137,8 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
         architecture,
         pretrained,
         description,
-        continues,
+        newest,
+        damaged,
         tuple(notes),
     )
 
@@ -157,7 +160,8 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     import jax
     from etils import epath
 
-    from distill_sbs.checkpoint.checkpointer import Checkpointer, Progress
+    from distill_sbs.checkpoint import steps
+    from distill_sbs.checkpoint.checkpointer import Checkpointer
     from distill_sbs.cli.progress import show_progress, show_values
     from distill_sbs.convert import source
     from distill_sbs.data import registration
@@ -191,8 +195,16 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     update = optimizers.make_optimizer(config.optimizer, train_steps)
     folder = epath.Path(model_dir)
     processes.check_shared(model_dir)
+    for step, cause in checked.damaged.items() if is_first else ():
+        place = steps.set_aside(model_dir, step)
+        terminal.say(
+            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to {place}, "
+            f"and training goes on from step {checked.continues_from}",
+            stderr=True,
+        )
+    processes.wait_for_all("damaged steps are set aside")
     checkpointer = Checkpointer(model_dir, run.keep_checkpoints)
-    newest = checkpointer.latest_step()
+    newest = checked.continues_from
     if is_first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(config.to_gin())
@@ -245,12 +257,12 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
             lambda: initial_state(model, update, run.random_seed).replace(params={}),
             out_shardings=program.shardings.replace(params={}),
         )().replace(params=params)
-        progress = Progress(data.sampler.start())
+        progress = steps.Progress(data.sampler.start())
     else:
         state = jax.jit(
             lambda: initial_state(model, update, run.random_seed), out_shardings=program.shardings
         )()
-        progress = Progress(data.sampler.start())
+        progress = steps.Progress(data.sampler.start())
 
     # ---------------------------------- step ------------------------------------
     decoder = batch_decoder.Decoder(
@@ -327,6 +339,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     test_accuracy = None
     if "test" in splits:
         if best_step != int(state.step):
+            steps.check_step(steps.step_folder(model_dir, best_step))
             state, _ = checkpointer.restore(best_step, abstract)
         test_accuracy = accuracy_on("test", state.params)
     checkpointer.close()
@@ -396,7 +409,7 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
                 raise
             yield f"{spec.name}: not prepared in {folder} yet; the run prepares it"
     run = configuration.config.run
-    if checked.continues:
+    if checked.continues_from is not None:
         yield f"MODEL_DIR={run.model_dir} holds this run, which would continue"
     elif checked.pretrained is not None:
         yield f"INITIAL_CHECKPOINT_PATH={run.initial_checkpoint_path} fits the student"

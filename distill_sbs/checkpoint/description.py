@@ -17,7 +17,7 @@ from typing import Any
 
 from distill_sbs import constants
 from distill_sbs.config import Option, TrainConfig
-from distill_sbs.errors import UserError
+from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 
 FORMAT_VERSION = 2
@@ -100,7 +100,8 @@ class RunDescription:
           place: where it stands, for messages.
 
         Raises:
-          UserError: another version wrote it, or it does not hold what it should.
+          DamagedError: it does not hold what it should.
+          UserError: another version wrote it.
         """
         version = values.get("format_version")
         if version not in READABLE_VERSIONS:
@@ -130,10 +131,8 @@ class RunDescription:
                 prefixes=dict(values["prefixes"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{place}: the description does not hold what it should "
-                f"({type(error).__name__}: {error}); the checkpoint is damaged, or another program "
-                "wrote it"
+            raise DamagedError(
+                place, f"its description does not say {error}: {type(error).__name__}"
             ) from None
 
     def unknown_options(self) -> list[str]:

@@ -16,30 +16,14 @@ Enters: what an entry point does. Leaves: its exit status.
 
 from __future__ import annotations
 
-import errno
-import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from distill_sbs.cli import terminal
 from distill_sbs.errors import UserError
+from distill_sbs.files import describe_disk_error
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
-
-# What a disk says that is full, read-only or another user's: the user's to mend, no fault of ours.
-_REMEDIES = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "your quota there is used up; make room",
-    errno.EROFS: "that disk can only be read; choose a folder on another",
-    errno.EACCES: "you may not write or read there; choose another folder, or change its mode",
-    errno.EPERM: "you may not do that there; choose another folder",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
-    errno.EISDIR: "a folder stands where a file is needed; choose another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EFBIG: "the file grew past what that disk or its limits allow",
-    errno.EIO: "that disk fails to read or write; look at its health",
-}
 
 
 def run_main(work: Callable[[], int | None], interrupted: str = "nothing was changed") -> int:
@@ -66,33 +50,3 @@ def run_main(work: Callable[[], int | None], interrupted: str = "nothing was cha
             raise
         terminal.say(f"error: {message}", stderr=True)
         return USER_ERROR_STATUS
-
-
-def describe_disk_error(error: BaseException) -> str | None:
-    """One line for a full, read-only or forbidden disk, however a library has wrapped its words.
-
-    Returns:
-      What was wrong, where, and the remedy; None where `error` is about something else.
-    """
-    for each in _chain(error):
-        if isinstance(each, OSError) and each.errno in _REMEDIES:
-            where = f"{os.fsdecode(each.filename)}: " if each.filename else ""
-            return f"{where}{os.strerror(each.errno)}; {_REMEDIES[each.errno]}"
-    for each in _chain(error):
-        for number, remedy in _REMEDIES.items():
-            words = os.strerror(number)
-            # TensorFlow, tensorstore and others tell the system's words in a text of their own.
-            if words in str(each) and number not in (errno.EPERM, errno.EIO):
-                path = re.search(r"(?:gs:/)?/[^\s'\"\];,:]+", str(each))
-                where = f"{path.group()}: " if path else ""
-                return f"{where}{words}; {remedy}"
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from distill_sbs import constants
-from distill_sbs.checkpoint import checkpointer
+from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert import forms
 from distill_sbs.convert.source import (
@@ -33,7 +33,7 @@ from distill_sbs.convert.source import (
     stack_by_stack,
     stacked_path,
 )
-from distill_sbs.errors import UserError
+from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.axes import STACKED
 from distill_sbs.model.config import T5Config
 
@@ -56,25 +56,28 @@ class NativeSource(ParameterSource):
     """A checkpoint of distill_sbs, layers stacked or not.
 
     Args:
-      location: as `checkpoint.find_step_folder` takes it.
+      location: as `checkpoint.steps.find_step_folder` takes it.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      DamagedError: a file of it is not as it was written.
+      UserError: there is no checkpoint.
     """
 
     def __init__(self, location: str) -> None:
-        folder = checkpointer.find_step_folder(location)
+        folder = steps.find_step_folder(location)
+        # Whole files, although tensors are read one by one: a sum is of a file.
+        steps.check_step(folder)
         self.location = str(folder)
-        self.description = checkpointer.read_description(folder)
+        self.description = steps.read_description(folder)
         self.vocabulary = self.description.vocabulary
         self.config = self.description.student
-        self._stored = checkpointer.stored_parameters(folder)
+        self._stored = orbax_adapter.stored_parameters(folder)
         spans = [
             math.prod(stored.storage.chunk_shape) * np.dtype(stored.dtype).itemsize
             for path, stored in self._stored.items()
             if f"/{STACKED}/" in path
         ]
-        self._context = checkpointer.reading_context(_KEPT_CHUNKS * max(spans, default=0))
+        self._context = orbax_adapter.reading_context(_KEPT_CHUNKS * max(spans, default=0))
         self._opened: dict[str, Any] = {}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -102,7 +105,7 @@ class NativeSource(ParameterSource):
         shape = tuple(self._stored[stored].shape)
         try:
             if stored not in self._opened:
-                self._opened[stored] = checkpointer.open_parameter(
+                self._opened[stored] = orbax_adapter.open_parameter(
                     self._stored[stored], self._context
                 )
             array = self._opened[stored]
@@ -110,11 +113,8 @@ class NativeSource(ParameterSource):
                 array = array[layer]
             value = array[index if index else ...].read().result()
         except (ValueError, OSError, RuntimeError) as error:
-            cause = str(error).split(" [")[0].splitlines()[0]
-            raise UserError(
-                f"{self.location}: tensor {stored} of shape {shape} cannot be read ({cause}); the "
-                "checkpoint is truncated or damaged, or was not copied whole: copy it again"
-            ) from None
+            what = f"{self.location}: tensor {stored} of shape {shape}"
+            raise DamagedError(what, str(error).split(" [")[0]) from None
         return np.ascontiguousarray(value, np.float32)
 
 
@@ -147,7 +147,7 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
     def __init__(self) -> None:
         super().__init__()
         self._stopped = threading.Event()
-        self._context = checkpointer.writing_context()
+        self._context = orbax_adapter.writing_context()
         self._writing: list[Any] = []
 
     async def serialize(
@@ -242,7 +242,7 @@ def write_native(
     )
     handler = _LeafHandler()
     try:
-        checkpointer.write_step(output, params, save_args, (_Leaf, handler), description)
+        orbax_adapter.write_step(output, params, save_args, (_Leaf, handler), description)
     except BaseException:  # an interruption, too
         handler.stop()
         forms.remove_unfinished(output)

@@ -16,7 +16,7 @@ import seqio
 from jax.sharding import Mesh
 
 from distill_sbs import constants
-from distill_sbs.checkpoint import checkpointer
+from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.data import vocabulary
 from distill_sbs.distributed import processes, sharding
@@ -54,16 +54,21 @@ class Student:
           checkpoint_path: where it is.
           num_model_partitions: devices that share one copy of the parameters.
           fsdp: split them over the other devices too; None: where they are large.
+
+        Raises:
+          DamagedError: a file of the step is not as it was written.
+          UserError: there is no checkpoint.
         """
-        step_folder = checkpointer.find_step_folder(checkpoint_path)
-        description = checkpointer.read_description(step_folder)
+        step_folder = steps.find_step_folder(checkpoint_path)
+        steps.check_step(step_folder)
+        description = steps.read_description(step_folder)
         config = description.student
         loaded = vocabulary.load(vocabulary.from_description(description.vocabulary))
         processes.check_joined()
         mesh = sharding.make_mesh(num_model_partitions)
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
         abstract = sharding.abstract_parameters(mesh, shapes, fsdp)
-        params = checkpointer.restore_parameters(step_folder, abstract)
+        params = orbax_adapter.restore_parameters(step_folder, abstract)
         return cls(description, Transformer(config), params, loaded, mesh, str(step_folder))
 
     def decoder(self, batch_size: int = 128, beam_size: int = 1) -> batch_decoder.Decoder:

@@ -27,6 +27,7 @@ from source_examples import (
 )
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
+from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.convert import source as parameters
 from distill_sbs.convert.native import NativeSource, write_native
 from distill_sbs.errors import UserError
@@ -49,7 +50,7 @@ def run_folder(tmp_path: pathlib.Path) -> tuple[pathlib.Path, Memory]:
     tree = axes.stack_layers(traverse_util.unflatten_dict(memory.values, sep="/"))
     state = jax.tree.map(jax.numpy.asarray, {"step": np.int32(7), "params": tree, "more": tree})
     checkpointer = checkpoint.Checkpointer(str(tmp_path / "run"))
-    progress = checkpoint.Progress({"tiny": 3})
+    progress = steps.Progress({"tiny": 3})
     checkpointer.save(7, state, progress, description_of(memory.config))
     checkpointer.close()
     return tmp_path / "run", memory
@@ -93,7 +94,7 @@ def test_one_tensor_of_one_layer_is_in_memory(tmp_path: pathlib.Path) -> None:
 
 def test_layers_of_a_stack_have_chunks_of_their_own(tmp_path: pathlib.Path) -> None:
     written(tmp_path / "new", Memory(**BYTE_SIZED), scan_layers=True)
-    stored = checkpoint.stored_parameters(tmp_path / "new")
+    stored = orbax_adapter.stored_parameters(tmp_path / "new")
     kernel = stored["encoder/layers/mlp/wo/kernel"]
     assert (kernel.shape, kernel.storage.chunk_shape) == ((2, 24, 16), (1, 24, 16))
     embedding = stored["token_embedder/embedding"]
@@ -212,9 +213,9 @@ def test_each_part_is_read_once_for_all_its_devices(tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("state/**/d/*", "lists no parameters"),
-        ("state/_METADATA", "lists no parameters"),
-        ("description/metadata", "description cannot be read"),
+        ("state/**/d/*", r"new cannot be read \(state/.* bytes, .* were written\)"),
+        ("state/_METADATA", r"new cannot be read \(state/_METADATA has .* were written\)"),
+        ("description/metadata", r"new cannot be read \(description/metadata: broken JSON"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax

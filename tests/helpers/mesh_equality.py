@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
+from distill_sbs.checkpoint import steps
 from distill_sbs.config import OptimizerConfig
 from distill_sbs.distributed import sharding
 from distill_sbs.model.config import named_config
@@ -158,7 +159,7 @@ def main(folder: str) -> None:
     mesh = sharding.make_mesh(2)
     state, first = take_steps(mesh, True, start(mesh, True), BATCHES[:5])
     checkpointer = checkpoint.Checkpointer(folder)
-    checkpointer.save(5, state, checkpoint.Progress({}), {})
+    checkpointer.save(5, state, steps.Progress({}), {})
     checkpointer.wait()
     fewer = sharding.make_mesh(4, jax.devices()[:4])
     state, _ = checkpointer.restore(5, sharding.with_shardings(*places_on(fewer, False)))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from distill_sbs import evaluate, infer
-from distill_sbs.checkpoint import checkpointer
+from distill_sbs.checkpoint import steps
 from distill_sbs.config import TrainConfig
 from distill_sbs.errors import UserError
 from distill_sbs.inference.student import Student
@@ -88,7 +88,7 @@ def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
 
 
 def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
-    progress = checkpointer.Progress({})
+    progress = steps.Progress({})
     for step, accuracy in [(2, 0.0), (4, 0.5), (6, 0.5), (8, 0.25)]:
         progress.add_evaluation(step, accuracy)
     assert progress.best_step == 4

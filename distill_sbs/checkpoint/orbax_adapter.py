@@ -1,0 +1,207 @@
+"""The one place that touches orbax's inner modules: parameters alone, array by array, and quiet.
+
+Enters: the folder of a step. Leaves: its parameters, whole into shardings or as handles that read
+slices; or such a folder, written from parameters that are read while they are written.
+
+`Checkpointer` uses what orbax documents. What is here it does not: specs of tensorstore, contexts,
+handlers of leaf types. Another version of orbax is tried by `tests/checkpoint` and
+`tests/convert/test_native_files.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import tensorstore
+from absl import logging as absl_logging
+from etils import epath
+
+from distill_sbs.checkpoint import checksums, steps
+from distill_sbs.checkpoint.description import RunDescription
+from distill_sbs.errors import UserError
+from distill_sbs.files import describe_disk_error
+
+
+def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
+    """Restores the parameters alone, straight into the shardings of `abstract_params`.
+
+    Raises:
+      DamagedError: the arrays are not there, or not as orbax left them.
+      UserError: a parameter is missing or of another shape.
+    """
+    quiet_orbax()
+    path = step_folder / steps.STATE
+    with explain_damage(step_folder), ocp.PyTreeCheckpointer() as reader:
+        stored = _parameters_of(step_folder, reader.metadata(path).item_metadata)
+        _check_shapes(step_folder, stored, abstract_params)
+        restored = reader.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item={"params": abstract_params},
+                restore_args={
+                    "params": ocp.checkpoint_utils.construct_restore_args(abstract_params)
+                },
+                partial_restore=True,
+            ),
+        )
+    return restored["params"]
+
+
+@contextlib.contextmanager
+def explain_damage(step_folder: epath.Path) -> Iterator[None]:
+    """Turns whatever a reader of arrays raises into one line that names the step.
+
+    Raises:
+      DamagedError: what was raised inside is about what was read.
+      OSError: as it was raised: no permission, a failing disk.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise steps.make_error(step_folder, f"{error.filename or error} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        if describe_disk_error(error):
+            raise
+        cause = str(error).split(" [source")[0] or type(error).__name__
+        raise steps.make_error(step_folder, cause) from None
+
+
+def _parameters_of(step_folder: epath.Path, metadata: Any) -> Any:
+    # None where orbax could not read it, for whatever reason.
+    if metadata is None or "params" not in metadata.tree:
+        raise steps.make_error(step_folder, f"{steps.STATE}/ lists no parameters")
+    return metadata.tree["params"]
+
+
+def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
+    shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            stored, is_leaf=lambda node: hasattr(node, "shape")
+        )
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in shapes:
+            raise UserError(f"{step_folder} has no parameter {name}; is it another student?")
+        if shapes[name] != tuple(leaf.shape):
+            raise UserError(
+                f"{step_folder}: parameter {name} has shape {shapes[name]}, expected "
+                f"{tuple(leaf.shape)}; is it a student of another size?"
+            )
+
+
+# ---------------------------------- tensor by tensor --------------------------
+
+
+def stored_parameters(step_folder: epath.Path) -> dict[str, Any]:
+    """Orbax's metadata of every parameter by its path: shape, dtype, chunks, and where it lies.
+
+    Raises:
+      DamagedError: the arrays are not there, or not as orbax left them.
+    """
+    quiet_orbax()
+    with explain_damage(step_folder), ocp.PyTreeCheckpointer() as reader:
+        metadata = reader.metadata(step_folder / steps.STATE).item_metadata
+        stored = _parameters_of(step_folder, metadata)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            stored, is_leaf=lambda node: hasattr(node, "shape")
+        )
+    }
+
+
+def open_parameter(stored: Any, context: tensorstore.Context) -> tensorstore.TensorStore:
+    """A handle of one of `stored_parameters`, which reads slices; nothing is read yet.
+
+    Args:
+      stored: orbax's metadata of the parameter.
+      context: one of `reading_context`.
+    """
+    info = ocp.type_handlers.ParamInfo(
+        name=stored.name,
+        parent_dir=stored.directory,
+        is_ocdbt_checkpoint=ocp.type_handlers.is_ocdbt_checkpoint(stored.directory),
+    )
+    spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
+    # A chunk that is not there would be read as zeros.
+    spec["fill_missing_data_reads"] = False
+    return tensorstore.open(tensorstore.Spec(spec), context=context, open=True).result()
+
+
+def reading_context(kept_bytes: int) -> tensorstore.Context:
+    """What handles share: decoded chunks of at most `kept_bytes` stay in memory."""
+    cache = {"cache_pool": {"total_bytes_limit": kept_bytes}}
+    return tensorstore.Context(
+        tensorstore.Context.Spec(cache), ocp.type_handlers.get_ts_context(use_ocdbt=True)
+    )
+
+
+def writing_context() -> tensorstore.Context:
+    """What handles share that write array after array, none of which is read again.
+
+    Orbax's own keeps up to 100 MB of the database's nodes, more with each array.
+    """
+    nodes = {"cache_pool#ocdbt": {"total_bytes_limit": 0}}
+    return tensorstore.Context(
+        tensorstore.Context.Spec(nodes), ocp.type_handlers.get_ts_context(use_ocdbt=True)
+    )
+
+
+def write_step(
+    folder: str,
+    params: Any,
+    save_args: Any,
+    leaf: tuple[type, ocp.type_handlers.TypeHandler],
+    description: RunDescription,
+) -> None:
+    """Writes one step's folder that belongs to no run; it must not exist.
+
+    Args:
+      folder: local or gs://.
+      params: a tree of leaves of one type.
+      save_args: the same tree of `ocp.SaveArgs`.
+      leaf: that type, and what writes it.
+      description: what the checkpoint says of itself.
+    """
+    quiet_orbax()
+    registry = ocp.type_handlers.create_type_handler_registry(leaf)
+    # Finished in this order: the checksums are of all others.
+    handlers = {
+        steps.STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        steps.PROGRESS: ocp.JsonCheckpointHandler(),
+        steps.DESCRIPTION: ocp.JsonCheckpointHandler(),
+        checksums.FOLDER: checksums.ChecksumHandler(),
+    }
+    items = {
+        steps.STATE: ocp.args.PyTreeSave({"params": params}, save_args={"params": save_args}),
+        steps.PROGRESS: ocp.args.JsonSave(steps.Progress({}).to_json()),
+        steps.DESCRIPTION: ocp.args.JsonSave(description.to_json()),
+        checksums.FOLDER: checksums.ChecksumSave(),
+    }
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+        writer.save(steps.absolute(folder), args=ocp.args.Composite(**items))
+
+
+class _NotOrbax(logging.Filter):
+    """Drops what orbax logs: what it logs as an error, traceback and all, it raises as well."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+_NOT_ORBAX = _NotOrbax()
+
+
+def quiet_orbax() -> None:
+    """Orbax reports every file at INFO, and every failure twice; what it raises comes through."""
+    absl_logging.get_absl_handler().addFilter(_NOT_ORBAX)
+    logging.getLogger("orbax").setLevel(logging.CRITICAL)
