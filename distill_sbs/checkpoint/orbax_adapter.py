@@ -56,6 +56,8 @@ def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
 def explain_damage(step_folder: epath.Path) -> Iterator[None]:
     """Turns whatever a reader of arrays raises into one line that names the step.
 
+    Of a step with checksums, which were compared before, nothing is turned: it is no damage.
+
     Raises:
       DamagedError: what was raised inside is about what was read.
       OSError: as it was raised: no permission, a failing disk.
@@ -65,9 +67,11 @@ def explain_damage(step_folder: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if checksums.has_checksums(step_folder):
+            raise
         raise steps.make_error(step_folder, f"{error.filename or error} is missing") from None
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if describe_disk_error(error):
+        if checksums.has_checksums(step_folder) or describe_disk_error(error):
             raise
         cause = str(error).split(" [source")[0] or type(error).__name__
         raise steps.make_error(step_folder, cause) from None
