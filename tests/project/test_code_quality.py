@@ -27,7 +27,7 @@ MODEL_SIDE = (
     "distill_sbs.distributed.sharding",
     "distill_sbs.training.optimizer",
     "distill_sbs.training.train_step",
-    "distill_sbs.checkpoint.checkpointer",
+    "distill_sbs.checkpoint",
     "distill_sbs.distributed.processes",
     "distill_sbs.distributed.lifeline",
 )
