@@ -67,7 +67,9 @@ class Checkpointer:
             ),
         )
 
-    def save(self, step: int, state: Any, progress: steps.Progress, description: RunDescription) -> None:
+    def save(
+        self, step: int, state: Any, progress: steps.Progress, description: RunDescription
+    ) -> None:
         """Starts writing `step`; returns as soon as the arrays have left the devices.
 
         Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import saved_steps
 from jax.sharding import Mesh
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
@@ -159,7 +160,7 @@ def main(folder: str) -> None:
     mesh = sharding.make_mesh(2)
     state, first = take_steps(mesh, True, start(mesh, True), BATCHES[:5])
     checkpointer = checkpoint.Checkpointer(folder)
-    checkpointer.save(5, state, steps.Progress({}), {})
+    checkpointer.save(5, state, steps.Progress({}), saved_steps.DESCRIPTION)
     checkpointer.wait()
     fewer = sharding.make_mesh(4, jax.devices()[:4])
     state, _ = checkpointer.restore(5, sharding.with_shardings(*places_on(fewer, False)))

@@ -9,10 +9,18 @@ from collections.abc import Callable
 import jax
 
 from distill_sbs.checkpoint.checkpointer import Checkpointer
-from distill_sbs.checkpoint.steps import FORMAT_VERSION, Progress
+from distill_sbs.checkpoint.description import RunDescription
+from distill_sbs.checkpoint.steps import Progress
+from distill_sbs.model.config import named_config
 
 STEPS = (10, 20, 30)
-DESCRIPTION = {"format_version": FORMAT_VERSION, "vocabulary": {"kind": "bytes"}}
+DESCRIPTION = RunDescription(
+    student=named_config("t5_1_1_tiny"),
+    vocabulary={"kind": "bytes", "size": 259},
+    mixture="tiny_label",
+    task_feature_lengths={"inputs": 8, "targets": 8, "task_ids": 8},
+    max_decode_tokens=4,
+)
 
 
 def state_of(step: int) -> dict:
