@@ -132,7 +132,7 @@ class RunDescription:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedError(
-                place, f"its description does not say {error}: {type(error).__name__}"
+                place, f"its description does not hold what it should: {error!r}"
             ) from None
 
     def unknown_options(self) -> list[str]:

@@ -10,7 +10,7 @@ import model_examples
 import numpy as np
 import pytest
 
-from distill_sbs.checkpoint import checkpointer, description
+from distill_sbs.checkpoint import checkpointer, description, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.config import Option, OptionError, TrainConfig
 from distill_sbs.data import sentencepiece_model
@@ -109,7 +109,7 @@ def test_a_run_in_model_dir_is_compared(
     if option.macro in ("MODEL_DIR", "DATA_DIR"):  # another run; data are not looked at here
         return
     if option.may_change:
-        assert check_run(changed).continues
+        assert check_run(changed).continues_from == 3
         return
     with pytest.raises(UserError, match="holds a different run"):
         check_run(changed)
@@ -123,7 +123,7 @@ def saved_run(tiny_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
         model_dir=str(folder), data_dir=str(tiny_data), initial_checkpoint_path=None
     )
     manager = checkpointer.Checkpointer(str(folder))
-    manager.save(3, {"step": np.int32(3)}, checkpointer.Progress({}), describe(config))
+    manager.save(3, {"step": np.int32(3)}, steps.Progress({}), describe(config))
     manager.close()
     return config
 
