@@ -94,7 +94,7 @@ def evaluate(
         raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")
     processes.check_joined()
     is_first = processes.is_first()
-    processes.one_after_the_first(lambda: registration.check_prepared(task))
+    processes.one_after_the_first(lambda: registration.prepare_missing(task))
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 

@@ -188,7 +188,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     )
     for note in checked.notes if is_first else ():
         terminal.say(f"warning: {note}", stderr=True)
-    processes.one_after_the_first(lambda: registration.check_prepared(mixture))
+    processes.one_after_the_first(lambda: registration.prepare_missing(mixture))
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
     schedule = optimizers.make_schedule(config.optimizer, train_steps)

@@ -1,102 +1,66 @@
 """From a dataset's description to its SeqIO tasks and mixtures.
 
 Enters: a `DatasetSpec` (one file in `tasks/`, or a user's own). Leaves: the tasks and mixtures
-that DESIGN.md names, in SeqIO's registries. Nothing is read before a task's data is asked for.
+that DESIGN.md names, in SeqIO's registries, and beside each a `TaskInfo` that says what it is: a
+name is looked up, never taken apart. Nothing is read before a task's data is asked for.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
-import importlib.util
 import pathlib
-import sys
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
-import tensorflow as tf
 
 from distill_sbs import constants, resources
 from distill_sbs.data import metrics, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
 from distill_sbs.data.records import build, tfrecords
-from distill_sbs.data.tasks import preprocessors
-from distill_sbs.errors import UserError
+from distill_sbs.data.tasks import preprocessors, task_files
+from distill_sbs.data.tasks.source import RecordsDataSource
+from distill_sbs.errors import UserError, nearest_names
 
 DATASETS: dict[str, DatasetSpec] = {}
-_DATASET_OF_TASK: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """What a task or a mixture of ours is made of; its name is these three, joined by `_`.
+
+    Attributes:
+      dataset: the dataset's name; of a mixture of two datasets, the name that both have together.
+      method: of tasks `label`, `rationale`, `joint` or `pinto`; of mixtures `finetune`, `distill`,
+        `dss` or `dss_distill`.
+      teacher: whose outputs it reads; None where it reads gold labels alone.
+    """
+
+    dataset: str
+    method: str
+    teacher: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in SeqIO's registries."""
+        return "_".join(filter(None, (self.dataset, self.method, self.teacher)))
+
+
+# Every task and mixture of ours by name.
+_INFO: dict[str, TaskInfo] = {}
 # Name of an augmented dataset -> (base, augmentation).
 _AUGMENTED: dict[str, tuple[str, str]] = {}
-# What stands between dataset and teacher in a name, the longest first.
-_METHODS = ("dss_distill", "rationale", "distill", "joint", "label", "pinto", "dss")
-_loaded_files: set[pathlib.Path] = set()
+_TASK_METHODS = ("label", "rationale", "joint", "pinto")
+_MIXTURE_METHODS = ("distill", "dss", "dss_distill")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 
 OUTPUT_FEATURES = {
     constants.INPUTS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
     constants.TARGETS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
     constants.TASK_IDS: seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False),
 }
-
-
-class RecordsDataSource(seqio.DataSource):
-    """Prepared records as a SeqIO source; the folder is looked up when data is asked for."""
-
-    def __init__(self, spec: DatasetSpec, teachers: Sequence[str]) -> None:
-        super().__init__(splits=spec.splits)
-        self._spec = spec
-        self._teachers = tuple(teachers)
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """Any number of hosts may share a split: by files where there are enough, or by records."""
-        return True
-
-    def __repr__(self) -> str:
-        return f"RecordsDataSource({self._spec.name})"
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        """The record files of a split."""
-        return tfrecords.split_files(settings.current().folder, self._spec.name, split)
-
-    def num_input_examples(self, split: str) -> int:
-        """The rows of a split, before any method drops some."""
-        info = tfrecords.read_info(settings.current().folder, self._spec.name)
-        return info["splits"][split]["examples"]
-
-    def get_dataset(  # type: ignore[override]
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length: Mapping[str, int] | None = None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """The records of `split`, each with `is_train`; see `seqio.DataSource.get_dataset`.
-
-        Raises:
-          records.UnpreparedDataError: the split has not been prepared.
-        """
-        files = self.list_shards(split)
-        by_files = shard_info is not None and shard_info.num_shards <= len(files)
-        if shard_info and by_files:
-            files = files[shard_info.index :: shard_info.num_shards]
-        dataset = tf.data.Dataset.from_tensor_slices(files)
-        if shuffle:
-            dataset = dataset.shuffle(len(files), seed=seed)
-        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8 if shuffle else 1)
-        if shard_info and not by_files:
-            # Unparsed, and in file order (shuffled files would be others in every process).
-            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
-        parse = functools.partial(tfrecords.parse_record, teachers=self._teachers)
-
-        def read(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {**parse(serialized), "is_train": tf.constant(split == "train")}
-
-        return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _accuracy_metric(is_correct: AnswerCheck) -> Callable[..., Mapping[str, float]]:
@@ -113,18 +77,57 @@ def _joint_answer(text: str, **_: Any) -> str:
     return preprocessors.answer_after_marker(text)
 
 
+def _check_free(infos: Sequence[TaskInfo]) -> None:
+    """Refuses names that something else bears already.
+
+    Raises:
+      UserError: a name is taken; it says by what, and what to rename.
+    """
+    for info in infos:
+        if not _is_registered(info.name):
+            continue
+        owner = _INFO.get(info.name)
+        bearer = _describe(owner) if owner else "something that SeqIO holds already"
+        raise UserError(
+            f"{info.name!r} would be {_describe(info)}, but is {bearer}; give the data set or the "
+            "teacher another name"
+        )
+
+
+def _describe(info: TaskInfo) -> str:
+    of_teacher = f" with teacher {info.teacher!r}" if info.teacher else ""
+    return f"{info.method!r} of data set {info.dataset!r}{of_teacher}"
+
+
+def _is_registered(name: str) -> bool:
+    return name in _INFO or name in _registered_names()
+
+
+def _registered_names() -> list[str]:
+    return [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{kind} {name!r}: expected letters, digits and underscores, a letter first, for it "
+            f"becomes part of names such as {'NAME' if kind == 'dataset' else 'DATASET'}_dss_"
+            f"{'TEACHER' if kind == 'dataset' else 'NAME'}"
+        )
+
+
 def _add_task(
     spec: DatasetSpec,
-    name: str,
+    info: TaskInfo,
     convert: Callable[[preprocessors.Record], preprocessors.TextPair],
-    task_id: int,
     metric: Callable[..., Mapping[str, float]],
     postprocess: Callable[..., Any] | None = None,
-    teachers: Sequence[str] = (),
 ) -> None:
+    is_rationale = info.method == "rationale"
+    task_id = constants.RATIONALE_TASK_ID if is_rationale else constants.LABEL_TASK_ID
     seqio.TaskRegistry.add(
-        name,
-        source=RecordsDataSource(spec, teachers),
+        info.name,
+        source=RecordsDataSource(spec, (info.teacher,) if info.teacher else ()),
         preprocessors=[
             functools.partial(preprocessors.to_text_pair, convert=convert),
             preprocessors.tokenize,
@@ -138,7 +141,12 @@ def _add_task(
         output_features=OUTPUT_FEATURES,
         metric_fns=[metric],
     )
-    _DATASET_OF_TASK[name] = spec.name
+    _INFO[info.name] = info
+
+
+def _add_mixture(info: TaskInfo, tasks: Sequence[tuple[str, Any]]) -> None:
+    seqio.MixtureRegistry.add(info.name, list(tasks))
+    _INFO[info.name] = info
 
 
 def _rationale_rate(_: seqio.Task) -> float:
@@ -150,17 +158,21 @@ def register_dataset(spec: DatasetSpec) -> None:
     """Registers every task and mixture of a dataset.
 
     Raises:
-      UserError: a dataset of that name is registered already.
+      UserError: a dataset of that name is registered already, a name cannot stand in the names of
+        tasks, or one of those names is another dataset's already.
     """
     if spec.name in DATASETS:
         raise UserError(
             f"dataset {spec.name!r} is registered already; give yours another name in DatasetSpec"
         )
+    _check_name("dataset", spec.name)
+    label, finetune = TaskInfo(spec.name, "label"), TaskInfo(spec.name, "finetune")
+    _check_free([label, finetune])
+    for teacher in spec.teachers:
+        _check_teacher(spec.name, teacher)
     DATASETS[spec.name] = spec
-    convert = preprocessors.label_task(None)
-    metric = _accuracy_metric(spec.is_correct)
-    _add_task(spec, f"{spec.name}_label", convert, constants.LABEL_TASK_ID, metric)
-    seqio.MixtureRegistry.add(f"{spec.name}_finetune", [(f"{spec.name}_label", 1.0)])
+    _add_task(spec, label, preprocessors.label_task(None), _accuracy_metric(spec.is_correct))
+    _add_mixture(finetune, [(label.name, 1.0)])
     for teacher in spec.teachers:
         register_teacher(spec, teacher)
 
@@ -170,39 +182,45 @@ def register_teacher(spec: DatasetSpec, teacher: str) -> None:
 
     `get_mixture_or_task` does it for teachers that `prepare --teacher` joined; programs that look
     names up in SeqIO's registries themselves need it said in a task file.
+
+    Raises:
+      UserError: the name cannot stand in the names of tasks, or one of those is taken.
     """
-    name, is_label = spec.name, _accuracy_metric(spec.is_correct)
-    teacher_labels = f"{name}_label_{teacher}"
-    rationales = f"{name}_rationale_{teacher}"
-    label_rows, rationale_rows = constants.LABEL_TASK_ID, constants.RATIONALE_TASK_ID
+    _check_teacher(spec.name, teacher)
+    _register_free_names(spec, teacher)
 
-    def add(
-        task: str,
-        convert: Callable[[preprocessors.Record], preprocessors.TextPair],
-        task_id: int = label_rows,
-        metric: Callable[..., Mapping[str, float]] = is_label,
-        postprocess: Callable[..., Any] | None = None,
-    ) -> None:
-        _add_task(spec, task, convert, task_id, metric, postprocess, (teacher,))
 
-    add(teacher_labels, preprocessors.label_task(teacher))
-    add(
-        rationales,
-        preprocessors.rationale_task(teacher),
-        rationale_rows,
-        metrics.rationale_overlap,
+def _check_teacher(dataset: str, teacher: str) -> None:
+    _check_name("teacher", teacher)
+    _check_free([TaskInfo(dataset, method, teacher) for method in _TASK_METHODS + _MIXTURE_METHODS])
+
+
+def _register_free_names(spec: DatasetSpec, teacher: str) -> None:
+    """Registers those of a teacher's tasks and mixtures whose names nothing else bears."""
+    is_label = _accuracy_metric(spec.is_correct)
+    label, rationale, joint, pinto = (
+        TaskInfo(spec.name, method, teacher) for method in _TASK_METHODS
     )
-    joint = preprocessors.joint_task(teacher)
-    add(f"{name}_joint_{teacher}", joint, postprocess=_joint_answer)
-    add(f"{name}_pinto_{teacher}", preprocessors.pinto_task(teacher))
-    seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", [(teacher_labels, 1.0)])
-    seqio.MixtureRegistry.add(
-        f"{name}_dss_{teacher}", [(f"{name}_label", 1.0), (rationales, _rationale_rate)]
-    )
-    seqio.MixtureRegistry.add(
-        f"{name}_dss_distill_{teacher}",
-        [(teacher_labels, 1.0), (rationales, _rationale_rate)],
-    )
+
+    def add(info: TaskInfo, *arguments: Any) -> None:
+        if not _is_registered(info.name):
+            _add_task(spec, info, *arguments)
+
+    add(label, preprocessors.label_task(teacher), is_label)
+    add(rationale, preprocessors.rationale_task(teacher), metrics.rationale_overlap)
+    add(joint, preprocessors.joint_task(teacher), is_label, _joint_answer)
+    add(pinto, preprocessors.pinto_task(teacher), is_label)
+    gold_labels, teacher_labels = (f"{spec.name}_label", 1.0), (label.name, 1.0)
+    rationales = (rationale.name, _rationale_rate)
+    for method, tasks in (
+        ("distill", [teacher_labels]),
+        ("dss", [gold_labels, rationales]),
+        ("dss_distill", [teacher_labels, rationales]),
+    ):
+        info = TaskInfo(spec.name, method, teacher)
+        tasks_are_ours = all(_INFO.get(each.name) == each for each in (label, rationale))
+        if tasks_are_ours and not _is_registered(info.name):
+            _add_mixture(info, tasks)
 
 
 def register_augmented(name: str, base: str, augmentation: str, teacher: str) -> None:
@@ -226,82 +244,95 @@ def register_augmented(name: str, base: str, augmentation: str, teacher: str) ->
         (f"{dataset}_rationale_{teacher}", share(dataset, _rationale_rate))
         for dataset in (base, augmentation)
     ]
-    if name not in _AUGMENTED:
+    finetune = TaskInfo(name, "finetune")
+    distill, dss, dss_distill = (TaskInfo(name, method, teacher) for method in _MIXTURE_METHODS)
+    is_new = name not in _AUGMENTED
+    _check_name("dataset", name)
+    _check_free([*([finetune] if is_new else []), distill, dss, dss_distill])
+    if is_new:
         _AUGMENTED[name] = (base, augmentation)
-        gold = labels(f"{base}_label", f"{augmentation}_label")
-        seqio.MixtureRegistry.add(f"{name}_finetune", gold)
+        _add_mixture(finetune, labels(f"{base}_label", f"{augmentation}_label"))
     taught = labels(f"{base}_label_{teacher}", f"{augmentation}_label_{teacher}")
     mixed = labels(f"{base}_label", f"{augmentation}_label_{teacher}")
-    seqio.MixtureRegistry.add(f"{name}_distill_{teacher}", taught)
-    seqio.MixtureRegistry.add(f"{name}_dss_{teacher}", mixed + rationales)
-    seqio.MixtureRegistry.add(f"{name}_dss_distill_{teacher}", taught + rationales)
+    _add_mixture(distill, taught)
+    _add_mixture(dss, mixed + rationales)
+    _add_mixture(dss_distill, taught + rationales)
 
 
 def load_task_files(extra: Sequence[str] = ()) -> None:
     """Runs the project's registration files, then the user's own; each file once.
 
     Raises:
-      UserError: a file is missing or does not run; the message names it.
+      UserError: a file is missing, does not run or registers nothing; the message names file, line
+        and the kind of error.
     """
     own = sorted(resources.task_folder().glob("*.py"))
     for path in [*own, *(pathlib.Path(file) for file in extra)]:
-        path = path.resolve()
-        if path in _loaded_files:
-            continue
-        if not path.is_file():
-            raise UserError(f"--task_file={path}: no such file")
-        module_spec = importlib.util.spec_from_file_location(f"distill_sbs_task_{path.stem}", path)
-        assert module_spec and module_spec.loader
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[module_spec.name] = module
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            raise UserError(f"{path} could not be loaded: {error}") from error
-        _loaded_files.add(path)
+        task_files.run_task_file(path)
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    listed = ", ".join(matches) if matches else ", ".join(sorted(known)[:12])
-    return f"did you mean: {listed}?" if matches else f"known: {listed} …"
+# ---------------------------------- looking names up -------------------------
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = nearest_names(name, known)
+    if near:
+        return f"did you mean: {', '.join(near)}?"
+    return f"known: {', '.join(sorted(known)[:12])} …"
 
 
 def get_dataset(name: str) -> DatasetSpec:
     """Looks a dataset up; raises UserError with near matches where there is none."""
     if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}; {_near(name, list(DATASETS))}")
+        raise UserError(f"unknown dataset {name!r}; {_suggest(name, list(DATASETS))}")
     return DATASETS[name]
 
 
 def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
-    """Looks a task or mixture up; raises UserError with near matches where there is none.
+    """Looks a task or mixture up.
 
     Names of a teacher whose outputs `prepare --teacher` joined with the records of `DATA_DIR` are
     registered here, when they are first asked for: importing a registration reads nothing.
+
+    Raises:
+      UserError: there is none (near matches are told), or the name may stand for two: `a_dss_x` of
+        data set `a`, and of a data set `a_dss`.
     """
-
-    def known() -> list[str]:
-        return [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-
-    if name not in known():
-        wanted = _register_joined_teacher(name)
-        if name not in known():
-            raise UserError(
-                f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; "
-                f"{wanted}{_near(name, known())}"
-            )
+    readings = _read_name(name)
+    joined = [info for info in readings if info != _INFO.get(name) and not _find_lacking(info)]
+    owner = [_INFO[name]] if name in _INFO else []
+    if len(owner + joined) > 1:
+        told = " or ".join(_describe(info) for info in owner + joined)
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME={name!r} may be {told}: join one of the teachers under another "
+            "name with prepare --teacher=NAME"
+        )
+    if joined:
+        _register_joined_teacher(joined[0])
+    if name not in _registered_names():
+        missing = _tell_lacking(readings[0]) if readings else ""
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME={name!r} is no registered task or mixture; "
+            f"{missing}{_suggest(name, _registered_names())}"
+        )
     return seqio.get_mixture_or_task(name)
 
 
-def _dataset_and_teacher(name: str, datasets: Sequence[str]) -> tuple[str, str] | None:
-    """The dataset and the teacher in a name such as `cqa_dss_gpt`; the longest dataset wins."""
-    for dataset in sorted(datasets, key=len, reverse=True):
-        for method in _METHODS:
+def _read_name(name: str) -> list[TaskInfo]:
+    """All that a name with a teacher in it may stand for, the longest dataset first."""
+    readings = []
+    for dataset in sorted([*DATASETS, *_AUGMENTED], key=len, reverse=True):
+        methods = _MIXTURE_METHODS if dataset in _AUGMENTED else _TASK_METHODS + _MIXTURE_METHODS
+        for method in sorted(methods, key=len, reverse=True):
             prefix = f"{dataset}_{method}_"
             if name.startswith(prefix) and len(name) > len(prefix):
-                return dataset, name.removeprefix(prefix)
-    return None
+                readings.append(TaskInfo(dataset, method, name.removeprefix(prefix)))
+    return readings
+
+
+def _parts(dataset: str) -> tuple[str, ...]:
+    """The datasets that a dataset's name stands for: two where it is an augmented one."""
+    return _AUGMENTED.get(dataset) or (dataset,)
 
 
 def _joined_teachers(dataset: str) -> set[str]:
@@ -313,31 +344,43 @@ def _joined_teachers(dataset: str) -> set[str]:
     return {teacher for entry in info["splits"].values() for teacher in entry["teachers"]}
 
 
-def _register_joined_teacher(name: str) -> str:
-    """Registers what belongs to the teacher in `name`, or says what is missing for that."""
-    found = _dataset_and_teacher(name, [*DATASETS, *_AUGMENTED])
-    if found is None:
-        return ""
-    dataset, teacher = found
-    parts: Sequence[str] = _AUGMENTED.get(dataset) or (dataset,)
-    lacking = [part for part in parts if teacher not in _joined_teachers(part)]
-    if lacking:
-        folder = settings.current().folder
-        return (
-            f"{folder}/{lacking[0]} holds nothing of a teacher {teacher!r}, which prepare "
-            f"--dataset={lacking[0]} --teacher={teacher} would join; "
-        )
-    for part in parts:
-        if f"{part}_label_{teacher}" not in seqio.TaskRegistry.names():
-            register_teacher(DATASETS[part], teacher)
-    if dataset in _AUGMENTED:
-        register_augmented(dataset, parts[0], parts[1], teacher)
-    return ""
+def _find_lacking(info: TaskInfo) -> list[str]:
+    """The datasets whose records hold nothing of the teacher."""
+    return [part for part in _parts(info.dataset) if info.teacher not in _joined_teachers(part)]
+
+
+def _tell_lacking(info: TaskInfo) -> str:
+    lacking = _find_lacking(info)[0]
+    return (
+        f"{settings.current().folder}/{lacking} holds nothing of a teacher {info.teacher!r}, which "
+        f"prepare --dataset={lacking} --teacher={info.teacher} would join; "
+    )
+
+
+def _register_joined_teacher(info: TaskInfo) -> None:
+    """Registers all that belongs to the teacher of a name; what other names stand for stays."""
+    assert info.teacher is not None
+    for part in _parts(info.dataset):
+        _register_free_names(DATASETS[part], info.teacher)
+    if info.dataset in _AUGMENTED:
+        register_augmented(info.dataset, *_AUGMENTED[info.dataset], info.teacher)
+
+
+def get_task_info(mixture_or_task: seqio.Task | seqio.Mixture) -> TaskInfo | None:
+    """What a task or mixture of ours is made of; None of one that SeqIO got from elsewhere."""
+    return _INFO.get(mixture_or_task.name)
 
 
 def dataset_of(task: seqio.Task) -> DatasetSpec:
-    """The dataset that a task of ours reads."""
-    return DATASETS[_DATASET_OF_TASK[task.name]]
+    """The dataset that a task of ours reads.
+
+    Raises:
+      UserError: the task is not ours.
+    """
+    info = get_task_info(task)
+    if info is None:
+        raise UserError(f"task {task.name!r} belongs to no data set registered by register_dataset")
+    return DATASETS[info.dataset]
 
 
 def tasks_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
@@ -350,7 +393,8 @@ def tasks_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
 
 def is_rationale(task: seqio.Task) -> bool:
     """Whether a task's targets are rationales (its label tasks are what accuracy is about)."""
-    return "_rationale_" in task.name
+    info = get_task_info(task)
+    return info is not None and info.method == "rationale"
 
 
 def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
@@ -360,22 +404,30 @@ def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
 
 
 def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
-    """Raises `records.UnpreparedDataError`, with the command to type, where records are missing.
+    """Checks that the records of every task are there; nothing is written.
 
-    `wordproblems` and whatever else needs no source folder is prepared on the spot.
+    Raises:
+      tfrecords.UnpreparedDataError: records are missing; the message holds the command to type.
     """
     folder = settings.current().folder
-    for task in tasks_of(mixture_or_task):
-        spec = dataset_of(task)
-        if not spec.needs_source_dir:
-            _prepare_if_missing(spec, folder)
+    for spec in map(dataset_of, tasks_of(mixture_or_task)):
         for split in spec.splits:
             tfrecords.split_files(folder, spec.name, split)
 
 
-def _prepare_if_missing(spec: DatasetSpec, folder: str) -> None:
-    try:
-        for split in spec.splits:
-            tfrecords.split_files(folder, spec.name, split)
-    except tfrecords.UnpreparedDataError:
-        build.prepare_dataset(spec, None, folder, None)
+def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Prepares what is missing and needs no source folder (`wordproblems`); checks the rest.
+
+    Raises:
+      tfrecords.UnpreparedDataError: see `check_prepared`.
+    """
+    folder = settings.current().folder
+    for spec in map(dataset_of, tasks_of(mixture_or_task)):
+        if spec.needs_source_dir:
+            continue
+        try:
+            for split in spec.splits:
+                tfrecords.split_files(folder, spec.name, split)
+        except tfrecords.UnpreparedDataError:
+            build.prepare_dataset(spec, None, folder, None)
+    check_prepared(mixture_or_task)

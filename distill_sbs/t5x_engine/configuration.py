@@ -91,7 +91,7 @@ def prepared_mixture(
     registration.load_task_files(task_files)
     if module:
         importlib.import_module(module)
-    registration.check_prepared(registration.get_mixture_or_task(name))
+    registration.prepare_missing(registration.get_mixture_or_task(name))
     vocabulary.load(vocabulary_file)
     return name
 
