@@ -1,7 +1,59 @@
-"""Distilling step-by-step (arXiv 2305.02301) in JAX: a small T5 learns labels and rationales."""
+"""Distilling step-by-step (arXiv 2305.02301) in JAX: a small T5 learns labels and rationales.
+
+Enters: nothing. Leaves: the public names below. Each is imported when it is first asked for, so
+that `import distill_sbs` is quick and needs neither TensorFlow nor JAX.
+"""
 
 from distill_sbs.cli import working_folder
 
-__version__ = "0.1.0"
-
 working_folder.put_working_folder_last()
+
+import importlib  # noqa: E402  # after the line above: the working folder may hold a typing.py
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from distill_sbs.data.dataset import DatasetSpec as DatasetSpec
+    from distill_sbs.data.jsonl import JsonlReader as JsonlReader
+    from distill_sbs.data.registration import register_dataset as register_dataset
+    from distill_sbs.errors import UserError as UserError
+    from distill_sbs.extract import extract as extract
+    from distill_sbs.inference.student import Student as Student
+    from distill_sbs.prepare import prepare as prepare
+    from distill_sbs.teacher.options import ExtractConfig as ExtractConfig
+    from distill_sbs.train import train as train
+
+# Name -> the module that has it.
+_HOMES = {
+    "DatasetSpec": "distill_sbs.data.dataset",
+    "ExtractConfig": "distill_sbs.teacher.options",
+    "JsonlReader": "distill_sbs.data.jsonl",
+    "Student": "distill_sbs.inference.student",
+    "UserError": "distill_sbs.errors",
+    "extract": "distill_sbs.extract",
+    "prepare": "distill_sbs.prepare",
+    "register_dataset": "distill_sbs.data.registration",
+    "train": "distill_sbs.train",
+}
+_NEED_TENSORFLOW = {"Student", "register_dataset"}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distill_sbs' has no attribute {name!r}")
+    if name in _NEED_TENSORFLOW:
+        from distill_sbs.cli import quiet_tensorflow
+
+        quiet_tensorflow.import_tensorflow()
+    module = importlib.import_module(_HOMES[name])
+    # `train`, `prepare`, `extract` are modules as well as functions. Python makes a submodule an
+    # attribute when it is imported, so the name is that of the module, which can be called.
+    found = module if module.__name__ == f"distill_sbs.{name}" else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,17 +10,17 @@ goes on where a killed run stopped. `--report`, `--merge` and `--show_prompt` ca
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from absl import flags
+from typing import TYPE_CHECKING, Any
 
 from distill_sbs import files
 from distill_sbs.cli import command_line, terminal
+from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.data import settings
 from distill_sbs.data.dataset import Example
@@ -30,13 +30,41 @@ from distill_sbs.errors import UserError
 from distill_sbs.teacher import inputs as teacher_inputs
 from distill_sbs.teacher import options, prompts
 from distill_sbs.teacher.inputs import Inputs
+from distill_sbs.teacher.options import ExtractConfig
 from distill_sbs.teacher.prompts import Prompt
+
+if TYPE_CHECKING:
+    from distill_sbs.teacher.quality import Quality
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtractResult:
+    """What an extraction has come to, answers of earlier calls included.
+
+    Attributes:
+      output: the file of answers.
+      examples: inputs that were to be asked about.
+      parsed: those with a label and a rationale.
+      failed: those that no answer came for, for good.
+      accuracy: share of the examples with a gold label whose label agrees, 0 to 1; None without.
+      stopped: why it ended before the last input; None where it did not.
+      exit_status: 0; 3: the budget is spent; 4: the endpoint answers nobody; 128 + signal.
+    """
+
+    output: str
+    examples: int
+    parsed: int
+    failed: int
+    accuracy: float | None
+    stopped: str | None = None
+    exit_status: int = 0
+
 
 # ---------------------------------- arguments --------------------------------
 
 
-def _prompt(values: flags.FlagValues, recorded: RequestDescription) -> Prompt:
-    task = values.task or values.dataset or recorded.task_path
+def _prompt(config: ExtractConfig, recorded: RequestDescription) -> Prompt:
+    task = config.task or config.dataset or recorded.task_path
     if not task:
         raise UserError(
             f"--task is not given; it is one of {', '.join(prompts.known_tasks())}, a TOML file of "
@@ -45,45 +73,43 @@ def _prompt(values: flags.FlagValues, recorded: RequestDescription) -> Prompt:
     return prompts.load(task)
 
 
-def _inputs(
-    values: flags.FlagValues, prompt_name: str | None, recorded: RequestDescription
-) -> Inputs:
+def _inputs(config: ExtractConfig, prompt_name: str | None, recorded: RequestDescription) -> Inputs:
     """The inputs that the flags name, or else those that an output file was made from."""
     known = recorded.inputs or {}
-    path = values.input or (known.get("input") if not values.dataset else None)
+    path = config.input or (known.get("input") if not config.dataset else None)
     if path:
-        inputs = teacher_inputs.from_file(path, values.task or prompt_name or "")
+        inputs = teacher_inputs.from_file(path, config.task or prompt_name or "")
     else:
-        dataset = values.dataset or known.get("dataset")
-        split = values.split or known.get("split")
+        dataset = config.dataset or known.get("dataset")
+        split = config.split or known.get("split")
         if not dataset:
             raise UserError("nothing to ask about: give --input=FILE, or --dataset and --split")
         if not split:
             raise UserError(f"--dataset={dataset} needs --split=train, validation or test")
-        data_dir = values.data_dir or known.get("data_dir") or settings.default_data_dir()
-        inputs = teacher_inputs.from_records(dataset, split, data_dir, tuple(values.task_file))
-    shard = teacher_inputs.parse_shard(values.shard) if values.shard else None
-    return inputs.part(shard, values.limit) if shard or values.limit else inputs
+        data_dir = config.data_dir or known.get("data_dir") or settings.default_data_dir()
+        inputs = teacher_inputs.from_records(dataset, split, data_dir, config.task_file)
+    shard = teacher_inputs.parse_shard(config.shard) if config.shard else None
+    return inputs.part(shard, config.limit) if shard or config.limit else inputs
 
 
-def _output(values: flags.FlagValues) -> str:
-    if values.output:
-        return values.output
-    if not (values.dataset and values.split and values.teacher):
+def _output(config: ExtractConfig) -> str:
+    if config.output:
+        return config.output
+    if not (config.dataset and config.split and config.teacher):
         raise UserError(
             "--output=FILE.jsonl is not given; with --dataset, --split and --teacher there is a "
             "default"
         )
-    data_dir = values.data_dir or settings.default_data_dir()
-    folder = responses.default_folder(data_dir, values.dataset, values.teacher)
-    shard = teacher_inputs.parse_shard(values.shard) if values.shard else None
+    data_dir = config.data_dir or settings.default_data_dir()
+    folder = responses.default_folder(data_dir, config.dataset, config.teacher)
+    shard = teacher_inputs.parse_shard(config.shard) if config.shard else None
     part = f"-{shard[0]:05d}-of-{shard[1]:05d}" if shard else ""
-    return str(folder / f"{values.split}{part}.jsonl")
+    return str(folder / f"{config.split}{part}.jsonl")
 
 
-def _recorded(values: flags.FlagValues) -> RequestDescription:
+def _recorded(paths: Sequence[str | None]) -> RequestDescription:
     """How the output that a report or a merge is about was asked for; defaults where unknown."""
-    for path in values.merge or [values.output]:
+    for path in paths:
         if path and not path.endswith(".json"):
             return request_description.read(path) or RequestDescription()
     return RequestDescription()
@@ -92,16 +118,16 @@ def _recorded(values: flags.FlagValues) -> RequestDescription:
 # ---------------------------------- modes ------------------------------------
 
 
-def _show_prompt(values: flags.FlagValues) -> int:
-    prompt = _prompt(values, RequestDescription())
-    inputs = _inputs(values, prompt.name, RequestDescription())
-    if values.show_prompt >= inputs.size:
-        raise UserError(f"--show_prompt={values.show_prompt}: there are {inputs.size} inputs")
-    example = next(itertools.islice(inputs.examples(), values.show_prompt, None))
-    gold = example.label if values.rationalise else None
-    if values.rationalise and gold is None:
+def _show_prompt(config: ExtractConfig, index: int) -> int:
+    prompt = _prompt(config, RequestDescription())
+    inputs = _inputs(config, prompt.name, RequestDescription())
+    if index >= inputs.size:
+        raise UserError(f"--show_prompt={index}: there are {inputs.size} inputs")
+    example = next(itertools.islice(inputs.examples(), index, None))
+    gold = example.label if config.rationalise else None
+    if config.rationalise and gold is None:
         raise UserError(f"--rationalise: input {example.id!r} has no gold label to give away")
-    if values.completion:
+    if config.completion:
         terminal.say(prompt.completion_text(example.input, gold))
         return 0
     for message in prompt.messages(example.input, gold):
@@ -109,14 +135,14 @@ def _show_prompt(values: flags.FlagValues) -> int:
     return 0
 
 
-def _merge(values: flags.FlagValues) -> int:
+def _merge(config: ExtractConfig, paths: Sequence[str]) -> int:
     from distill_sbs.teacher import export
 
-    recorded = _recorded(values)
-    has_inputs = bool(values.input or values.dataset or recorded.inputs)
-    inputs = _inputs(values, recorded.task, recorded) if has_inputs else None
-    output = _output(values)
-    answered, failed, missing = export.merge(values.merge, output, inputs)
+    recorded = _recorded(paths)
+    has_inputs = bool(config.input or config.dataset or recorded.inputs)
+    inputs = _inputs(config, recorded.task, recorded) if has_inputs else None
+    output = _output(config)
+    answered, failed, missing = export.merge(paths, output, inputs)
     terminal.say(
         f"{answered:,} examples answered, {failed:,} failed, {missing:,} not asked yet: {output}"
     )
@@ -125,86 +151,104 @@ def _merge(values: flags.FlagValues) -> int:
     return 0
 
 
-def _report(values: flags.FlagValues) -> int:
+def _report(config: ExtractConfig, results_folder: str | None, json_file: str | None) -> int:
     from distill_sbs.teacher import console, quality
 
-    recorded = _recorded(values)
-    judged, title, prompt, recorded = _judged(values, recorded)
+    config = _with_default_output(config)
+    recorded = _recorded([config.output])
+    judged, title, prompt = _judged(config, recorded)
     equations = prompt.answers == "equation"
     with console.working(f"reading {title}"):
         measured = quality.measure(judged, equations)
     console.print_report(title, measured)
-    dataset = values.dataset or (recorded.inputs or {}).get("dataset") or prompt.name
-    if values.report_json:
+    dataset = config.dataset or (recorded.inputs or {}).get("dataset") or prompt.name
+    if json_file:
         figures = json.dumps(measured.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        files.write_file(values.report_json, figures)
-    if values.results:
+        files.write_file(json_file, figures)
+    if results_folder:
         if measured.accuracy is None:
             raise UserError("--results needs gold labels, and the inputs have none")
-        split = values.split or (recorded.inputs or {}).get("split")
+        split = config.split or (recorded.inputs or {}).get("split")
         if split is None:
             raise UserError("--results needs --split, the name to put the accuracy under")
-        teacher = values.teacher or recorded.teacher or "teacher"
+        teacher = config.teacher or recorded.teacher or "teacher"
         results = quality.write_results(
-            values.results, dataset, teacher, recorded.model or None, split, measured
+            results_folder, dataset, teacher, recorded.model or None, split, measured
         )
         accuracy = results[split]["accuracy"]
-        terminal.say(f"{split} accuracy {accuracy:.1%}: {values.results}/results.json")
+        terminal.say(f"{split} accuracy {accuracy:.1%}: {results_folder}/results.json")
     return 0
 
 
+def _with_default_output(config: ExtractConfig) -> ExtractConfig:
+    """The output at its default place, where there is one and none is named."""
+    if not config.output and config.dataset and config.split and config.teacher:
+        default = _output(config)
+        if os.path.exists(default):
+            return dataclasses.replace(config, output=default)
+    return config
+
+
 def _judged(
-    values: flags.FlagValues, recorded: RequestDescription
-) -> tuple[Iterator[Any], str, Prompt, RequestDescription]:
-    """The answers that `--report` is about, a title, and what they were asked with."""
+    config: ExtractConfig, recorded: RequestDescription
+) -> tuple[Iterator[Any], str, Prompt]:
+    """The answers that `--report` is about, a title, and the prompt they were asked with."""
     from distill_sbs.teacher import export, quality
 
-    prompt = _prompt(values, recorded)
-    if not values.output and values.dataset and values.split and values.teacher:
-        default = _output(values)
-        if not os.path.exists(default):
-            title = f"{values.dataset} {values.split}, {values.teacher}"
-            return _prepared(values), title, prompt, recorded
-        values.output = default
-        recorded = _recorded(values)
-    output = _output(values)
-    has_inputs = bool(values.input or values.dataset or recorded.inputs)
+    prompt = _prompt(config, recorded)
+    if not config.output and config.dataset and config.split and config.teacher:
+        judged = _prepared(config.dataset, config.split, config.teacher, config.data_dir)
+        return judged, f"{config.dataset} {config.split}, {config.teacher}", prompt
+    output = _output(config)
+    has_inputs = bool(config.input or config.dataset or recorded.inputs)
     if output.endswith(".json"):
         if not has_inputs:
             raise UserError(
                 f"--output={output} holds texts by position; give the inputs they belong to with "
                 "--input or --dataset"
             )
-        inputs = _inputs(values, prompt.name, recorded)
+        inputs = _inputs(config, prompt.name, recorded)
         texts = export.positional_texts(export.published_texts(output), inputs.examples())
         judged = quality.judge_published(inputs.examples(), texts, prompt.name, prompt)
-        return judged, output, prompt, recorded
+        return judged, output, prompt
     index = responses.AnswerIndex([output])
     selection = responses.Selection.of(output)
     if has_inputs:
-        examples = _inputs(values, prompt.name, recorded).examples()
+        examples = _inputs(config, prompt.name, recorded).examples()
     else:  # the ids alone are known
         examples = (Example(example_id, "", None) for example_id in index.ids())
     judged = quality.judge_index(examples, index, selection, prompt)
-    return judged, output, prompt, recorded
+    return judged, output, prompt
 
 
-def _prepared(values: flags.FlagValues) -> Iterator[Any]:
+def _prepared(dataset: str, split: str, teacher: str, data_dir: str | None) -> Iterator[Any]:
     """A teacher's answers in prepared records."""
     from distill_sbs.teacher import inputs, quality
 
-    data_dir = values.data_dir or settings.default_data_dir()
-    for example in inputs.with_teacher(values.dataset, values.split, data_dir, values.teacher):
-        output = example.teacher_outputs[values.teacher]
+    folder = data_dir or settings.default_data_dir()
+    for example in inputs.with_teacher(dataset, split, folder, teacher):
+        output = example.teacher_outputs[teacher]
         yield quality.Judged(example, output.label, output.rationale)
 
 
-def _extract(values: flags.FlagValues) -> int:
-    prompt = _prompt(values, RequestDescription())
-    output = _output(values)
+def extract(config: ExtractConfig) -> ExtractResult:
+    """Asks a teacher about every input that has no answer yet; shows how far it is.
+
+    Answers are appended to the output as they arrive. A call with the same options goes on where
+    an earlier one stopped, and asks nothing twice. When all inputs are answered, the published
+    layout is written beside the output.
+
+    Args:
+      config: what is asked about, whom, how, and what is kept.
+
+    Raises:
+      UserError: something given cannot work, or the output was asked for with other settings.
+    """
+    prompt = _prompt(config, RequestDescription())
+    output = _output(config)
     if not output.endswith(".jsonl"):
         raise UserError(f"--output={output}: expected a name that ends in .jsonl")
-    if not values.model:
+    if not config.model:
         raise UserError("--model is not given: the name by which the endpoint knows the teacher")
     from distill_sbs.teacher import export, journal
     from distill_sbs.teacher.budget import Budget, Prices
@@ -212,50 +256,50 @@ def _extract(values: flags.FlagValues) -> int:
     from distill_sbs.teacher.collect import Extraction, Settings
     from distill_sbs.teacher.console import ProgressBar, working
 
-    temperature = values.temperature
+    temperature = config.temperature
     if temperature is None:
-        temperature = 0.0 if values.samples == 1 else 0.7
+        temperature = 0.0 if config.samples == 1 else 0.7
     parameters = RequestParameters(
-        model=values.model,
-        max_tokens=values.max_tokens or prompt.max_tokens,
+        model=config.model,
+        max_tokens=config.max_tokens or prompt.max_tokens,
         temperature=temperature,
         stop=tuple(prompt.stop_sequences),
-        completion=values.completion,
-        seed=values.seed,
-        extra_body=options.read_extra_body(values.extra_body),
+        completion=config.completion,
+        seed=config.seed,
+        extra_body=dict(config.extra_body) if config.extra_body else None,
     )
 
     def note(message: str) -> None:
         bar.say(f"note: {message}")
 
-    endpoint = Endpoint(values.base_url, parameters, values.timeout_seconds, note)
+    endpoint = Endpoint(config.base_url, parameters, config.timeout_seconds, note)
     with working("checking the inputs"):
-        inputs = _inputs(values, prompt.name, RequestDescription())
-    _check_first_input(prompt, inputs, values.rationalise)
+        inputs = _inputs(config, prompt.name, RequestDescription())
+    _check_first_input(prompt, inputs, config.rationalise)
     export.check_llm_folder(output, inputs.split)
     asked = RequestDescription(
         task=prompt.name,
         prompt_sha256=prompt.digest,
         model=parameters.model,
         completion=parameters.completion,
-        samples=values.samples,
+        samples=config.samples,
         temperature=parameters.temperature,
         seed=parameters.seed,
         max_tokens=parameters.max_tokens,
-        rationalise=values.rationalise,
+        rationalise=config.rationalise,
         extra_body=endpoint.redactor.hide_in(parameters.extra_body),
-        task_path=str(prompt.path.absolute()) if values.task else prompt.name,
-        teacher=values.teacher,
+        task_path=str(prompt.path.absolute()) if config.task else prompt.name,
+        teacher=config.teacher,
         answers=prompt.answers,
-        keep=values.keep,
-        rationales=values.rationales,
+        keep=config.keep,
+        rationales=config.rationales,
         inputs=inputs.described,
     )
     with working(f"reading {output}"):
-        out = journal.Journal(output, asked, values.retry_failed)
-    prices = Prices(values.price_per_million_input_tokens, values.price_per_million_output_tokens)
-    budget = Budget(out.totals, prices, values.max_tokens_total, values.max_cost)
-    bar = ProgressBar(inputs.size * values.samples, out.finished, prices)
+        out = journal.Journal(output, asked, config.retry_failed)
+    prices = Prices(config.price_per_million_input_tokens, config.price_per_million_output_tokens)
+    budget = Budget(out.totals, prices, config.max_tokens_total, config.max_cost)
+    bar = ProgressBar(inputs.size * config.samples, out.finished, prices)
     if out.mended:
         bar.say(f"{output}: {out.mended}")
     if out.totals.uncounted:
@@ -271,11 +315,11 @@ def _extract(values: flags.FlagValues) -> int:
                 out,
                 budget,
                 Settings(
-                    values.samples,
-                    values.rationalise,
-                    values.max_in_flight,
-                    values.max_attempts,
-                    values.outage_seconds,
+                    config.samples,
+                    config.rationalise,
+                    config.max_in_flight,
+                    config.max_attempts,
+                    config.outage_seconds,
                 ),
                 bar.update,
                 note,
@@ -283,14 +327,21 @@ def _extract(values: flags.FlagValues) -> int:
             outcome = extraction.run(inputs.examples())
     finally:
         out.close()
-    whole = not (values.shard or values.limit)
-    _print_outcome(output, inputs, prompt, out.totals, outcome, prices)
+    whole = not (config.shard or config.limit)
+    measured = _print_outcome(output, inputs, prompt, out.totals, outcome, prices)
     if outcome.stopped is not None:
         terminal.say(f"{outcome.stopped}; the same command continues {output}", stderr=True)
-        return outcome.exit_status
-    if whole:
+    elif whole:
         _finish(output, inputs)
-    return 0
+    return ExtractResult(
+        output=output,
+        examples=measured.examples,
+        parsed=measured.parsed,
+        failed=measured.failed,
+        accuracy=measured.accuracy,
+        stopped=outcome.stopped,
+        exit_status=outcome.exit_status,
+    )
 
 
 def _check_first_input(prompt: Prompt, inputs: Inputs, rationalise: bool) -> None:
@@ -306,7 +357,7 @@ def _check_first_input(prompt: Prompt, inputs: Inputs, rationalise: bool) -> Non
 
 def _print_outcome(
     output: str, inputs: Inputs, prompt: Prompt, totals: Any, outcome: Any, prices: Any
-) -> None:
+) -> Quality:
     from distill_sbs.teacher import console, quality
 
     with console.working(f"counting {output}"):
@@ -316,6 +367,7 @@ def _print_outcome(
         measured = quality.measure(judged, prompt.answers == "equation")
         index.close()
     console.print_outcome(f"{prompt.name}: {output}", measured, totals, outcome, prices)
+    return measured
 
 
 def _finish(output: str, inputs: Inputs) -> None:
@@ -341,13 +393,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, options.define, options.DESCRIPTION)
-    options.check(values)
+    config = options.read(values)
     if values.show_prompt is not None:
-        return _show_prompt(values)
+        return _show_prompt(config, values.show_prompt)
     if values.merge:
-        return _merge(values)
-    return _report(values) if values.report else _extract(values)
+        return _merge(config, values.merge)
+    if values.report:
+        return _report(config, values.results, values.report_json)
+    return extract(config).exit_status
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,9 +18,10 @@ from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.run_main import run_main
-from distill_sbs.errors import UserError
+from distill_sbs.errors import SourceError, UserError
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
 DESCRIPTION = "Prepares a dataset: raw inputs and teacher outputs become records to train on."
@@ -113,33 +114,116 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    source_dir = values.source_dir or os.environ.get(SOURCE_DIR_VARIABLE) or None
+    names = values.dataset
+    if values.teacher_outputs and len(names) > 1:
+        raise UserError("--teacher_outputs are those of one dataset; give one --dataset")
+    options = {name: values[name].value for name in ("source_dir", "data_dir", "splits", "teacher")}
+    options["teacher_outputs"] = tuple(values.teacher_outputs or ())
+    options["task_files"] = tuple(values.task_file)
+    _check(_source_dir(values.source_dir), values.teacher, options["teacher_outputs"])
+    # Importing TensorFlow takes seconds: what can be refused without it has been.
+    quiet_tensorflow.import_tensorflow()
+    from distill_sbs.data import registration, settings
+    from distill_sbs.data.records import build
+
+    registration.load_task_files(values.task_file)
+    names = list(registration.DATASETS) if names == ["all"] else names
+    for name in names:
+        build.check_splits(registration.get_dataset(name), values.splits)
+    data_dir = values.data_dir or settings.default_data_dir()
+    failed = 0
+    for name in names:
+        earlier = _joined_teachers(data_dir, name)
+        try:
+            info = prepare(name, **options)
+        except SourceError as error:
+            terminal.say(f"error: {name}: {error}", stderr=True)
+            failed += 1
+            continue
+        print_summary(info)
+        terminal.say(f"written to {os.path.join(data_dir, name)}")
+        for split, teacher in sorted(earlier - _joined_in(info)):
+            terminal.say(
+                f"note: {split} holds {teacher}'s outputs no more: it was prepared anew; "
+                f"--teacher={teacher} joins them again"
+            )
+    return 2 if failed else 0
+
+
+def prepare(
+    dataset: str,
+    *,
+    source_dir: str | None = None,
+    data_dir: str | None = None,
+    splits: Sequence[str] | None = None,
+    teacher: str | None = None,
+    teacher_outputs: Sequence[str] = (),
+    task_files: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Prepares one dataset, or joins a teacher's outputs with what is prepared.
+
+    Args:
+      dataset: its name, such as 'cqa'; a registered one.
+      source_dir: folder of the raw data, local or gs://. Default: $DISTILL_SBS_SOURCE_DIR.
+      data_dir: folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR, else
+        ~/.cache/distill_sbs.
+      splits: prepares only these; splits prepared earlier stay. None: all.
+      teacher: joins this teacher's outputs with the records, by id.
+      teacher_outputs: files that `extract` wrote. Default: those that it wrote for this teacher.
+      task_files: registration files of your own.
+
+    Returns:
+      What `info.json` says: per split the examples, and per teacher how many outputs are unparsed,
+      the accuracy of its labels (0 to 1) and the mean length of its rationales in words.
+
+    Raises:
+      UserError: an unknown dataset or split, or arguments that do not go together.
+      SourceError: raw data that is missing or malformed; what was prepared before stays as it was.
+    """
+    for name, value in {"splits": splits, "teacher_outputs": teacher_outputs}.items():
+        if isinstance(value, str):
+            raise UserError(f"{name}={value!r}: expected a list of texts, such as [{value!r}]")
+    source_dir = _source_dir(source_dir)
+    _check(source_dir, teacher, teacher_outputs)
+    quiet_tensorflow.import_tensorflow()
+    from distill_sbs.data import registration, settings
+    from distill_sbs.data.records import build
+
+    registration.load_task_files(task_files)
+    spec = registration.get_dataset(dataset)
+    build.check_splits(spec, splits)
+    data_dir = data_dir or settings.default_data_dir()
+    if teacher is None:
+        return build.prepare_dataset(spec, source_dir, data_dir, splits)
+    files = list(teacher_outputs) or _default_outputs(data_dir, dataset, teacher)
+    return build.join_teacher(spec, source_dir, data_dir, teacher, files, splits)
+
+
+def _source_dir(given: str | None) -> str | None:
+    return given or os.environ.get(SOURCE_DIR_VARIABLE) or None
+
+
+def _check(source_dir: str | None, teacher: str | None, teacher_outputs: Sequence[str]) -> None:
+    """Refuses what can be refused before TensorFlow is imported."""
     if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
         raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
-    _check_teacher_flags(values)
-    return _prepare(values, source_dir)
-
-
-def _check_teacher_flags(values: flags.FlagValues) -> None:
-    if values.teacher_outputs and not values.teacher:
+    if teacher_outputs and not teacher:
         raise UserError("--teacher_outputs needs --teacher=NAME, the name to call the teacher by")
-    if values.teacher_outputs and len(values.dataset) > 1:
-        raise UserError("--teacher_outputs are those of one dataset; give one --dataset")
-    for path in values.teacher_outputs or []:
+    for path in teacher_outputs:
         if not os.path.isfile(path):
             raise UserError(f"--teacher_outputs={path}: no such file")
 
 
-def _output_files(values: flags.FlagValues, dataset: str, data_dir: str) -> list[str]:
+def _default_outputs(data_dir: str, dataset: str, teacher: str) -> list[str]:
     from distill_sbs.data.readers import responses
 
-    files = values.teacher_outputs or responses.default_files(data_dir, dataset, values.teacher)
+    files = responses.default_files(data_dir, dataset, teacher)
     if not files:
-        folder = responses.default_folder(data_dir, dataset, values.teacher)
+        folder = responses.default_folder(data_dir, dataset, teacher)
         raise UserError(
-            f"no outputs of {values.teacher}: {folder} holds no .jsonl file; name what extract "
+            f"no outputs of {teacher}: {folder} holds no .jsonl file; name what extract "
             "wrote with --teacher_outputs=FILE, or make it:\n  python -m distill_sbs.extract "
-            f"--dataset={dataset} --split=train --teacher={values.teacher} --data_dir={data_dir} "
+            f"--dataset={dataset} --split=train --teacher={teacher} --data_dir={data_dir} "
             "--base_url=… --model=…"
         )
     return files
@@ -164,47 +248,7 @@ def _joined_teachers(data_dir: str, dataset: str) -> set[tuple[str, str]]:
         return set()
 
 
-def _prepare(values: flags.FlagValues, source_dir: str | None) -> int:
-    # Importing TensorFlow takes seconds: what can be refused without it has been.
-    quiet_tensorflow.import_tensorflow()
-    from distill_sbs.data import registration, settings
-    from distill_sbs.data.dataset import SourceError
-    from distill_sbs.data.records import build
-
-    registration.load_task_files(values.task_file)
-    names = list(registration.DATASETS) if values.dataset == ["all"] else values.dataset
-    specs = [registration.get_dataset(name) for name in names]
-    for spec in specs:
-        build.check_splits(spec, values.splits)
-    data_dir = values.data_dir or settings.default_data_dir()
-    failed = 0
-    for spec in specs:
-        earlier = _joined_teachers(data_dir, spec.name)
-        try:
-            if values.teacher:
-                info = build.join_teacher(
-                    spec,
-                    source_dir,
-                    data_dir,
-                    values.teacher,
-                    _output_files(values, spec.name, data_dir),
-                    values.splits,
-                )
-            else:
-                info = build.prepare_dataset(spec, source_dir, data_dir, values.splits)
-        except SourceError as error:
-            print(f"error: {spec.name}: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        print_summary(info)
-        print(f"written to {os.path.join(data_dir, spec.name)}")
-        for split, teacher in sorted(earlier - _joined_in(info)):
-            print(
-                f"note: {split} holds {teacher}'s outputs no more: it was prepared anew; "
-                f"--teacher={teacher} joins them again"
-            )
-    return 2 if failed else 0
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     # A preempted job clears its half-written folder away, as one stopped by Ctrl-C does.

@@ -19,6 +19,7 @@ from typing import Any
 
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -415,6 +416,8 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
         yield f"INITIAL_CHECKPOINT_PATH={run.initial_checkpoint_path} fits the student"
     yield "nothing was started; not looked at: devices, and whether the batch divides over them"
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     command_line.run(

@@ -105,3 +105,12 @@ class Student:
         inputs = [self.tokens(text, task) for text in texts]
         outputs = (decoder or self.decoder())(self.params, inputs, advance)
         return [self.text(output) for output in outputs]
+
+    def explain(
+        self,
+        texts: Sequence[str],
+        decoder: batch_decoder.Decoder | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[str]:
+        """Explains texts without prefixes: a rationale for each, as `answer` with 'rationale'."""
+        return self.answer(texts, "rationale", decoder, advance)

@@ -1,13 +1,18 @@
-"""The flags of `python -m distill_sbs.extract`, and which of them go together.
+"""Every option of an extraction, once: its name, type, default and help; the flags are made of it.
 
-Enters: nothing. Leaves: defined flags; a `UserError` where two contradict each other.
+Enters: values from Python, or the command line of `python -m distill_sbs.extract`. Leaves: an
+`ExtractConfig` whose values go together, or a `UserError` that names the option.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -23,158 +28,174 @@ DESCRIPTION = (
     "4 the endpoint answers nobody, 130/143 interrupted. After 3, 4 and 130/143 the same command\n"
     "continues."
 )
+# What `extract` can do besides asking; these are flags, not options.
 MODES = ("report", "merge", "show_prompt")
+_RANGES = {int: "a whole number", float: "a number"}
 
 
-def define(values: flags.FlagValues) -> None:
-    """Defines the flags of `python -m distill_sbs.extract`."""
+def _option(
+    help: str,
+    default: Any = None,
+    *,
+    lowest: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field with what its flag says."""
+    described = {"help": help, "lowest": lowest, "choices": choices}
+    return dataclasses.field(default=default, metadata=described)
 
-    def text(name: str, description: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, description, flag_values=values)
 
-    def number(name: str, default: float | None, description: str, lowest: float = 0.0) -> None:
-        description += "" if default is None else f" Default: {default:g}."
-        flags.DEFINE_float(name, default, description, flag_values=values, lower_bound=lowest)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What a teacher is asked, how, and what is kept of it; each field is a flag of `extract`.
 
-    def whole(name: str, default: int | None, description: str, lowest: int = 1) -> None:
-        description += "" if default is None else f" Default: {default}."
-        flags.DEFINE_integer(name, default, description, flag_values=values, lower_bound=lowest)
+    Inputs are `input`, or `dataset` with `split`. `model` is the only other one that `extract`
+    cannot do without; `output` has a default where `dataset`, `split` and `teacher` are given.
 
-    def switch(name: str, description: str) -> None:
-        flags.DEFINE_bool(name, False, description, flag_values=values)
+    Raises:
+      UserError: a value of another type or out of range, or two that contradict each other.
+    """
 
     # What is asked.
-    text(
-        "task",
-        f"Prompt and parser: {', '.join(prompts.known_tasks())}, a TOML file of your own, or a"
-        " folder with one (and a parser.py). Default: the data set's.",
+    task: str | None = _option(
+        "Prompt and parser: {tasks}, a TOML file of your own, or a folder with one (and a"
+        " parser.py). Default: the data set's."
     )
-    text("input", 'JSON lines {"id", "input"}, "label" optional; or a published inputs file.')
-    text("dataset", "Prepared data in place of --input, such as cqa.")
-    text("split", "The split of --dataset: train, validation or test; train+validation for both.")
-    text("data_dir", "Prepared records. Default: $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs.")
-    flags.DEFINE_multi_string(
-        "task_file", [], "A registration file of your own; repeatable.", flag_values=values
+    input: str | None = _option(
+        'JSON lines {"id", "input"}, "label" optional; or a published inputs file.'
     )
-    whole("limit", None, "Asks about the first so many inputs only.")
-    text("shard", "i/n: every n-th input from the i-th, counted from 0; merge with --merge.")
-    text(
-        "output",
+    dataset: str | None = _option("Prepared data in place of --input, such as cqa.")
+    split: str | None = _option(
+        "The split of --dataset: train, validation or test; train+validation for both."
+    )
+    data_dir: str | None = _option(
+        "Prepared records. Default: $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs."
+    )
+    task_file: tuple[str, ...] = _option("A registration file of your own; repeatable.", ())
+    limit: int | None = _option("Asks about the first so many inputs only.", lowest=1)
+    shard: str | None = _option(
+        "i/n: every n-th input from the i-th, counted from 0; merge with --merge."
+    )
+    output: str | None = _option(
         "Where answers go: a JSONL file. Default with --dataset and --teacher:"
-        " DATA_DIR/teachers/{dataset}/{teacher}/{split}.jsonl, where prepare --teacher looks.",
+        " DATA_DIR/teachers/{dataset}/{teacher}/{split}.jsonl, where prepare --teacher looks."
     )
-    text("teacher", "A name of your choice for this teacher, in file names and results.json.")
+    teacher: str | None = _option(
+        "A name of your choice for this teacher, in file names and results.json."
+    )
 
     # Who is asked, and how.
-    text(
-        "base_url",
+    base_url: str | None = _option(
         "The endpoint, http://localhost:8000/v1 for example. Default: $OPENAI_BASE_URL, else"
-        " OpenAI's.",
+        " OpenAI's."
     )
-    text("model", "The endpoint's name of the model.")
-    switch("completion", "Sends the prompt as plain text (/completions), not as a chat.")
-    whole("samples", 1, "Answers to each input; the labels are voted on.")
-    number("temperature", None, "Default: 0 (greedy) for one sample, 0.7 for several.")
-    flags.DEFINE_integer("seed", None, "Sample k is asked for with seed + k.", flag_values=values)
-    whole("max_tokens", None, "The longest answer. Default: the prompt's.")
-    switch("rationalise", "Gives the gold label away and asks for the rationale only.")
-    text("extra_body", "JSON object of further request fields, the endpoint's own.")
+    model: str | None = _option("The endpoint's name of the model.")
+    completion: bool = _option(
+        "Sends the prompt as plain text (/completions), not as a chat.", False
+    )
+    samples: int = _option("Answers to each input; the labels are voted on.", 1, lowest=1)
+    temperature: float | None = _option(
+        "Default: 0 (greedy) for one sample, 0.7 for several.", lowest=0.0
+    )
+    seed: int | None = _option("Sample k is asked for with seed + k.")
+    max_tokens: int | None = _option("The longest answer. Default: the prompt's.", lowest=1)
+    rationalise: bool = _option("Gives the gold label away and asks for the rationale only.", False)
+    extra_body: Mapping[str, Any] | None = _option(
+        "JSON object of further request fields, the endpoint's own."
+    )
 
     # What is kept.
-    flags.DEFINE_enum(
-        "keep",
-        "all",
-        responses.KEEP,
+    keep: str = _option(
         "Which answers count: all, parsed ones, or those agreeing with gold. May be changed later:"
         " every answer stays in --output.",
-        flag_values=values,
+        "all",
+        choices=responses.KEEP,
     )
-    flags.DEFINE_enum(
-        "rationales",
-        "one",
-        responses.RATIONALES,
+    rationales: str = _option(
         "Of several samples: one of the majority's rationales, or all of them.",
-        flag_values=values,
+        "one",
+        choices=responses.RATIONALES,
     )
 
     # How fast, how long, how much.
-    whole("max_in_flight", 32, "The most calls at a time; fewer while the endpoint says so.")
-    number("timeout_seconds", 120.0, "The longest that a call may take.", 0.01)
-    whole("max_attempts", 6, "Calls about one input before it is written as failed.")
-    number("outage_seconds", 600.0, "How long the endpoint may answer nobody before the run ends.")
-    switch("retry_failed", "Asks again about inputs that were written as failed.")
-    whole("max_tokens_total", None, "Stops when so many tokens are used, earlier runs included.")
-    number("max_cost", None, "Stops when so much is spent; needs both prices.")
-    number("price_per_million_input_tokens", None, "For the cost shown, and --max_cost.")
-    number("price_per_million_output_tokens", None, "Likewise.")
-
-    # Other modes.
-    whole("show_prompt", None, "Prints the prompt of example i, counted from 0, and stops.", 0)
-    switch("report", "Prints what an output is worth, calls nobody.")
-    text("results", "With --report: folder for results.json, the teacher as a baseline.")
-    text("report_json", "With --report: file for the figures as JSON.")
-    flags.DEFINE_list(
-        "merge", [], "Output files to merge into --output, by id.", flag_values=values
+    max_in_flight: int = _option(
+        "The most calls at a time; fewer while the endpoint says so.", 32, lowest=1
     )
+    timeout_seconds: float = _option("The longest that a call may take.", 120.0, lowest=0.01)
+    max_attempts: int = _option(
+        "Calls about one input before it is written as failed.", 6, lowest=1
+    )
+    outage_seconds: float = _option(
+        "How long the endpoint may answer nobody before the run ends.", 600.0, lowest=0.0
+    )
+    retry_failed: bool = _option("Asks again about inputs that were written as failed.", False)
+    max_tokens_total: int | None = _option(
+        "Stops when so many tokens are used, earlier runs included.", lowest=1
+    )
+    max_cost: float | None = _option("Stops when so much is spent; needs both prices.", lowest=0.0)
+    price_per_million_input_tokens: float | None = _option(
+        "For the cost shown, and --max_cost.", lowest=0.0
+    )
+    price_per_million_output_tokens: float | None = _option("Likewise.", lowest=0.0)
+
+    def __post_init__(self) -> None:
+        """Checks each value, and that they go together."""
+        for field in dataclasses.fields(self):
+            _check_value(field, getattr(self, field.name))
+        if self.input and self.dataset:
+            raise UserError("--input and --dataset both name inputs; give one of them")
+        if self.teacher and not re.fullmatch(r"[a-z][a-z0-9_]*", self.teacher):
+            raise UserError(
+                f"--teacher={self.teacher}: expected lower-case letters, digits and underscores, a "
+                "letter first; the model's own name goes into --model"
+            )
+        if self.extra_body is not None:
+            _check_extra_body(self.extra_body)
+        prices = (self.price_per_million_input_tokens, self.price_per_million_output_tokens)
+        if self.max_cost is not None and None in prices:
+            raise UserError(
+                "--max_cost needs --price_per_million_input_tokens and "
+                "--price_per_million_output_tokens"
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"--samples={self.samples} at --temperature=0 would be the same answer so many "
+                "times; give a temperature such as 0.7"
+            )
 
 
-def check(values: flags.FlagValues) -> None:
-    """Refuses flags that do not go together.
-
-    Raises:
-      UserError: two of them contradict each other, or one holds what it cannot hold.
-    """
-    _check_values(values)
-    if values.input and values.dataset:
-        raise UserError("--input and --dataset both name inputs; give one of them")
-    if values.split and not (values.dataset or values.input or values.report):
-        raise UserError("--split needs --dataset")
-    chosen = [mode for mode in MODES if getattr(values, mode) not in (None, False, [])]
-    if len(chosen) > 1:
-        raise UserError(f"--{chosen[0]} and --{chosen[1]} are two things; do one after the other")
-    if values.teacher and not re.fullmatch(r"[a-z][a-z0-9_]*", values.teacher):
-        raise UserError(
-            f"--teacher={values.teacher}: expected lower-case letters, digits and underscores, a "
-            "letter first; the model's own name goes into --model"
-        )
-    prices = (values.price_per_million_input_tokens, values.price_per_million_output_tokens)
-    if values.max_cost is not None and None in prices:
-        raise UserError(
-            "--max_cost needs --price_per_million_input_tokens and "
-            "--price_per_million_output_tokens"
-        )
-    if values.samples > 1 and values.temperature == 0:
-        raise UserError(
-            f"--samples={values.samples} at --temperature=0 would be the same answer so many "
-            "times; give a temperature such as 0.7"
-        )
-    for name in ("results", "report_json"):
-        if getattr(values, name) and not values.report:
-            raise UserError(f"--{name} belongs to --report")
+def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
+    """A field's type without None, and whether it may be None."""
+    hint = typing.get_type_hints(ExtractConfig)[field.name]
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint, False
+    (kind,) = (each for each in typing.get_args(hint) if each is not type(None))
+    return kind, True
 
 
-def _check_values(values: flags.FlagValues) -> None:
-    """Refuses numbers that are none, and texts that no file or endpoint takes."""
-    for name in values:
-        value = getattr(values, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name}={value}: expected a number")
-        for text in value if isinstance(value, list) else [value]:
-            if json_lines.find_surrogate(text) is not None:
-                raise UserError(f"--{name}={text}: not UTF-8; use a name that is")
+def _check_value(field: dataclasses.Field[Any], value: object) -> None:
+    """Raises UserError for a value of another type, or out of range."""
+    kind, is_optional = _kind(field)
+    if value is None and is_optional:
+        return
+    kind = typing.get_origin(kind) or kind
+    if json_lines.find_surrogate([*value] if isinstance(value, tuple) else value):
+        raise UserError(f"--{field.name}={value}: not UTF-8; use a name that is")
+    lowest, choices = field.metadata["lowest"], field.metadata["choices"]
+    is_kind = isinstance(value, (int, float) if kind is float else kind)
+    if isinstance(value, bool) and kind is not bool:
+        is_kind = False
+    if is_kind and isinstance(value, int | float) and lowest is not None:
+        is_kind = math.isfinite(value) and value >= lowest
+    if is_kind and (not choices or value in choices):
+        return
+    wanted = " or ".join(choices) or _RANGES.get(kind) or f"a {kind.__name__}"
+    bound = "" if lowest is None else f" of at least {lowest:g}"
+    raise UserError(f"--{field.name}={value!r}: expected {wanted}{bound}")
 
 
-def read_extra_body(text: str | None) -> dict[str, Any] | None:
-    """The value of --extra_body.
-
-    Raises:
-      UserError: it is no JSON object, or holds a field that is not for it to set.
-    """
-    if not text:
-        return None
-    body = json_lines.parse_json(text, "--extra_body")
-    if not isinstance(body, dict):
-        raise UserError(f"--extra_body={text}: expected a JSON object")
+def _check_extra_body(body: Mapping[str, Any]) -> None:
+    """Raises UserError for a field that is not for it to set, or what is no JSON."""
     for name in ("messages", "prompt", "model"):
         if name in body:
             raise UserError(f"--extra_body sets {name!r}, which comes from other flags; leave it")
@@ -185,6 +206,80 @@ def read_extra_body(text: str | None) -> dict[str, Any] | None:
         )
     try:
         json.dumps(body, allow_nan=False)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UserError("--extra_body holds NaN or Infinity, which are no JSON") from None
+
+
+# ---------------------------------- flags ------------------------------------
+
+
+def define(values: flags.FlagValues) -> None:
+    """Defines the flags of `python -m distill_sbs.extract`."""
+    for field in dataclasses.fields(ExtractConfig):
+        _define_flag(values, field)
+    flags.DEFINE_integer(
+        "show_prompt",
+        None,
+        "Prints the prompt of example i, counted from 0, and stops.",
+        flag_values=values,
+        lower_bound=0,
+    )
+    flags.DEFINE_bool(
+        "report", False, "Prints what an output is worth, calls nobody.", flag_values=values
+    )
+    for name, help in {
+        "results": "With --report: folder for results.json, the teacher as a baseline.",
+        "report_json": "With --report: file for the figures as JSON.",
+    }.items():
+        flags.DEFINE_string(name, None, help, flag_values=values)
+    flags.DEFINE_list(
+        "merge", [], "Output files to merge into --output, by id.", flag_values=values
+    )
+
+
+def _define_flag(values: flags.FlagValues, field: dataclasses.Field[Any]) -> None:
+    kind, _ = _kind(field)
+    help = field.metadata["help"].replace("{tasks}", ", ".join(prompts.known_tasks()))
+    lowest, choices, default = field.metadata["lowest"], field.metadata["choices"], field.default
+    if kind in (int, float):
+        help += "" if default is None else f" Default: {default:g}."
+        make = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+        make(field.name, default, help, flag_values=values, lower_bound=lowest)
+    elif kind is bool:
+        flags.DEFINE_bool(field.name, default, help, flag_values=values)
+    elif choices:
+        flags.DEFINE_enum(field.name, default, choices, help, flag_values=values)
+    elif typing.get_origin(kind) is tuple:
+        flags.DEFINE_multi_string(field.name, [], help, flag_values=values)
+    else:
+        flags.DEFINE_string(field.name, default, help, flag_values=values)
+
+
+def read(values: flags.FlagValues) -> ExtractConfig:
+    """The options among the flags.
+
+    Raises:
+      UserError: they, or the flags beside them, do not go together.
+    """
+    given = {field.name: values[field.name].value for field in dataclasses.fields(ExtractConfig)}
+    given["task_file"] = tuple(given["task_file"])
+    given["extra_body"] = _parse_object("extra_body", given["extra_body"])
+    config = ExtractConfig(**given)
+    if config.split and not (config.dataset or config.input or values.report):
+        raise UserError("--split needs --dataset")
+    chosen = [mode for mode in MODES if getattr(values, mode) not in (None, False, [])]
+    if len(chosen) > 1:
+        raise UserError(f"--{chosen[0]} and --{chosen[1]} are two things; do one after the other")
+    for name in ("results", "report_json"):
+        if getattr(values, name) and not values.report:
+            raise UserError(f"--{name} belongs to --report")
+    return config
+
+
+def _parse_object(name: str, text: str | None) -> dict[str, Any] | None:
+    if not text:
+        return None
+    body = json_lines.parse_json(text, f"--{name}")
+    if not isinstance(body, dict):
+        raise UserError(f"--{name}={text}: expected a JSON object")
     return body
