@@ -7,6 +7,7 @@ import functools
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -59,13 +60,22 @@ def belongs(name: str, part: str) -> bool:
     return name == part or name.startswith(part + ".")
 
 
+def executed_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node below, but for the body of `if TYPE_CHECKING:`, which never runs."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from executed_nodes(child)
+
+
 @functools.cache
 def imports() -> dict[str, frozenset[str]]:
     """Module of ours -> every name it imports anywhere in its text, in full."""
     found = {}
     for path in MODULES:
         names: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in executed_nodes(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
