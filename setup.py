@@ -36,6 +36,8 @@ INSTALL_REQUIRES = [
     # clu writes TensorBoard's events, and imports it to do so.
     "tensorboard>=2.19,<3",
     "tensorstore>=0.1.80,<0.2",
+    # Makes the tokenizer.json of an export; needs huggingface_hub alone.
+    "tokenizers>=0.22,<0.24",
 ]
 
 EXTRAS_REQUIRE = {

@@ -27,10 +27,10 @@ from parity_pairs import (
     torch_labels,
     worst_tensor,
 )
+from parity_state import state_of_tree
 from parity_table import Measurement
 
 from distill_sbs import constants
-from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.model import losses, network
 
 ENCODED = "encoder output, largest difference"
@@ -135,7 +135,7 @@ def _our_outputs(pair: Pair, batch: Mapping[str, np.ndarray]) -> tuple[_Outputs,
             for index in range(layers):
                 layer = captured["intermediates"][stack][f"layers_{index}"]
                 above.append(np.asarray(layer["mlp"]["wi"]["__call__"][0]))
-    found = tensor_names.to_huggingface_state(gradients, config)
+    found = state_of_tree(gradients, config)
     return _Outputs(np.asarray(encoded), np.asarray(logits), float(loss), found), above
 
 

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import torch
 import transformers
+from parity_state import tree_of_state
 
 from distill_sbs import constants
-from distill_sbs.convert.huggingface import tensor_names
+from distill_sbs.convert.huggingface import settings
 from distill_sbs.model import config as configs
 from distill_sbs.model import network
 
@@ -47,7 +48,7 @@ def random_model(config: configs.T5Config, as_drawn: bool = False, seed: int = 0
     about 1 (as by T5's own initialiser; transformers gives v1.1 Base 28), and the end token's
     row so that it is likely now and then.
     """
-    values = transformers.T5Config(**tensor_names.config_to_huggingface(config))
+    values = transformers.T5Config(**settings.make_settings(config))
     # transformers 5 sets it for every T5, and would then draw v1.1 no projection of its own.
     values.tie_word_embeddings = config.logits_via_embedding
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -93,10 +94,10 @@ class Pair:
         """A pair with the weights of `random_model`."""
         theirs = random_model(student_config(size, version), as_drawn)
         # Read back from transformers' description: that way is compared as well.
-        config = tensor_names.config_from_huggingface(theirs.config.to_dict())
+        config = settings.read_settings(theirs.config.to_dict()).config
         assert config == student_config(size, version), config
         state = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
-        params = jax.device_put(tensor_names.from_huggingface_state(state, config))
+        params = jax.device_put(tree_of_state(state, config))
         return cls(theirs, network.Transformer(config), params)
 
 

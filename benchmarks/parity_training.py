@@ -24,11 +24,11 @@ from parity_pairs import (
     worst,
     worst_tensor,
 )
+from parity_state import state_of_tree
 from parity_table import Measurement
 
 from distill_sbs import constants
 from distill_sbs.config import OptimizerConfig
-from distill_sbs.convert.huggingface import tensor_names
 from distill_sbs.model import decoding
 from distill_sbs.training import optimizer, train_step
 
@@ -191,10 +191,10 @@ def compare_training(pair: Pair, examples: Examples, batch_size: int) -> list[Me
     The pair is afterwards what it was.
     """
     batches = _batches(examples, batch_size)
-    initial = tensor_names.to_huggingface_state(pair.params, pair.ours.config)
+    initial = state_of_tree(pair.params, pair.ours.config)
     expected_losses = _train_theirs(pair.theirs, batches)
     found_losses, params = _train_ours(pair, batches)
-    found = tensor_names.to_huggingface_state(params, pair.ours.config)
+    found = state_of_tree(params, pair.ours.config)
     del params
     expected = _parameters(pair.theirs)
     measured = _differences(found_losses, found, expected_losses, expected, initial)
@@ -210,7 +210,7 @@ def rounding_of_training(pair: Pair, examples: Examples, batch_size: int) -> lis
     multiplies what the last one left. The names are those of `compare_training`.
     """
     batches = _batches(examples, batch_size)
-    initial = tensor_names.to_huggingface_state(pair.params, pair.ours.config)
+    initial = state_of_tree(pair.params, pair.ours.config)
     single_losses = _train_theirs(pair.theirs, batches)
     single = {name: value.copy() for name, value in _parameters(pair.theirs).items()}
     _restore(pair.theirs, initial)

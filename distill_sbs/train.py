@@ -81,7 +81,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.description import check_same_run
-    from distill_sbs.convert import forms
+    from distill_sbs.convert.open import open_source
     from distill_sbs.data import registration, settings, vocabulary
 
     settings.use(
@@ -118,7 +118,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     pretrained = None
     if config.run.initial_checkpoint_path is not None and newest is None:
         try:
-            pretrained = forms.open_source(config.run.initial_checkpoint_path)
+            pretrained = open_source(config.run.initial_checkpoint_path)
             pretrained.check(architecture)
         except UserError as error:
             raise UserError(
@@ -164,7 +164,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.checkpointer import Checkpointer
     from distill_sbs.cli.progress import show_progress, show_values
-    from distill_sbs.convert import source
+    from distill_sbs.convert.sharded import read_sharded
     from distill_sbs.data import registration
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
@@ -252,7 +252,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     elif pretrained is not None:
         values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
         with show_values("reading", values, silent=jax.process_index() > 0) as advance:
-            params = source.place(pretrained, abstract.params, advance)
+            params = read_sharded(pretrained, abstract.params, advance)
         # Of the optimizer's state alone: random parameters are never made.
         state = jax.jit(
             lambda: initial_state(model, update, run.random_seed).replace(params={}),

@@ -2,46 +2,41 @@
 
     python -m distill_sbs.convert --to=native --input=google/flan-t5-base --output=flan_t5_base
 
-Enters: a checkpoint of HuggingFace, T5X or distill_sbs. Leaves: one of another form, to the bit the
-same values, whole or not at all. One tensor of one layer is in memory at a time.
+Enters: the command line. Leaves: what `convert.write` wrote, and a summary of it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.cli.run_main import run_main
-from distill_sbs.data import sentencepiece_model as vocabularies
+from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 
+if TYPE_CHECKING:
+    from distill_sbs.convert.write import Converted
+
 DESCRIPTION = "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs."
-FORMS = {"hf": "HuggingFace", "t5x": "T5X", "native": "distill_sbs"}
-DTYPES = ("float32", "bfloat16", "float16")
+FORMS = ("hf", "t5x", "native")
 
 
 def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "from",
         None,
-        list(FORMS),
+        FORMS,
         "The form of --input. Default: recognised by its files.",
         flag_values=values,
     )
-    flags.DEFINE_enum(
-        "to", None, list(FORMS), "The form of --output.", flag_values=values, required=True
-    )
+    flags.DEFINE_enum("to", None, FORMS, "The form of --output.", flag_values=values, required=True)
     flags.DEFINE_string(
         "input",
         None,
@@ -69,7 +64,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "dtype",
         "float32",
-        DTYPES,
+        list(FLOAT_TYPES),
         "Of the values that --to=hf writes; others than float32 are rounded.",
         flag_values=values,
     )
@@ -96,152 +91,19 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise UserError("--vocabulary_file has no effect with --to=t5x, which carries none")
 
 
-def convert(
-    location: str,
-    output: str,
-    to: str,
-    *,
-    form: str | None = None,
-    vocabulary_file: str | None = None,
-    student: str | None = None,
-    dtype: str = "float32",
-    with_tokenizer: bool = True,
-    scan_layers: bool | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
-
-    Returns:
-      `tensors`, `parameters`, `bytes` of the output (None on gs://), `seconds`.
-
-    Raises:
-      UserError: something given cannot work; `output` is as it was before.
-      Interrupted: Ctrl-C or SIGTERM came; so it is then.
-    """
-    started = time.monotonic()
-    from distill_sbs.cli.progress import show_values
-    from distill_sbs.convert import forms
-    from distill_sbs.convert.source import parameters
-
-    forms.check_output(output, location, overwrite)
-    described = vocabularies.describe(vocabulary_file) if vocabulary_file else None
-    source = forms.open_source(location, form)
-    source.check(_expected(student, source.config) if student else source.config)
-    shapes = [parameter.shape for parameter in parameters(source.config)]
-    values = sum(math.prod(shape) for shape in shapes)
-
-    def write(folder: str, advance: Callable[[int], None]) -> None:
-        if to == "hf":
-            from distill_sbs.convert.huggingface.files import write_huggingface
-
-            write_huggingface(
-                source,
-                folder,
-                vocabulary=described,
-                with_tokenizer=with_tokenizer,
-                dtype=dtype,
-                advance=advance,
-            )
-        elif to == "t5x":
-            from distill_sbs.convert.t5x import files as t5x_files  # type: ignore[attr-defined]
-
-            scanned = source.config.scan_layers if scan_layers is None else scan_layers
-            t5x_files.write_t5x(source, folder, scan_layers=scanned, advance=advance)
-        else:
-            from distill_sbs.convert.native import write_native
-
-            write_native(
-                source, folder, vocabulary=described, scan_layers=scan_layers, advance=advance
-            )
-
-    with (
-        _Interruptions() as interruptions,
-        show_values(f"writing for {FORMS[to]}", values) as advance,
-        forms.appearing_whole(output) as folder,
-    ):
-
-        def advance_or_stop(count: int) -> None:
-            advance(count)
-            interruptions.check()
-
-        try:
-            write(folder, advance_or_stop)
-        except OSError as error:
-            raise UserError(f"--output={output} cannot be written ({error})") from None
-    return {
-        "tensors": len(shapes),
-        "parameters": values,
-        "bytes": _size(output),
-        "seconds": time.monotonic() - started,
-    }
-
-
-class Interrupted(Exception):
-    """A signal asked to stop, between two tensors."""
-
-
-class _Interruptions:
-    """Notes Ctrl-C and SIGTERM, for the writers, which have threads, to stop in between tensors."""
-
-    def __init__(self) -> None:
-        self._number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Interruptions:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _: Any) -> None:
-        self._number = number
-
-    def check(self) -> None:
-        """Raises `Interrupted`, with the signal's number, where one came."""
-        if self._number is not None:
-            raise Interrupted(self._number)
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def _expected(student: str, found: Any) -> Any:
-    """The configuration of a named size, with those fields of `found` that no file is about."""
-    from distill_sbs.model import config as configs
-
-    try:
-        config = configs.named_config(student)
-    except ValueError as error:
-        raise UserError(f"--student={student!r}: {error}") from None
-    free = ("dropout_rate", "dtype", "float32_attention_logits", "scan_layers", "remat_policy")
-    return dataclasses.replace(config, **{name: getattr(found, name) for name in free})
-
-
-def _size(output: str) -> int | None:
-    if "://" in output:
-        return None
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(output) for name in names]
-    return sum(os.path.getsize(file) for file in files)
-
-
-def print_summary(done: Mapping[str, Any], output: str) -> None:
+def print_summary(done: Converted, output: str) -> None:
     """Prints what was written, with the memory that this process took at most."""
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(show_header=False)
+    table = terminal.make_table()
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("tensors", f"{done['tensors']:,}")
-    table.add_row("parameters", f"{done['parameters']:,}")
-    if done["bytes"] is not None:
-        table.add_row("size", f"{done['bytes'] / 2**20:,.1f} MiB")
-    table.add_row("time", f"{done['seconds']:,.1f} s")
-    table.add_row("peak memory", f"{peak_memory_mib():,.0f} MiB")
-    console = rich.console.Console()
-    console.print(table)
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    terminal.add_row(table, "tensors", f"{done.tensors:,}")
+    terminal.add_row(table, "parameters", f"{done.parameters:,}")
+    if done.bytes is not None:
+        terminal.add_row(table, "size", f"{done.bytes / 2**20:,.1f} MiB")
+    terminal.add_row(table, "time", f"{done.seconds:,.1f} s")
+    terminal.add_row(table, "peak memory", f"{peak_memory_mib():,.0f} MiB")
+    terminal.make_console().print(table)
+    terminal.say(f"written to {output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,8 +116,11 @@ def _work(argv: Sequence[str]) -> int | None:
     _check_flags(values)
     # Nothing here computes; on an accelerator's machine it need not be woken.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Imported here: the command line has been checked by now, and this takes seconds.
+    from distill_sbs.convert.write import Interrupted, convert_checkpoint
+
     try:
-        done = convert(
+        done = convert_checkpoint(
             values.input,
             values.output,
             values.to,

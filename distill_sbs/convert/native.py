@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pathlib
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,18 +26,10 @@ import tensorstore
 from distill_sbs import constants
 from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.convert import forms
-from distill_sbs.convert.source import (
-    Index,
-    Parameter,
-    ParameterSource,
-    check_computation,
-    stack_by_stack,
-    stacked_path,
-)
+from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.errors import DamagedError, UserError
-from distill_sbs.model.axes import STACKED
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import MOST_LAYERS, T5Config
+from distill_sbs.model.parameters import STACKED, Parameter, list_by_stack, split_layer
 
 # Where no run of ours says otherwise: the paper's lengths (gin/methods/paper.gin), in tokens.
 TASK_FEATURE_LENGTHS = {
@@ -72,6 +66,12 @@ class NativeSource(ParameterSource):
         self.vocabulary = self.description.vocabulary
         self.config = self.description.student
         self._stored = orbax_adapter.stored_parameters(folder)
+        for path, stored in self._stored.items():
+            if f"/{STACKED}/" in path and not 0 < stored.shape[0] <= MOST_LAYERS:
+                raise DamagedError(
+                    f"{self.location}: tensor {path} of shape {tuple(stored.shape)}",
+                    f"{stored.shape[0]:,} layers, expected at most {MOST_LAYERS}",
+                )
         spans = [
             math.prod(stored.storage.chunk_shape) * np.dtype(stored.dtype).itemsize
             for path, stored in self._stored.items()
@@ -97,9 +97,8 @@ class NativeSource(ParameterSource):
         super().check(config)
         check_computation(self, config)
 
-    def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """See `ParameterSource`."""
-        stored, layer = (path, None) if path in self._stored else stacked_path(path)
+    def _read(self, path: str, index: Index | None) -> np.ndarray:
+        stored, layer = (path, None) if path in self._stored else split_layer(path)
         if stored not in self._stored:
             raise UserError(f"{self.location} has no tensor {path}")
         shape = tuple(self._stored[stored].shape)
@@ -130,7 +129,7 @@ class _Leaf:
     paths: tuple[str, ...]
     stacked: bool
     advance: Callable[[int], None]
-    dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
+    dtype: np.dtype[np.float32] = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
 
     @property
     def size(self) -> int:
@@ -206,7 +205,8 @@ def write_native(
 
     Args:
       source: of the parameters; checked.
-      output: a folder that does not exist, local or gs://.
+      output: a folder that does not exist or is empty, local or gs://. It is there, whole, when
+        this returns, or not at all.
       vocabulary: described as `data.sentencepiece_model.describe` does; default: the source's.
       scan_layers: whether layers are stored stacked; default: as `source.config` says.
       advance: called with the values written since the last call.
@@ -217,10 +217,10 @@ def write_native(
     config = source.config
     if scan_layers is not None:
         config = dataclasses.replace(config, scan_layers=scan_layers)
-    description = _description(source, config, vocabulary or source.vocabulary)
+    description = _describe(source, config, vocabulary or source.vocabulary)
     stacks: dict[str, list[Parameter]] = {}
-    for parameter in stack_by_stack(config):
-        path = stacked_path(parameter.path)[0] if config.scan_layers else parameter.path
+    for parameter in list_by_stack(config):
+        path = split_layer(parameter.path)[0] if config.scan_layers else parameter.path
         stacks.setdefault(path, []).append(parameter)
     params: dict[str, Any] = {}
     for path, parts in stacks.items():
@@ -241,15 +241,24 @@ def write_native(
         params,
     )
     handler = _LeafHandler()
+    if "://" not in output and pathlib.Path(output).is_dir():
+        pathlib.Path(output).rmdir()  # orbax makes it
     try:
         orbax_adapter.write_step(output, params, save_args, (_Leaf, handler), description)
     except BaseException:  # an interruption, too
         handler.stop()
-        forms.remove_unfinished(output)
+        _remove_unfinished(output)
         raise
 
 
-def _description(
+def _remove_unfinished(output: str) -> None:
+    """Removes what orbax wrote beside `output`, where it writes before it renames."""
+    if "://" not in output:
+        for leftover in pathlib.Path(output).parent.glob(f"{pathlib.Path(output).name}.orbax-*"):
+            shutil.rmtree(leftover)
+
+
+def _describe(
     source: ParameterSource, config: T5Config, vocabulary: Mapping[str, Any] | None
 ) -> RunDescription:
     """What the checkpoint will say; what a run of ours said of itself is kept."""
@@ -258,11 +267,7 @@ def _description(
             f"{source.location} carries no vocabulary, and a checkpoint of ours does; give "
             "--vocabulary_file: a SentencePiece model, 'bytes' or 'embedded'"
         )
-    if vocabulary["size"] > config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "
-            f"{config.vocab_size}; is it another model's? --vocabulary_file names it"
-        )
+    check_vocabulary(source, vocabulary)
     if source.description is not None:
         return dataclasses.replace(source.description, student=config, vocabulary=vocabulary)
     return RunDescription(

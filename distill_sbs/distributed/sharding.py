@@ -24,7 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_sbs.errors import UserError
-from distill_sbs.model import axes as parameter_axes
+from distill_sbs.model.parameters import find_logical_axes
 
 SLICE_AXIS = "slice"
 DATA_AXIS = "data"
@@ -194,7 +194,7 @@ def parameter_shardings(mesh: Mesh, params: Any, fsdp: bool = False) -> Any:
       params: arrays or shapes.
       fsdp: split them over the data axis too; they are gathered layer by layer as they are used.
     """
-    axes = parameter_axes.logical_axes(params)
+    axes = find_logical_axes(params)
     rules_of_axes = dict(LOGICAL_AXIS_RULES) | (dict(FSDP_RULES) if fsdp else {})
     return jax.tree.map(
         lambda leaf, names: NamedSharding(mesh, _spec(names, leaf.shape, mesh, rules_of_axes)),

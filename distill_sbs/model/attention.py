@@ -41,7 +41,7 @@ def matrix_product(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def gather_parameter(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """A parameter as products should find it on the devices: whole but for the model axis.
 
     Under FSDP parameters are split over the data axis too, along a dimension that products
@@ -52,8 +52,8 @@ def gathered(kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return nn.with_logical_constraint(kernel, axes)
 
 
-gathered.defvjp(
-    lambda kernel, axes: (gathered(kernel, axes), None),
+gather_parameter.defvjp(
+    lambda kernel, axes: (gather_parameter(kernel, axes), None),
     lambda axes, _, gradient: (gradient,),
 )
 
@@ -61,7 +61,7 @@ gathered.defvjp(
 class Dense(nn.Module):
     """x @ kernel, no bias; the kernel is float32, the product runs in `dtype`.
 
-    `axes` are the logical names of the kernel's dimensions (`parameter_axes`).
+    `axes` are the logical names of the kernel's dimensions (`model.parameters`).
     """
 
     features: int
@@ -74,7 +74,7 @@ class Dense(nn.Module):
         """[..., inputs] -> [..., features]."""
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        kernel = gathered(kernel.astype(self.dtype), self.axes)
+        kernel = gather_parameter(kernel.astype(self.dtype), self.axes)
         return matrix_product(inputs.astype(self.dtype), kernel)
 
 

@@ -10,27 +10,34 @@ Sizes are those of google-research/t5x (`t5x/examples/t5/t5_1_{0,1}/*.gin`), whi
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-DTYPES = ("float32", "bfloat16")
+from distill_sbs.dtypes import COMPUTE_DTYPES
+from distill_sbs.errors import nearest_names
+
 REMAT_POLICIES = ("none", "minimal", "full")
 # Names of activation functions that a feed-forward block may use ('linear' is the identity).
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 
+# No T5 has more than 24.
+MOST_LAYERS = 1000
 
-# No T5 is near these; a file that states more is no T5's, and would take all memory.
-_MOST = {
-    "vocab_size": 2**24,
-    "emb_dim": 2**20,
-    "num_heads": 2**16,
-    "head_dim": 2**16,
-    "mlp_dim": 2**22,
-    "num_encoder_layers": 2**10,
-    "num_decoder_layers": 2**10,
-    "relative_attention_num_buckets": 2**16,
-    "relative_attention_max_distance": 2**24,
+# Sizes, smallest and largest. No T5 comes near the largest; what is beyond them, in a file that
+# came from elsewhere, is refused before anything is laid out for it.
+_LIMITS = {
+    "vocab_size": (1, 2**24),
+    "emb_dim": (1, 2**24),
+    "num_heads": (1, 2**24),
+    "head_dim": (1, 2**24),
+    "mlp_dim": (1, 2**24),
+    "num_encoder_layers": (1, MOST_LAYERS),
+    "num_decoder_layers": (1, MOST_LAYERS),
+    # Fewer than four leave a direction of the encoder without a bucket for a distance of its own.
+    "relative_attention_num_buckets": (4, 1024),
+    "relative_attention_max_distance": (1, 2**20),
 }
 
 
@@ -83,32 +90,35 @@ class T5Config:
     remat_policy: str = "none"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mlp_activations, (list, tuple)):
-            raise ValueError(
-                f"T5Config.mlp_activations={self.mlp_activations!r}: expected one name in a list, "
-                "or two for a gated block, such as ('gelu', 'linear')"
-            )
         # gin and JSON bring lists; a frozen config must hash.
-        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name, most in _MOST.items():
+        if isinstance(self.mlp_activations, list):
+            object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name, (smallest, largest) in _LIMITS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise ValueError(
-                    f"T5Config.{name}={value!r}: expected a whole number, 1 to {most:,}"
-                )
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise _refusal(name, value, f"a whole number >= {smallest}")
+            if not smallest <= value <= largest:
+                raise _refusal(name, value, f"a whole number >= {smallest} and <= {largest:,}")
+        # The buckets of one direction of the decoder, half of them of one distance each.
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            raise _refusal(
+                "relative_attention_max_distance",
+                self.relative_attention_max_distance,
+                "more than half of relative_attention_num_buckets="
+                f"{self.relative_attention_num_buckets}",
+            )
+        if not _is_number(self.dropout_rate) or not 0.0 <= self.dropout_rate < 1.0:
+            raise _refusal("dropout_rate", self.dropout_rate, "0 <= rate < 1")
+        if not _is_number(self.layer_norm_epsilon) or not 0.0 <= self.layer_norm_epsilon < 1.0:
+            raise _refusal("layer_norm_epsilon", self.layer_norm_epsilon, "0 <= epsilon < 1")
         for name in ("logits_via_embedding", "float32_attention_logits", "scan_layers"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"T5Config.{name}={getattr(self, name)!r}: expected True or False")
-        for name in ("dropout_rate", "layer_norm_epsilon"):
-            value = getattr(self, name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not is_number or not 0.0 <= value < 1.0:
-                raise ValueError(f"T5Config.{name}={value!r}: expected a number ≥ 0 and < 1")
-        _check_choice("dtype", self.dtype, DTYPES)
+                raise _refusal(name, getattr(self, name), "True or False")
+        _check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
-        if len(self.mlp_activations) not in (1, 2):
+        if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):
             raise ValueError(
-                f"T5Config.mlp_activations={self.mlp_activations!r}: expected one "
+                f"T5Config.mlp_activations={reprlib.repr(self.mlp_activations)}: expected one "
                 "name, or two for a gated block, such as ('gelu', 'linear')"
             )
         for name in self.mlp_activations:
@@ -125,22 +135,35 @@ class T5Config:
         """Reads what `to_dict` wrote; fields left out take their defaults.
 
         Raises:
-          ValueError: an unknown field, with its near matches.
+          ValueError: no mapping; an unknown field, with its near matches; a value out of range.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{type(values).__name__} found, expected the fields of a T5Config")
         _check_fields(values)
         return cls(**values)
 
 
-def _check_choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        # A whole number may be too large for `isfinite`.
+        and (isinstance(value, int) or math.isfinite(value))
+    )
+
+
+def _refusal(field: str, value: object, expected: str) -> ValueError:
+    """The error for a value, which may be of any length."""
+    return ValueError(f"T5Config.{field}={reprlib.repr(value)}: expected {expected}")
+
+
+def _check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(
-            f"T5Config.{field}={value!r}: expected one of {', '.join(allowed)}"
-            + _near(str(value), allowed)
-        )
+        raise _refusal(field, value, f"one of {', '.join(allowed)}{_near(value, allowed)}")
 
 
-def _near(name: str, known: tuple[str, ...]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def _near(name: object, known: tuple[str, ...]) -> str:
+    matches = nearest_names(name, known) if isinstance(name, str) and len(name) < 100 else []
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
@@ -193,7 +216,7 @@ def named_config(name: str, /, **overrides: Any) -> T5Config:
     """
     if name not in _NAMED:
         raise ValueError(
-            f"unknown model size {name!r}{_near(str(name), CONFIG_NAMES)} "
+            f"unknown model size {name!r}{_near(name, CONFIG_NAMES)} "
             f"(sizes: {', '.join(CONFIG_NAMES)})"
         )
     _check_fields(overrides)

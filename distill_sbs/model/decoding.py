@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from distill_sbs import constants
 from distill_sbs.model import attention, layers, network
-from distill_sbs.model import axes as parameter_axes
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameters import find_axes
 
 Params = Mapping[str, Any]
 # What is added to the log-probability of a hypothesis that must not be chosen (transformers).
@@ -44,8 +44,8 @@ def _gather_once(params: Params, config: T5Config) -> Params:
         if path[-1].key != "kernel":
             return leaf
         name = "/".join(["decoder", *(each.key for each in path)])
-        axes = parameter_axes.axes_of(name, leaf.ndim)
-        return attention.gathered(leaf.astype(config.dtype), axes)
+        axes = find_axes(name, leaf.ndim)
+        return attention.gather_parameter(leaf.astype(config.dtype), axes)
 
     decoder = jax.tree_util.tree_map_with_path(gather, params["decoder"])
     return {**params, "decoder": decoder}

@@ -5,7 +5,7 @@ Out: encoder states [B, S, D], decoder states [B, T, D], logits float32 [B, T, V
 
 Parameter names and shapes are those of google-research/t5x (`t5x/examples/t5/network.py`), so
 that its checkpoints fit; with `scan_layers` the layers of a stack are one subtree `layers` with
-a leading layer axis (see `parameter_axes.py`). Parameters are plain float32 arrays; sharding
+a leading layer axis (see `model.parameters`). Parameters are plain float32 arrays; sharding
 them is the caller's business, by path.
 """
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from distill_sbs.model.attention import RelativePositionBias, gathered
+from distill_sbs.model.attention import RelativePositionBias, gather_parameter
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
@@ -111,7 +111,7 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
     """
     hidden = hidden.astype(config.dtype)
     axes = ("vocab", "embed") if config.logits_via_embedding else ("embed", "vocab")
-    weights = gathered(weights.astype(config.dtype), axes)
+    weights = gather_parameter(weights.astype(config.dtype), axes)
     if not config.logits_via_embedding:
         return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
     logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)

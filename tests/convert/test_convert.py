@@ -28,11 +28,12 @@ from source_examples import (
 
 from distill_sbs.config import TrainConfig
 from distill_sbs.convert import __main__ as command
-from distill_sbs.convert import forms
-from distill_sbs.convert import source as parameters
 from distill_sbs.convert.huggingface.files import HuggingFaceSource, write_huggingface
 from distill_sbs.convert.native import NativeSource, write_native
+from distill_sbs.convert.open import open_source, recognise_form
+from distill_sbs.convert.sharded import read_sharded
 from distill_sbs.errors import UserError
+from distill_sbs.files import replace_folder
 from distill_sbs.inference.student import Student
 from distill_sbs.model import config as configs
 from distill_sbs.train import train
@@ -90,7 +91,7 @@ def test_through_t5x(given: tuple[pathlib.Path, Memory], tmp_path: pathlib.Path)
     for stacked in ("--noscan_layers", "--scan_layers"):
         theirs, back = tmp_path / f"t5x{stacked}", tmp_path / f"back{stacked}"
         assert convert("--to=t5x", f"--input={folder}", f"--output={theirs}", stacked) == 0
-        assert forms.recognised_form(str(theirs)) == "t5x"
+        assert recognise_form(str(theirs)) == "t5x"
         arguments = [f"--input={theirs}", f"--output={back}"]
         assert convert("--to=hf", *arguments) == 2
         assert convert("--to=hf", *arguments, "--vocabulary_file=bytes") == 0
@@ -107,7 +108,7 @@ def test_every_form_is_recognised(
     (tmp_path / "t5x_run" / "checkpoint_1000" / "checkpoint").write_bytes(b"")
     (tmp_path / "orbax" / "checkpoint_1000" / "state").mkdir(parents=True)
     found = {
-        location: forms.recognised_form(str(tmp_path / location))
+        location: recognise_form(str(tmp_path / location))
         for location in (
             "given",
             "native",
@@ -119,18 +120,18 @@ def test_every_form_is_recognised(
         )
     }
     assert list(found.values()) == ["hf", "native", "native", "native", "t5x", "t5x", "t5x"]
-    assert forms.recognised_form("google/t5-v1_1-base") == "hf"
-    assert_same_values(forms.open_source(str(folder)), memory)
+    assert recognise_form("google/t5-v1_1-base") == "hf"
+    assert_same_values(open_source(str(folder)), memory)
 
 
 def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint of a known form, but holiday.jpg; expect"):
-        forms.open_source(str(tmp_path))
+        open_source(str(tmp_path))
     with pytest.raises(UserError, match="is a file; expected the folder"):
-        forms.open_source(str(tmp_path / "holiday.jpg"))
+        open_source(str(tmp_path / "holiday.jpg"))
     with pytest.raises(UserError, match="no such checkpoint"):
-        forms.open_source(str(tmp_path / "nothing"))
+        open_source(str(tmp_path / "nothing"))
 
 
 @pytest.mark.slow
@@ -163,7 +164,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -
         )
         sizes.append(sum(file.stat().st_size for file in (folder / "hf").iterdir()) / 2**20)
         for written in ("back", "again"):
-            source = forms.open_source(str(folder / written))
+            source = open_source(str(folder / written))
             path = f"decoder/layers_{layers - 1}/mlp/wo/kernel"
             np.testing.assert_array_equal(source.read(path), Drawn(config).read(path))
         shutil.rmtree(folder)
@@ -251,8 +252,8 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
     (output / "precious").write_text("kept")
     memory = Memory(**BYTE_SIZED)
     memory.fails_at = 9
-    with pytest.raises(OSError, match="gone"), forms.appearing_whole(str(output)) as folder:
-        write_native(memory, folder, vocabulary={"kind": "bytes", "size": 259})
+    with pytest.raises(OSError, match="gone"), replace_folder(str(output)) as folder:
+        write_native(memory, str(folder), vocabulary={"kind": "bytes", "size": 259})
     assert names(tmp_path) == {"new"}
     assert names(output) == {"precious"}
 
@@ -324,9 +325,7 @@ def test_training_starts_from_every_form(
         location = tmp_path / "t5x"
         t5x_files.write_t5x(HuggingFaceSource(str(folder)), str(location))
     params = trained(tmp_path / "run", tiny_data, initial_checkpoint_path=str(location))
-    jax.tree.map(
-        np.testing.assert_array_equal, params, parameters.place(memory, stacked_like(memory))
-    )
+    jax.tree.map(np.testing.assert_array_equal, params, read_sharded(memory, stacked_like(memory)))
     assert "another vocabulary" not in capsys.readouterr().err
     if form == "hf":  # a run that goes on does not need it any more
         shutil.rmtree(location)
@@ -373,13 +372,13 @@ def test_another_vocabulary_is_warned_of(
 
     write_native(memory, str(native), vocabulary=vocabulary.describe("embedded"))
     overrides = {"vocab_size": 512, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24}
-    with pytest.raises(UserError, match="KEEP_CHECKPOINTS=0"):  # which is checked next
+    with pytest.raises(UserError, match="NUM_MODEL_PARTITIONS=3"):  # looked at next
         trained(
             tmp_path / "run",
             tiny_data,
             initial_checkpoint_path=str(native),
             student_overrides=overrides,
-            keep_checkpoints=0,
+            num_model_partitions=3,
         )
     assert "comes with another vocabulary than VOCABULARY_FILE='bytes'" in capsys.readouterr().err
 

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from distill_sbs import constants
-from distill_sbs.convert import __main__ as command
-from distill_sbs.convert import forms
 from distill_sbs.convert.huggingface import tokenizer as huggingface_tokenizer
+from distill_sbs.convert.open import recognise_form
+from distill_sbs.convert.write import convert_checkpoint
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -172,7 +172,7 @@ def test_there_and_back(family: str, files: str, tmp_path: pathlib.Path, logged:
     given, native, back = (tmp_path / name for name in ("given", "native", "back"))
     save(model, given, files)
     stacked = family in ("t5-v1.1", "byt5")
-    command.convert(
+    convert_checkpoint(
         str(given),
         str(native),
         "native",
@@ -180,7 +180,7 @@ def test_there_and_back(family: str, files: str, tmp_path: pathlib.Path, logged:
         vocabulary_file="bytes",
         scan_layers=stacked,
     )
-    command.convert(str(native), str(back), "hf")
+    convert_checkpoint(str(native), str(back), "hf")
     found, tokenizer = load(back)
     assert_same_state(found, model)
     assert found.config.scale_decoder_outputs == (family == "t5-1.0")
@@ -216,7 +216,7 @@ def assert_same_tokens(vocabulary_file: str, folder: pathlib.Path, texts: list[s
     described = vocabulary.describe(vocabulary_file)
     loaded = vocabulary.load(vocabulary_file)
     rows = described["size"] + 200
-    files = huggingface_tokenizer.tokenizer_files(described, rows, 512)
+    files = huggingface_tokenizer.make_tokenizer_files(described, rows, 512)
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -291,7 +291,7 @@ def test_base_at_full_size(
     assert peak_megabytes(*arguments) < 900
     arguments = ("--from=native", "--to=hf", f"--input={native}", f"--output={back}")
     assert peak_megabytes(*arguments) < 900
-    assert forms.recognised_form(str(back)) == "hf"
+    assert recognise_form(str(back)) == "hf"
 
     theirs, their_tokenizer = load(given)
     found, tokenizer = load(back)

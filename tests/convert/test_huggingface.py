@@ -1,15 +1,15 @@
-"""HuggingFace's weights and settings to ours and back; errors name the tensor."""
+"""HuggingFace's names of tensors and its settings, to ours and back."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from model_examples import SMALL, student
+from parity_state import state_of_tree, tree_of_state
 
-from distill_sbs.convert.huggingface import tensor_names
+from distill_sbs.convert.huggingface.settings import make_settings, read_settings
 from distill_sbs.model import config as configs
 
 VARIANTS = {
@@ -30,9 +30,9 @@ def paths(tree, prefix=""):
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_there_and_back_is_identical(changes):
     model, params = student(**changes)
-    state = tensor_names.to_huggingface_state(params, model.config)
+    state = state_of_tree(params, model.config)
     assert all(array.flags["C_CONTIGUOUS"] for array in state.values())
-    back = tensor_names.from_huggingface_state(state, model.config)
+    back = tree_of_state(state, model.config)
     expected, found = dict(paths(params)), dict(paths(back))
     assert expected.keys() == found.keys()
     for path, array in expected.items():
@@ -41,7 +41,7 @@ def test_there_and_back_is_identical(changes):
 
 def test_linear_layers_are_transposed():
     model, params = student()
-    state = tensor_names.to_huggingface_state(params, model.config)
+    state = state_of_tree(params, model.config)
     wo = params["decoder"]["layers_1"]["mlp"]["wo"]["kernel"]
     np.testing.assert_array_equal(state["decoder.block.1.layer.2.DenseReluDense.wo.weight"], wo.T)
     bias = params["encoder"]["relpos_bias"]["rel_embedding"]
@@ -50,40 +50,11 @@ def test_linear_layers_are_transposed():
     assert state["lm_head.weight"].shape == (48, 16)
 
 
-def test_copies_of_the_embedding_may_stand_in_the_state():
-    model, params = student(**VARIANTS["1.0"])
-    state = tensor_names.to_huggingface_state(params, model.config)
-    for name in (*tensor_names.EMBEDDING_COPIES, "lm_head.weight"):
-        state[name] = state["shared.weight"]
-    tensor_names.from_huggingface_state(state, model.config)
-
-
-def test_errors_name_the_tensor_and_both_shapes():
-    model, params = student()
-    state = tensor_names.to_huggingface_state(params, model.config)
-    name = "encoder.block.1.layer.0.SelfAttention.k.weight"
-    with pytest.raises(ValueError, match=f"{name} is missing; expected shape .16, 16."):
-        tensor_names.from_huggingface_state(
-            {key: value for key, value in state.items() if key != name}, model.config
-        )
-    with pytest.raises(ValueError, match=f"{name} has shape .16, 8.; expected .16, 16."):
-        tensor_names.from_huggingface_state(state | {name: np.zeros((16, 8))}, model.config)
-    with pytest.raises(ValueError, match="encoder.block.2.layer.0.layer_norm.weight"):
-        extra = {"encoder.block.2.layer.0.layer_norm.weight": np.zeros(16)}
-        tensor_names.from_huggingface_state(state | extra, model.config)
-    wider = dataclasses.replace(model.config, mlp_dim=32)
-    with pytest.raises(ValueError, match=r"mlp/wi_0/kernel has shape \(16, 24\); expected"):
-        tensor_names.to_huggingface_state(params, wider)
-    del params["decoder"]["decoder_norm"]
-    with pytest.raises(ValueError, match="decoder/decoder_norm/scale is missing"):
-        tensor_names.to_huggingface_state(params, model.config)
-
-
 @pytest.mark.parametrize("name", ["t5_1_1_xl", "t5_1_0_11b"])
 def test_settings_there_and_back(name):
     config = configs.named_config(name)
-    values = json.loads(json.dumps(tensor_names.config_to_huggingface(config)))
-    assert tensor_names.config_from_huggingface(values) == config
+    values = json.loads(json.dumps(make_settings(config)))
+    assert read_settings(values).config == config
 
 
 def test_published_settings():
@@ -100,7 +71,7 @@ def test_published_settings():
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
     }
-    assert tensor_names.config_from_huggingface(values) == configs.named_config("t5_1_1_base")
+    assert read_settings(values).config == configs.named_config("t5_1_1_base")
     values = {
         "model_type": "t5",
         "vocab_size": 32128,
@@ -110,14 +81,14 @@ def test_published_settings():
         "num_layers": 6,
         "num_heads": 8,
     }
-    assert tensor_names.config_from_huggingface(values) == configs.named_config("t5_1_0_small")
+    assert read_settings(values).config == configs.named_config("t5_1_0_small")
 
 
 def test_settings_that_transformers_5_wrote():
     # It calls v1.1 tied too, and keeps what matters in scale_decoder_outputs.
-    values = tensor_names.config_to_huggingface(SMALL)
+    values = make_settings(SMALL)
     values |= {"tie_word_embeddings": True, "scale_decoder_outputs": False}
-    assert not tensor_names.config_from_huggingface(values).logits_via_embedding
+    assert not read_settings(values).config.logits_via_embedding
 
 
 @pytest.mark.parametrize(
@@ -129,7 +100,7 @@ def test_settings_that_transformers_5_wrote():
     ],
 )
 def test_settings_of_another_model_are_refused(change, message):
-    values = tensor_names.config_to_huggingface(SMALL) | change
+    values = make_settings(SMALL) | change
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        tensor_names.config_from_huggingface(values)
+        read_settings(values)

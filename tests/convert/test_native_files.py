@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from layer_stacking import stack_layers
 from source_examples import (
     BYTE_SIZED,
     BYTES,
@@ -28,11 +29,10 @@ from source_examples import (
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
 from distill_sbs.checkpoint import orbax_adapter, steps
-from distill_sbs.convert import source as parameters
 from distill_sbs.convert.native import NativeSource, write_native
+from distill_sbs.convert.sharded import read_sharded
 from distill_sbs.errors import UserError
 from distill_sbs.inference.student import Student
-from distill_sbs.model import axes
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PATH = "encoder/layers_1/mlp/wo/kernel"
@@ -47,7 +47,7 @@ def written(folder: pathlib.Path, memory: Memory, **options: Any) -> NativeSourc
 def run_folder(tmp_path: pathlib.Path) -> tuple[pathlib.Path, Memory]:
     """A MODEL_DIR as training leaves it, layers stacked, with more than parameters in its state."""
     memory = Memory(scan_layers=True, **UNEQUAL)
-    tree = axes.stack_layers(traverse_util.unflatten_dict(memory.values, sep="/"))
+    tree = stack_layers(traverse_util.unflatten_dict(memory.values, sep="/"))
     state = jax.tree.map(jax.numpy.asarray, {"step": np.int32(7), "params": tree, "more": tree})
     checkpointer = checkpoint.Checkpointer(str(tmp_path / "run"))
     progress = steps.Progress({"tiny": 3})
@@ -108,7 +108,7 @@ def test_what_is_written_is_used_as_any_checkpoint(
     memory = Memory(**BYTE_SIZED)
     source = written(tmp_path / "new", memory, scan_layers=scan_layers)
     loaded = Student.load(str(tmp_path / "new"))
-    expected = parameters.place(source, stacked_like(source))
+    expected = read_sharded(source, stacked_like(source))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     assert loaded.description.mixture is None
     assert loaded.description.converted_from == "memory"
@@ -138,13 +138,13 @@ def test_restores_into_other_layouts(tmp_path: pathlib.Path) -> None:
     memory = Memory(**BYTE_SIZED)
     source = written(tmp_path / "stacked", memory, scan_layers=True)
     source.config = memory.config
-    tree = parameters.place(source, stacked_like(source))
+    tree = read_sharded(source, stacked_like(source))
     np.testing.assert_array_equal(
         tree["encoder"]["layers_1"]["mlp"]["wo"]["kernel"], memory.values[PATH]
     )
     source = written(tmp_path / "single", memory, scan_layers=False)
     source.config = dataclasses.replace(memory.config, scan_layers=True)
-    tree = parameters.place(source, stacked_like(source))
+    tree = read_sharded(source, stacked_like(source))
     np.testing.assert_array_equal(
         tree["encoder"]["layers"]["mlp"]["wo"]["kernel"][1], memory.values[PATH]
     )
@@ -154,7 +154,7 @@ PLACED_ON_EIGHT_DEVICES = """
     import sys
     import jax, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from distill_sbs.convert import source as parameters
+    from distill_sbs.convert.sharded import read_sharded
     from distill_sbs.convert.native import NativeSource
 
     class Counting(NativeSource):
@@ -175,7 +175,7 @@ PLACED_ON_EIGHT_DEVICES = """
 
     abstract = jax.tree.map(placed, shapes)
     values = []
-    tree = parameters.place(source, abstract, values.append)
+    tree = read_sharded(source, abstract, values.append)
     stack = tree["encoder"]["layers"]["mlp"]["wo"]["kernel"]
     assert [shard.data.shape for shard in stack.addressable_shards] == [(2, 12, 16)] * 8
     # Two parts, each of them on four devices and read once.

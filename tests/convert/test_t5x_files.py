@@ -19,9 +19,10 @@ from etils import epath
 from flax import serialization, traverse_util
 from model_examples import student
 
-from distill_sbs.convert import source as parameters
+from distill_sbs.convert import source as sources
 from distill_sbs.convert.t5x import files, layouts, networks
 from distill_sbs.errors import UserError
+from distill_sbs.files import replace_folder
 from distill_sbs.model.config import T5Config
 
 VERSIONS: dict[str, dict[str, Any]] = {
@@ -33,7 +34,7 @@ NAME = "encoder/layers_1/attention/query/kernel"  # [16, 16]: two heads of 8
 ARRAY = "target.encoder.layers_1.attention.query.kernel"
 
 
-class Tree(parameters.ParameterSource):
+class Tree(sources.ParameterSource):
     """Parameters in memory, by path."""
 
     location = "memory"
@@ -44,7 +45,7 @@ class Tree(parameters.ParameterSource):
     def shapes(self):
         return {path: array.shape for path, array in self.values.items()}
 
-    def read(self, path, index=None):
+    def _read(self, path, index):
         return self.values[path] if index is None else self.values[path][index]
 
 
@@ -53,7 +54,7 @@ def tree(**changes: Any) -> Tree:
     return Tree(model.config, traverse_util.flatten_dict(params, sep="/"))
 
 
-def assert_same(found: parameters.ParameterSource, expected: parameters.ParameterSource) -> None:
+def assert_same(found: sources.ParameterSource, expected: sources.ParameterSource) -> None:
     """The same parameters, to the bit; and the configuration, as far as shapes show it."""
     shown = {"dropout_rate": 0.1}
     assert found.config == dataclasses.replace(expected.config, **shown)
@@ -92,10 +93,10 @@ def test_there_and_back_is_identical(tmp_path, changes, scan_layers):
 def test_names_and_shapes_are_t5x_s():
     """Worked out by hand from t5x/examples/{t5,scalable_t5}/network.py."""
     config = tree(num_decoder_layers=3).config
-    unrolled = {each.name: each.shape for each in networks.tensors(config, False)}
+    unrolled = {each.name: each.shape for each in networks.list_tensors(config, False)}
     assert unrolled["decoder/layers_2/self_attention/out/kernel"] == (16, 16)
     assert unrolled["encoder/relpos_bias/rel_embedding"] == (2, 32)
-    stacked = {each.name: each.shape for each in networks.tensors(config, True)}
+    stacked = {each.name: each.shape for each in networks.list_tensors(config, True)}
     assert stacked["decoder/decoder/self_attention/query/kernel"] == (16, 3, 2, 8)
     assert stacked["decoder/decoder/self_attention/out/kernel"] == (2, 3, 8, 16)
     assert stacked["encoder/encoder/mlp/wi_0/kernel"] == (16, 2, 24)
@@ -363,8 +364,8 @@ def test_tables_of_relative_positions_must_be_one(tmp_path, scan_layers):
         values = dict(source.values)
         if scan_layers:
             values = {}
-            for each in networks.tensors(source.config, True):
-                layers = [source.values[path].reshape(each.place_shape()) for path in each.paths]
+            for each in networks.list_tensors(source.config, True):
+                layers = [source.values[path].reshape(each.layer_shape()) for path in each.paths]
                 values[each.name] = np.stack(layers, 1) if each.layers_axis else layers[0]
             values["encoder/encoder/relpos_bias/rel_embedding"] = np.stack([table, second], 1)
         else:
@@ -413,10 +414,10 @@ def test_a_failure_halfway_leaves_nothing(tmp_path, written):
     remove_chunk(written)
     source = files.T5XSource(str(written))
     done: list[int] = []
-    with pytest.raises(UserError, match=f"{NAME} cannot be read"):
-        files.write_t5x(source, str(tmp_path / "out"), advance=done.append)
+    with (
+        pytest.raises(UserError, match=f"{NAME} cannot be read"),
+        replace_folder(tmp_path / "out") as folder,
+    ):
+        files.write_t5x(source, str(folder), advance=done.append)
     assert done
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot be written \(.*file.*\); make room, or choose"):
-        files.write_t5x(tree(), str(tmp_path / "file" / "out"))
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["file", "t5x"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["t5x"]

@@ -16,7 +16,7 @@ from flax import traverse_util
 from flax.core import unfreeze
 from model_examples import batch
 
-from distill_sbs.convert import source as parameters
+from distill_sbs.convert.source import ParameterSource
 from distill_sbs.convert.t5x import files
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
@@ -203,7 +203,7 @@ def assert_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[path], value, err_msg=path, strict=True)
 
 
-def read_all(source: parameters.ParameterSource) -> dict[str, np.ndarray]:
+def read_all(source: ParameterSource) -> dict[str, np.ndarray]:
     return {path: source.read(path) for path in source.shapes()}
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from layer_stacking import unstack_layers
 from model_examples import student
+from parity_state import state_of_tree
 from safetensors import numpy as safetensors
 
 from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.convert import source as parameters
-from distill_sbs.convert.huggingface import tensor_names
-from distill_sbs.model import axes
+from distill_sbs.convert import source as sources
+from distill_sbs.convert.huggingface import settings
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameters import list_parameters
 
 BYTES = {"kind": "bytes", "size": 259}  # data.vocabulary.describe("bytes")
 # 48 rows do not hold the 259 ids of bytes.
@@ -31,7 +33,7 @@ V1_0 = {"mlp_activations": ("relu",), "logits_via_embedding": True}
 UNEQUAL = {"num_decoder_layers": 3}
 
 
-class Memory(parameters.ParameterSource):
+class Memory(sources.ParameterSource):
     """Random parameters; counts how many of the arrays that it gave are alive at once."""
 
     location = "memory"
@@ -39,14 +41,14 @@ class Memory(parameters.ParameterSource):
     def __init__(self, **changes: Any) -> None:
         model, params = student(**changes)
         self.config = model.config
-        self.values = traverse_util.flatten_dict(axes.unstack_layers(params), sep="/")
+        self.values = traverse_util.flatten_dict(unstack_layers(params), sep="/")
         self.alive = self.most_alive = self.reads = 0
         self.fails_at: int | None = None
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {path: array.shape for path, array in self.values.items()}
 
-    def read(self, path: str, index: parameters.Index | None = None) -> np.ndarray:
+    def _read(self, path: str, index: sources.Index | None) -> np.ndarray:
         self.reads += 1
         if self.reads == self.fails_at:
             raise OSError("the disk is gone")
@@ -60,7 +62,7 @@ class Memory(parameters.ParameterSource):
         self.alive -= 1
 
 
-class Drawn(parameters.ParameterSource):
+class Drawn(sources.ParameterSource):
     """Random parameters of any size, drawn when they are read."""
 
     location = "random"
@@ -69,17 +71,15 @@ class Drawn(parameters.ParameterSource):
         self.config = config
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {parameter.path: parameter.shape for parameter in parameters.parameters(self.config)}
+        return {each.path: each.shape for each in list_parameters(self.config)}
 
-    def read(self, path: str, index: parameters.Index | None = None) -> np.ndarray:
+    def _read(self, path: str, index: sources.Index | None) -> np.ndarray:
         generator = np.random.default_rng(zlib.crc32(path.encode()))
         value = generator.standard_normal(self.shapes()[path], np.float32)
         return value if index is None else value[index]
 
 
-def assert_same_values(
-    found: parameters.ParameterSource, expected: parameters.ParameterSource
-) -> None:
+def assert_same_values(found: sources.ParameterSource, expected: sources.ParameterSource) -> None:
     """The same parameters to the bit, whole and in parts."""
     found.check(expected.config)
     for path, shape in expected.shapes().items():
@@ -90,7 +90,7 @@ def assert_same_values(
         np.testing.assert_array_equal(part, array[index], err_msg=path, strict=True)
 
 
-def stacked_like(source: parameters.ParameterSource) -> Any:
+def stacked_like(source: sources.ParameterSource) -> Any:
     """The tree of `source.config` as shapes on the one device."""
     from distill_sbs.model import network
 
@@ -105,7 +105,7 @@ def state_of(source: Memory) -> dict[str, np.ndarray]:
     """HuggingFace's tensors of a source, made by the conversion of whole trees."""
     tree = traverse_util.unflatten_dict(source.values, sep="/")
     config = dataclasses.replace(source.config, scan_layers=False)
-    return tensor_names.to_huggingface_state(tree, config)
+    return state_of_tree(tree, config)
 
 
 def published_values(config: T5Config, **changes: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def published_values(config: T5Config, **changes: Any) -> dict[str, Any]:
 
     A value of None takes the field out.
     """
-    values = tensor_names.config_to_huggingface(config)
+    values = settings.make_settings(config)
     if config.logits_via_embedding:
         del values["tie_word_embeddings"]
     return {name: value for name, value in {**values, **changes}.items() if value is not None}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from distill_sbs.model import config as configs
+from distill_sbs.model.parameters import list_parameters
 
 
 @pytest.mark.parametrize(
@@ -20,11 +21,9 @@ from distill_sbs.model import config as configs
     ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(name, parameters_in_millions):
-    from distill_sbs.convert.huggingface import tensor_names
-
     config = configs.named_config(name)
     count = 0
-    for tensor in tensor_names.tensors(config):
+    for tensor in list_parameters(config):
         size = 1
         for dimension in tensor.shape:
             size *= dimension

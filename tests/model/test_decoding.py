@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layer_stacking import stack_layers
 from model_examples import batch, student
 
-from distill_sbs.model import axes, decoding
+from distill_sbs.model import decoding
 
 A, B = 2, 3
 # Probability of the next token (padding, end, A, B) after the last: a world of four tokens.
@@ -157,6 +158,6 @@ def test_scanned_layers_decode_the_same():
         )(inputs)
 
     for one, other in zip(
-        decode(model, params), decode(scanned, axes.stack_layers(params)), strict=True
+        decode(model, params), decode(scanned, stack_layers(params)), strict=True
     ):
         np.testing.assert_array_equal(one, other)

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+from layer_stacking import stack_layers, unstack_layers
 from model_examples import SMALL, batch, packed, student
 
-from distill_sbs.model import axes as parameter_axes
 from distill_sbs.model import layers, network
+from distill_sbs.model.parameters import find_logical_axes, list_by_stack, list_parameters
 
 LOGITS_FEATURES = (
     "encoder_input_tokens",
@@ -94,7 +96,7 @@ def test_logical_axes():
             "logits_dense": {"kernel": np.zeros((2, 3))},
         },
     }
-    assert parameter_axes.logical_axes(tree) == {
+    assert find_logical_axes(tree) == {
         "token_embedder": {"embedding": ("vocab", "embed")},
         "encoder": {
             "layers": {"attention": {"out": {"kernel": ("layers", "joined_kv", "embed")}}},
@@ -109,15 +111,15 @@ def test_logical_axes():
         },
     }
     with pytest.raises(ValueError, match="encoder/adapter/kernel is not one of T5's"):
-        parameter_axes.logical_axes({"encoder": {"adapter": {"kernel": np.zeros((2, 2))}}})
+        find_logical_axes({"encoder": {"adapter": {"kernel": np.zeros((2, 2))}}})
     with pytest.raises(ValueError, match="has 1 dimensions; expected 2"):
-        parameter_axes.logical_axes({"token_embedder": {"embedding": np.zeros(2)}})
+        find_logical_axes({"token_embedder": {"embedding": np.zeros(2)}})
 
 
 def test_every_parameter_has_axes():
     for scan_layers in (False, True):
         tree = student(scan_layers=scan_layers)[1]
-        axes = parameter_axes.logical_axes(tree)
+        axes = find_logical_axes(tree)
         ranks = jax.tree.map(lambda leaf: leaf.ndim, tree)
         assert jax.tree.map(len, axes, is_leaf=lambda node: isinstance(node, tuple)) == ranks
 
@@ -131,8 +133,8 @@ def test_root_mean_square_norm_by_hand():
 
 def test_stacking_and_back_is_identical_and_computes_the_same():
     model, params = student()
-    stacked = parameter_axes.stack_layers(params)
-    jax.tree.map(np.testing.assert_array_equal, params, parameter_axes.unstack_layers(stacked))
+    stacked = stack_layers(params)
+    jax.tree.map(np.testing.assert_array_equal, params, unstack_layers(stacked))
     scanned, _ = student(scan_layers=True)
     features = batch()
     np.testing.assert_allclose(
@@ -140,11 +142,22 @@ def test_stacking_and_back_is_identical_and_computes_the_same():
     )
 
 
-def test_stacking_names_a_missing_layer():
-    params = student()[1]
-    params["encoder"]["layers_2"] = params["encoder"].pop("layers_1")
-    with pytest.raises(ValueError, match="encoder has 2 layers but no layers_1"):
-        parameter_axes.stack_layers(params)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mlp_activations": ("relu",), "logits_via_embedding": True}, {"num_decoder_layers": 3}],
+    ids=["v1.1", "1.0", "unequal"],
+)
+def test_the_list_of_parameters_is_what_the_network_makes(changes):
+    model, _ = student(**changes)
+    listed = list(list_parameters(model.config))
+    assert {each.path: each.shape for each in listed} == shapes(**changes)
+    axes = traverse_util.flatten_dict(find_logical_axes(student(**changes)[1]), sep="/")
+    assert {each.path: each.axes for each in listed} == axes
+    by_stack = [each.path for each in list_by_stack(model.config)]
+    assert sorted(by_stack) == sorted(each.path for each in listed)
+    # The layers of a stack follow one another.
+    first = by_stack.index("decoder/layers_0/mlp/wo/kernel")
+    assert by_stack[first + 1] == "decoder/layers_1/mlp/wo/kernel"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from distill_sbs import resources
-from distill_sbs.convert import forms
+from distill_sbs.convert.open import open_source
 from distill_sbs.convert.t5x import files
 
 pytest.importorskip(
@@ -215,7 +215,7 @@ def test_t5x_goes_on_from_our_checkpoint_and_an_interrupted_run_keeps_to_its_ste
     What `convert` writes has the optimizer state of Adafactor, as public checkpoints have; the run
     is AdamW's.
     """
-    student = forms.open_source(str(continued))
+    student = open_source(str(continued))
     files.write_t5x(student, str(folder / "converted"), step=40)
     start = {
         "INITIAL_CHECKPOINT_PATH": "'converted'",

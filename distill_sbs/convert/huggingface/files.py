@@ -1,6 +1,6 @@
 """HuggingFace's folders as our parameters, and our parameters as such a folder.
 
-Enters: a folder, or a hub id, with `config.json` and weights (`huggingface_weights` says in which
+Enters: a folder, or a hub id, with `config.json` and weights (`huggingface.weights` says in which
 files); or a `ParameterSource` of any form.
 Leaves: a `ParameterSource`; or a folder that `AutoModelForSeq2SeqLM.from_pretrained` and
 `AutoTokenizer.from_pretrained` load. Neither needs transformers or torch.
@@ -20,17 +20,16 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from distill_sbs.convert.huggingface import tensor_names, tokenizer, weights
-from distill_sbs.convert.source import Index, ParameterSource, check_computation, stack_by_stack
+from distill_sbs.convert.huggingface import names, settings, tokenizer, weights
+from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.data import sentencepiece_model
+from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameters import list_by_stack
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
-
-# Name → safetensors' name, of what an export may be written in.
-EXPORT_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 # HuggingFace's own limit on a file, before its release 5.
 SHARD_BYTES = 5 * 10**9
@@ -39,7 +38,7 @@ SHARD_BYTES = 5 * 10**9
 _INPUT_TOKENS, _OUTPUT_TOKENS = 512, 64
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SHARED, _HEAD = "shared.weight", "lm_head.weight"
+_EMBEDDING_PATH, _HEAD_PATH = "token_embedder/embedding", "decoder/logits_dense/kernel"
 _COMPARED_BYTES = 2**26
 
 
@@ -51,44 +50,86 @@ class HuggingFaceSource(ParameterSource):
         needed files are downloaded.
 
     Raises:
-      UserError: no such folder or repository; no T5; a file missing or damaged.
+      UserError: no such folder or repository; no T5; a file missing or damaged; no output head
+        where the configuration does not say that it is the embedding.
     """
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self.folder = _local_folder(location)
-        values = weights.read_json(self.folder / CONFIG_FILE)
-        self._weights = weights.open_weights(self.folder)
+        self.folder = _find_folder(location)
         try:
-            config = tensor_names.config_from_huggingface(values)
+            said = settings.read_settings(weights.read_json(self.folder / CONFIG_FILE))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
-        self.config = self._with_own_head(config, values)
-        names = self._weights.shapes
-        self._tensors = {"/".join(each.path): each for each in tensor_names.tensors(self.config)}
+        self._weights = weights.open_weights(self.folder)
+        self._check_layers(said.config)
+        embedding = self._find_embedding(said)
+        self.config = self._decide_head(said, embedding)
+        self._tensors = {each.path: each for each in names.list_tensors(self.config)}
         self._stored = {path: tensor.name for path, tensor in self._tensors.items()}
-        copies = [*tensor_names.EMBEDDING_COPIES, _HEAD]
-        if _SHARED not in names:
-            self._stored["token_embedder/embedding"] = next(
-                (name for name in copies if name in names), _SHARED
-            )
-        if _HEAD not in names and not self.config.logits_via_embedding:
+        self._stored[_EMBEDDING_PATH] = embedding
+        if names.HEAD not in self._weights.shapes and said.says_tied:
             # transformers 5 leaves out a head that is equal to the embedding.
-            self._stored["decoder/logits_dense/kernel"] = self._stored["token_embedder/embedding"]
+            self._stored[_HEAD_PATH] = embedding
 
-    def _with_own_head(self, config: T5Config, values: Mapping[str, Any]) -> T5Config:
-        """T5 1.0 has no head of its own; where there is one, the configuration did not say so."""
-        if not config.logits_via_embedding or _HEAD not in self._weights.shapes:
-            return config
-        if _SHARED not in self._weights.shapes or self._equal(_HEAD, _SHARED):
-            return config
-        if values.get("scale_decoder_outputs"):
+    def _check_layers(self, config: T5Config) -> None:
+        """As many layers as the configuration says, before anything is listed for each of them."""
+        for side, field, expected in (
+            ("encoder", "num_layers", config.num_encoder_layers),
+            ("decoder", "num_decoder_layers", config.num_decoder_layers),
+        ):
+            pattern = re.compile(rf"{side}\.block\.(\d{{1,9}})\.")
+            matches = (pattern.match(name) for name in self._weights.shapes)
+            found = {int(match[1]) for match in matches if match}
+            missing = next((each for each in range(expected) if each not in found), None)
+            if missing is not None:
+                raise UserError(
+                    f"{self.location} has no tensor {side}.block.{missing}.*, but {len(found)} "
+                    f"layers of the {side}; expected {expected}, for {CONFIG_FILE} says {field}="
+                    f"{expected}. Is it a part of a checkpoint?"
+                )
+
+    def _find_embedding(self, said: settings.Settings) -> str:
+        """The tensor that is the embedding: the shared one, a copy of it, or a tied head."""
+        candidates = [names.EMBEDDING, *names.EMBEDDING_COPIES]
+        if said.says_tied:
+            candidates.append(names.HEAD)
+        return next((name for name in candidates if name in self._weights.shapes), names.EMBEDDING)
+
+    def _decide_head(self, said: settings.Settings, embedding: str) -> T5Config:
+        """The configuration, with an output head of the model's own where there is one.
+
+        T5 1.0, which scales its logits, has none; where there is one and nothing but the default of
+        `config.json` speaks of 1.0, it is taken for a v1.1.
+        """
+        found = self._weights.shapes
+        if names.HEAD not in found:
+            if not said.says_tied:
+                raise UserError(
+                    f"{self.location} has no tensor {names.HEAD}; expected one of shape "
+                    f"{(said.config.vocab_size, said.config.emb_dim)}, for {CONFIG_FILE} does not "
+                    "say that it is the embedding (tie_word_embeddings). Is it a part of a "
+                    "checkpoint?"
+                )
+            return said.config
+        if not said.config.logits_via_embedding or embedding not in found:
+            return said.config
+        if self._equal(names.HEAD, embedding):
+            return said.config
+        if said.says_scaled:
             raise UserError(
-                f"{self.location}: {_HEAD} differs from {_SHARED}, expected equal ones, for "
+                f"{self.location}: {names.HEAD} differs from {embedding}, expected equal ones, for "
                 f"{CONFIG_FILE} says scale_decoder_outputs=true, as of T5 1.0; if it is a v1.1, "
                 "set that to false"
             )
-        return dataclasses.replace(config, logits_via_embedding=False)
+        self.warnings = (
+            f"{self.location}: {CONFIG_FILE} does not say tie_word_embeddings=false, but "
+            f"{names.HEAD} differs from {embedding}: taken for a v1.1, whose logits are not "
+            "scaled. transformers 5 would scale them by d_model ** -0.5",
+        )
+        return dataclasses.replace(said.config, logits_via_embedding=False)
 
     def _equal(self, name: str, other: str) -> bool:
         shape = self._weights.shapes[name]
@@ -104,7 +145,7 @@ class HuggingFaceSource(ParameterSource):
     @functools.cached_property
     def vocabulary(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """See `ParameterSource`; None where the folder has no `spiece.model` and is no ByT5."""
-        file = tokenizer.vocabulary_file(self.folder, self.config.vocab_size)
+        file = tokenizer.find_vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
             return None
         return sentencepiece_model.describe(file)
@@ -112,10 +153,11 @@ class HuggingFaceSource(ParameterSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `ParameterSource`."""
         found: dict[str, tuple[int, ...]] = {}
-        known = {*tensor_names.EMBEDDING_COPIES, *tensor_names.UNUSED, *self._stored.values()}
+        known = {*names.EMBEDDING_COPIES, *names.UNUSED, *self._stored.values()}
         if self.config.logits_via_embedding:
-            known.add(_HEAD)
-        for path, name in self._stored.items():
+            known.add(names.HEAD)
+        for path in self._tensors:
+            name = self._stored[path]
             if name in self._weights.shapes:
                 found[path] = self.stored_as(path, self._weights.shapes[name])[1]
         found.update({name: s for name, s in self._weights.shapes.items() if name not in known})
@@ -128,11 +170,17 @@ class HuggingFaceSource(ParameterSource):
         return self._stored[path], shape[::-1] if self._tensors[path].transposed else shape
 
     def check(self, config: T5Config) -> None:
-        """See `ParameterSource`; compares what else `config.json` states, and embedding copies."""
+        """See `ParameterSource`; compares what else `config.json` states, and embedding copies.
+
+        Raises:
+          UserError: also where a tensor is of a type that float32 does not hold.
+        """
         super().check(config)
         check_computation(self, config)
-        embedding = self._stored["token_embedder/embedding"]
-        for name in tensor_names.EMBEDDING_COPIES:
+        for path in self._tensors:
+            self._weights.check_type(self._stored[path])
+        embedding = self._stored[_EMBEDDING_PATH]
+        for name in names.EMBEDDING_COPIES:
             if name in self._weights.shapes and not self._equal(name, embedding):
                 raise UserError(
                     f"{self.location}: tensor {name} of shape {self._weights.shapes[name]} differs "
@@ -140,8 +188,7 @@ class HuggingFaceSource(ParameterSource):
                     "of it; a T5 has one embedding"
                 )
 
-    def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """See `ParameterSource`."""
+    def _read(self, path: str, index: Index | None) -> np.ndarray:
         transposed = path in self._tensors and self._tensors[path].transposed
         if transposed and index is not None:
             index = index[::-1]
@@ -149,7 +196,7 @@ class HuggingFaceSource(ParameterSource):
         return np.ascontiguousarray(value.T) if transposed else value
 
 
-def _local_folder(location: str) -> pathlib.Path:
+def _find_folder(location: str) -> pathlib.Path:
     if "://" in location:
         raise UserError(
             f"{location}: checkpoints of HuggingFace are read from a local disk or its hub; copy "
@@ -207,7 +254,7 @@ def write_huggingface(
       output: a local folder that does not exist, or is empty.
       vocabulary: described as `data.sentencepiece_model.describe` does; default: the source's.
       with_tokenizer: whether tokenizer files are written.
-      dtype: of `EXPORT_DTYPES`; what is not float32 is rounded to the nearest.
+      dtype: of `dtypes.FLOAT_TYPES`; what is not float32 is rounded to the nearest.
       shard_bytes: files are no larger than this, unless one tensor is.
       advance: called with the values written since the last call.
 
@@ -218,14 +265,14 @@ def write_huggingface(
     advance = advance or (lambda _: None)
     config = source.config
     try:
-        settings = tensor_names.config_to_huggingface(config)
+        values = settings.make_settings(config)
     except ValueError as error:
         raise UserError(f"{source.location}: {error}") from None
     said = source.description
     generation = {
-        "decoder_start_token_id": settings["decoder_start_token_id"],
-        "eos_token_id": settings["eos_token_id"],
-        "pad_token_id": settings["pad_token_id"],
+        "decoder_start_token_id": values["decoder_start_token_id"],
+        "eos_token_id": values["eos_token_id"],
+        "pad_token_id": values["pad_token_id"],
         # transformers' own default, 20 tokens, cuts rationales.
         "max_new_tokens": said.max_decode_tokens if said else _OUTPUT_TOKENS,
     }
@@ -237,15 +284,16 @@ def write_huggingface(
                 f"{source.location} carries no vocabulary; give --vocabulary_file (a SentencePiece "
                 "model, 'bytes' or 'embedded'), or leave the tokenizer out with --notokenizer"
             )
+        check_vocabulary(source, vocabulary)
         input_tokens = said.task_feature_lengths["inputs"] if said else _INPUT_TOKENS
-        files = tokenizer.tokenizer_files(vocabulary, config.vocab_size, input_tokens)
+        files = tokenizer.make_tokenizer_files(vocabulary, config.vocab_size, input_tokens)
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     _write_weights(source, folder, dtype, shard_bytes, advance)
     _write_json(folder / GENERATION_FILE, generation)
-    _write_json(folder / CONFIG_FILE, settings | {"dtype": dtype})
+    _write_json(folder / CONFIG_FILE, values | {"dtype": dtype})
 
 
 def _write_weights(
@@ -255,31 +303,31 @@ def _write_weights(
     shard_bytes: int,
     advance: Callable[[int], None],
 ) -> None:
-    tensors = {"/".join(each.path): each for each in tensor_names.tensors(source.config)}
-    ordered = [tensors[parameter.path] for parameter in stack_by_stack(source.config)]
+    tensors = {each.path: each for each in names.list_tensors(source.config)}
+    ordered = [tensors[parameter.path] for parameter in list_by_stack(source.config)]
     by_name = {tensor.name: tensor for tensor in ordered}
-    stored = weights.DTYPES[EXPORT_DTYPES[dtype]]
+    stored = FLOAT_TYPES[dtype]
 
-    def value(name: str) -> np.ndarray:
+    def read_value(name: str) -> np.ndarray:
         tensor = by_name[name]
-        exact = source.read("/".join(tensor.path))
-        array = _rounded(exact.T if tensor.transposed else exact, stored, name)
+        exact = source.read(tensor.path)
+        array = _round(exact.T if tensor.transposed else exact, stored.dtype, name)
         advance(array.size)
         return array
 
-    sizes = {each.name: math.prod(each.shape) * stored.itemsize for each in ordered}
-    places: dict[str, str] = {}
-    for file, names in weights.shards(sizes, shard_bytes):
-        shapes = [(name, by_name[name].huggingface_shape) for name in names]
-        weights.write_file(folder / file, shapes, EXPORT_DTYPES[dtype], value)
-        places.update(dict.fromkeys(names, file))
-    if len(set(places.values())) > 1:
+    sizes = {each.name: math.prod(each.shape) * stored.dtype.itemsize for each in ordered}
+    file_of: dict[str, str] = {}
+    for file, tensor_names in weights.divide_into_files(sizes, shard_bytes):
+        shapes = [(name, by_name[name].huggingface_shape) for name in tensor_names]
+        weights.write_file(folder / file, shapes, stored, read_value)
+        file_of.update(dict.fromkeys(tensor_names, file))
+    if len(set(file_of.values())) > 1:
         total = {"total_size": sum(sizes.values())}
-        index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
+        index = {"metadata": total, "weight_map": dict(sorted(file_of.items()))}
         _write_json(folder / f"{weights.SAFETENSORS}.index.json", index)
 
 
-def _rounded(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+def _round(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     if dtype == np.float32:
         return value
     with np.errstate(over="ignore"):

@@ -6,7 +6,7 @@ Leaves: files with which `AutoTokenizer` gives the ids that the student was trai
 
 A SentencePiece model of T5's kind (unigram) becomes a T5Tokenizer, bytes a ByT5Tokenizer. Byte
 pair encoding, symbols of the user's own and bytes as fallback, which T5Tokenizer does not know,
-are written out as a `tokenizer.json` of the same algorithm.
+become a `tokenizer.json` of the same algorithm, made of the objects of the library `tokenizers`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_sbs import constants
 from distill_sbs.convert.huggingface import weights
 from distill_sbs.errors import UserError
 
+if TYPE_CHECKING:
+    import tokenizers
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import models
+
 SENTENCEPIECE_FILE = "spiece.model"
 SETTINGS_FILE = "tokenizer_config.json"
+PIPELINE_FILE = "tokenizer.json"
 BYTES = "bytes"
 
 # Tokens that T5 and ByT5 append for their pretraining; no student here reads or writes them.
@@ -35,7 +41,7 @@ _NORMAL, _USER_DEFINED, _BYTE = 1, 4, 6
 _SPACE = "▁"
 
 
-def vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
+def find_vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
     """What VOCABULARY_FILE says for a folder's tokenizer; None where the folder does not tell."""
     if (folder / SENTENCEPIECE_FILE).exists():
         return str(folder / SENTENCEPIECE_FILE)
@@ -46,7 +52,7 @@ def vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
     return None
 
 
-def tokenizer_files(
+def make_tokenizer_files(
     vocabulary: Mapping[str, Any], vocab_size: int, max_length: int
 ) -> dict[str, bytes]:
     """Name → content of the files that `AutoTokenizer` reads.
@@ -78,12 +84,14 @@ def tokenizer_files(
     from sentencepiece import sentencepiece_model_pb2
 
     content = base64.b64decode(vocabulary["model_base64"])
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(content)
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
     _check_kind(model)
     names = [piece.piece for piece in model.pieces]
     settings |= {"pad_token": names[0], "eos_token": names[1], "unk_token": names[2]}
     extra_ids = _EXTRA_IDS if len(names) + _EXTRA_IDS <= vocab_size else 0
+    # What AutoTokenizer makes of a T5Tokenizer is the same.
+    pipeline = _make_pipeline(model, extra_ids)
+    _check_ids(pipeline, model)
     files = {SENTENCEPIECE_FILE: content}
     if model.trainer_spec.model_type == _UNIGRAM and not any(
         piece.type in (_USER_DEFINED, _BYTE) for piece in model.pieces
@@ -91,7 +99,7 @@ def tokenizer_files(
         settings |= {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids}
     else:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        files["tokenizer.json"] = _json(_pipeline(model, extra_ids))
+        files[PIPELINE_FILE] = f"{pipeline.to_str(pretty=True)}\n".encode()
     return files | {SETTINGS_FILE: _json(settings)}
 
 
@@ -99,7 +107,7 @@ def _json(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _check_kind(model: Any) -> None:
+def _check_kind(model: ModelProto) -> None:
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     wrong = [
         text
@@ -121,106 +129,101 @@ def _check_kind(model: Any) -> None:
         )
 
 
-def _pipeline(model: Any, extra_ids: int) -> dict[str, Any]:
-    """A `tokenizer.json` (huggingface/tokenizers): the model's algorithm, step by step."""
+def _check_ids(pipeline: tokenizers.Tokenizer, model: ModelProto) -> None:
+    """Some texts must have the ids that SentencePiece gives them, with which a student trains."""
+    import sentencepiece
+
+    own = [each.piece for each in model.pieces if each.type == _USER_DEFINED]
+    texts = ["  two  blanks ", "a\nb\tc", "12.5,x?", "h\u00e9llo \u2603 \ufb01ne \u65e5\u672c"]
+    texts += [f"a{each}b {each} {each}{each}" for each in own]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    for text in texts:
+        expected = [*processor.encode(text), constants.EOS_ID]
+        got = pipeline.encode(text).ids
+        if got != expected:
+            raise UserError(
+                f"HuggingFace's tokenizers read {text!r} as {got}, the vocabulary's SentencePiece "
+                f"model as {expected}, expected the same: blanks and line ends as pieces of their "
+                "own, or symbols that overlap, are not to be had there. --notokenizer leaves the "
+                "tokenizer out"
+            )
+
+
+def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
+    """The model's algorithm, step by step."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+
     pieces = list(model.pieces)
-    charsmap = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
-    words = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": True}
-    pre_tokenizers: list[dict[str, Any]] = [{"type": "WhitespaceSplit"}, words]
+    byte_fallback = any(piece.type == _BYTE for piece in pieces)
+    is_unigram = model.trainer_spec.model_type == _UNIGRAM
+    make = _make_unigram if is_unigram else _make_byte_pairs
+    tokenizer = Tokenizer(make(pieces, byte_fallback))
+
+    if model.normalizer_spec.precompiled_charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
+    steps = [
+        pre_tokenizers.WhitespaceSplit(),
+        pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True),
+    ]
     own = sorted((each.piece for each in pieces if each.type == _USER_DEFINED), key=len)
     if own:
         # They are pieces wherever they stand, and no other piece reaches over them.
         pattern = "|".join(re.escape(piece) for piece in reversed(own))
-        pre_tokenizers.append(
-            {
-                "type": "Split",
-                "pattern": {"Regex": pattern},
-                "behavior": "Isolated",
-                "invert": False,
-            }
-        )
-    byte_fallback = any(piece.type == _BYTE for piece in pieces)
-    decoder: dict[str, Any] = words
+        steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+
+    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
     if byte_fallback:
-        blank = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-        first = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-        steps = [blank, {"type": "ByteFallback"}, {"type": "Fuse"}, first]
-        decoder = {"type": "Sequence", "decoders": steps}
-    special = {0: pieces[0].piece, 1: pieces[1].piece, 2: pieces[2].piece}
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace(_SPACE, " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(content=" ", left=1, right=0),
+            ]
+        )
+    end = pieces[constants.EOS_ID].piece
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, constants.EOS_ID)]
+    )
     # T5 counts them down: the last id is <extra_id_0>.
-    special |= {len(pieces) + i: f"<extra_id_{extra_ids - 1 - i}>" for i in range(extra_ids)}
-    end = {"id": pieces[constants.EOS_ID].piece, "type_id": 0}
-    text, second = ({"Sequence": {"id": each, "type_id": 0}} for each in "AB")
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": number,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for number, content in special.items()
-        ],
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap}
-        if charsmap
-        else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [text, {"SpecialToken": end}],
-            "pair": [text, {"SpecialToken": end}, second, {"SpecialToken": end}],
-            "special_tokens": {
-                end["id"]: {
-                    "id": end["id"],
-                    "ids": [constants.EOS_ID],
-                    "tokens": [end["id"]],
-                }
-            },
-        },
-        "decoder": decoder,
-        "model": _unigram(pieces, byte_fallback)
-        if model.trainer_spec.model_type == _UNIGRAM
-        else _byte_pairs(pieces, byte_fallback),
-    }
+    extra = [f"<extra_id_{number}>" for number in reversed(range(extra_ids))]
+    special = [piece.piece for piece in pieces[:3]] + extra
+    tokenizer.add_special_tokens([AddedToken(each, normalized=False) for each in special])
+    return tokenizer
 
 
-def _unigram(pieces: list[Any], byte_fallback: bool) -> dict[str, Any]:
-    return {
-        "type": "Unigram",
-        "unk_id": 2,
-        "vocab": [[piece.piece, piece.score] for piece in pieces],
-        "byte_fallback": byte_fallback,
-    }
+def _make_unigram(pieces: list[ModelProto.SentencePiece], byte_fallback: bool) -> models.Unigram:
+    from tokenizers import models
+
+    return models.Unigram(
+        [(piece.piece, piece.score) for piece in pieces], unk_id=2, byte_fallback=byte_fallback
+    )
 
 
-def _byte_pairs(pieces: list[Any], byte_fallback: bool) -> dict[str, Any]:
+def _make_byte_pairs(pieces: list[ModelProto.SentencePiece], byte_fallback: bool) -> models.BPE:
     """SentencePiece merges the two neighbours that make the piece of highest score; so do these."""
+    from tokenizers import models
+
     ids = {piece.piece: number for number, piece in enumerate(pieces)}
     merged = sorted(
-        (piece for piece in pieces if piece.type == _NORMAL and len(piece.piece) > 1),
-        key=lambda piece: -piece.score,
+        (piece.piece for piece in pieces if piece.type == _NORMAL and len(piece.piece) > 1),
+        key=lambda piece: -pieces[ids[piece]].score,
     )
     merges = [
-        f"{piece.piece[:cut]} {piece.piece[cut:]}"
+        (piece[:cut], piece[cut:])
         for piece in merged
-        for cut in range(1, len(piece.piece))
-        if piece.piece[:cut] in ids and piece.piece[cut:] in ids
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
     ]
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": pieces[2].piece,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": True,
-        "byte_fallback": byte_fallback,
-        "ignore_merges": False,
-        "vocab": ids,
-        "merges": merges,
-    }
+    return models.BPE(
+        ids, merges, unk_token=pieces[2].piece, fuse_unk=True, byte_fallback=byte_fallback
+    )

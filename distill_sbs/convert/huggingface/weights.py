@@ -13,27 +13,28 @@ import json
 import math
 import os
 import pathlib
+import pickle
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from distill_sbs.errors import UserError
+from distill_sbs import json_lines
+from distill_sbs.dtypes import BY_SAFETENSORS_NAME, FLOAT_TYPES, FloatType
+from distill_sbs.errors import DamagedError, SourceError, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 
-# safetensors' names of the types whose every value is a float32 too.
-DTYPES: Mapping[str, Any] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-
-_DAMAGED = "it is truncated or damaged, or was not copied whole: copy it again"
+# An index of a million tensors has less; a larger file is none.
+_JSON_BYTES = 2**27
+# safetensors' own limit on its header.
+_HEADER_BYTES = 10**8
 
 
 class Weights(abc.ABC):
@@ -50,7 +51,15 @@ class Weights(abc.ABC):
         """A tensor, or the part that `index` names, as float32.
 
         Raises:
-          UserError: the file is damaged, or the tensor of a type that float32 does not hold.
+          UserError: the file is damaged, or see `check_type`.
+        """
+
+    @abc.abstractmethod
+    def check_type(self, name: str) -> None:
+        """Looks at the type of a tensor; nothing is read.
+
+        Raises:
+          UserError: float32 does not hold its values.
         """
 
 
@@ -58,24 +67,22 @@ def open_weights(folder: pathlib.Path) -> Weights:
     """Opens the weights of a folder, safetensors where both kinds are there.
 
     Raises:
-      UserError: there are none; a file of the index is missing, or truncated, or another program's.
+      UserError: there are none; a file of the index is missing, or truncated, or another program's;
+        two files hold the same tensor.
     """
     for name, opened in ((SAFETENSORS, _SafetensorsWeights), (TORCH, _TorchWeights)):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():
-            return opened({None: folder / name}, {})
+            return opened([folder / name], {})
         if index.exists():
-            places = read_json(index).get("weight_map")
-            if not isinstance(places, dict):
-                raise UserError(f"{index} has no 'weight_map', which names the file of a tensor")
-            files = {file: folder / file for file in sorted(set(places.values()))}
-            for tensor, file in sorted(places.items()):
-                if not files[file].exists():
+            file_of = _read_index(index)
+            for tensor, file in sorted(file_of.items()):
+                if not file.is_file():
                     raise UserError(
-                        f"{files[file]} is missing; {index.name} expects tensor {tensor} in it. "
+                        f"{file} is missing; {index.name} expects tensor {tensor} in it. "
                         "Was the folder copied whole?"
                     )
-            return opened(files, places)
+            return opened(sorted(set(file_of.values())), file_of)
     raise UserError(
         f"{folder} holds no weights; expected {SAFETENSORS}, {TORCH}, or shards of either with "
         f"their {SAFETENSORS}.index.json"
@@ -89,61 +96,96 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
       UserError: it cannot be read, or holds something else.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); {_DAMAGED}") from None
+        size = file.stat().st_size
+        if size > _JSON_BYTES:
+            raise UserError(
+                f"{file} has {size:,} bytes, expected a JSON file of less than {_JSON_BYTES:,}; is "
+                "it another file?"
+            )
+        values = json_lines.read_json(file)
+    except OSError as error:
+        raise DamagedError(file, error) from None
+    except SourceError as error:
+        raise DamagedError(file, str(error).removeprefix(f"{file}: ")) from None
     if not isinstance(values, dict):
         raise UserError(f"{file} holds a {type(values).__name__}; expected a JSON object")
     return values
 
 
-def _check_places(
-    places: Mapping[str, str], files: Mapping[Any, pathlib.Path], found: Mapping[str, Any]
-) -> None:
-    """The index and the shards must name the same tensors."""
-    for name, file in sorted(places.items()):
-        if name not in found:
-            raise UserError(f"{files[file]} has no tensor {name}, which the index expects in it")
+def _read_index(index: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Which file of the folder holds a tensor."""
+    file_of = read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+        raise UserError(f"{index} has no 'weight_map', which names the file of a tensor")
+    for tensor, file in file_of.items():
+        # Beside the index, and nowhere else on this machine.
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\0" in file:
+            raise UserError(
+                f"{index} says that tensor {tensor!r} lies in {file!r:.80}; expected the name of a "
+                "file in the same folder"
+            )
+    return {tensor: index.parent / file for tensor, file in file_of.items()}
+
+
+def _check_files(file_of: Mapping[str, pathlib.Path], found: Mapping[str, pathlib.Path]) -> None:
+    """What the index says of a tensor must be so."""
+    for name, file in sorted(file_of.items()):
+        if found.get(name) != file:
+            raise UserError(f"{file} has no tensor {name}, which the index expects in it")
+
+
+def _add_file(found: dict[str, pathlib.Path], name: str, file: pathlib.Path) -> None:
+    if name in found:
+        raise UserError(
+            f"tensor {name} is in {found[name]} and in {file.name}, expected in one of them; were "
+            "the files of two models mixed?"
+        )
+    found[name] = file
+
+
+def _type_error(file: pathlib.Path, name: str, dtype: object) -> UserError:
+    return UserError(
+        f"{file}: tensor {name} is of type {dtype}, expected one of {', '.join(FLOAT_TYPES)}; save "
+        "it in one of these"
+    )
 
 
 class _SafetensorsWeights(Weights):
     """A file, or shards, of safetensors."""
 
-    def __init__(self, files: Mapping[Any, pathlib.Path], places: Mapping[str, str]) -> None:
+    def __init__(self, files: Sequence[pathlib.Path], file_of: Mapping[str, pathlib.Path]) -> None:
         self._files: dict[str, pathlib.Path] = {}
-        self._handles: dict[tuple[pathlib.Path, str], Any] = {}
+        self._handles: dict[tuple[pathlib.Path, str], safe_open] = {}
         self._dtypes: dict[str, str] = {}
         self.shapes = {}
-        for file in files.values():
+        for file in files:
             handle = self._handle(file, "mmap")
             for name in handle.keys():  # noqa: SIM118 (it is no dictionary)
                 part = handle.get_slice(name)
-                self._files[name] = file
+                _add_file(self._files, name, file)
                 self._dtypes[name] = part.get_dtype()
                 self.shapes[name] = tuple(part.get_shape())
-        _check_places(places, files, self.shapes)
+        _check_files(file_of, self._files)
 
-    def _handle(self, file: pathlib.Path, backend: str) -> Any:
+    def _handle(self, file: pathlib.Path, backend: str) -> safe_open:
         if (file, backend) not in self._handles:
             try:
                 handle = safe_open(str(file), framework="numpy", backend=backend)
             except (SafetensorError, OSError) as error:
                 cut = _first_cut_tensor(file)
-                raise UserError(
-                    f"{file} cannot be read ({error})"
-                    + (f"; tensor {cut[0]} of shape {cut[1]} is not whole" if cut else "")
-                    + f"; {_DAMAGED}"
-                ) from None
+                whole = f"; tensor {cut[0]} of shape {cut[1]} is not whole" if cut else ""
+                raise DamagedError(file, f"{error}{whole}") from None
             self._handles[file, backend] = handle
         return self._handles[file, backend]
 
+    def check_type(self, name: str) -> None:
+        """See `Weights`."""
+        if self._dtypes[name] not in BY_SAFETENSORS_NAME:
+            raise _type_error(self._files[name], name, self._dtypes[name])
+
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """See `Weights`."""
-        if self._dtypes[name] not in DTYPES:
-            raise UserError(
-                f"{self._files[name]}: tensor {name} is of type {self._dtypes[name]}, expected one "
-                f"of {', '.join(DTYPES)}; save it in one of these"
-            )
+        self.check_type(name)
         shape = self.shapes[name]
         # safetensors takes no bounds beyond a tensor's.
         bounds = [range(size)[part] for part, size in zip(index or (), shape, strict=False)]
@@ -155,9 +197,8 @@ class _SafetensorsWeights(Weights):
                 part = tuple(slice(bound.start, bound.stop) for bound in bounds)
                 value = self._handle(self._files[name], "mmap").get_slice(name)[part]
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{self._files[name]}: tensor {name} of shape {shape} cannot be read "
-                f"({error}); {_DAMAGED}"
+            raise DamagedError(
+                f"{self._files[name]}: tensor {name} of shape {shape}", error
             ) from None
         return value.astype(np.float32, copy=False)
 
@@ -168,13 +209,13 @@ def _first_cut_tensor(file: pathlib.Path) -> tuple[str, tuple[int, ...]] | None:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             size = os.path.getsize(file)
-            header = json.loads(opened.read(length)) if length < size else {}
+            header = opened.read(length) if length < min(size, _HEADER_BYTES) else b"{}"
         ends = {
-            name: (entry["data_offsets"][1], tuple(entry["shape"]))
-            for name, entry in header.items()
+            name: (int(entry["data_offsets"][1]), tuple(map(int, entry["shape"])))
+            for name, entry in json_lines.parse_json(header, str(file)).items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return None
     for name, (end, shape) in sorted(ends.items(), key=lambda item: item[1][0]):
         if 8 + length + end > size:
@@ -185,25 +226,25 @@ def _first_cut_tensor(file: pathlib.Path) -> tuple[str, tuple[int, ...]] | None:
 class _TorchWeights(Weights):
     """A file, or shards, that `torch.save` wrote; mapped, so that a tensor is read when asked."""
 
-    def __init__(self, files: Mapping[Any, pathlib.Path], places: Mapping[str, str]) -> None:
+    def __init__(self, files: Sequence[pathlib.Path], file_of: Mapping[str, pathlib.Path]) -> None:
         try:
             import torch
         except ImportError:
             raise UserError(
-                f"{next(iter(files.values()))} was written by torch, which is not installed: "
+                f"{files[0]} was written by torch, which is not installed: "
                 f"install it (pip install torch), or take the {SAFETENSORS} of the same model"
             ) from None
         self._torch = torch
-        self._tensors: dict[str, Any] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         self._files: dict[str, pathlib.Path] = {}
-        for file in files.values():
+        for file in files:
             for name, tensor in self._load(file).items():
+                _add_file(self._files, name, file)
                 self._tensors[name] = tensor
-                self._files[name] = file
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        _check_places(places, files, self.shapes)
+        _check_files(file_of, self._files)
 
-    def _load(self, file: pathlib.Path) -> Mapping[str, Any]:
+    def _load(self, file: pathlib.Path) -> Mapping[str, torch.Tensor]:
         # weights_only: a pickle may otherwise run whatever its author wrote.
         options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
         try:
@@ -214,29 +255,40 @@ class _TorchWeights(Weights):
                     raise
                 # Written before torch 1.6: no zip file, so read at once.
                 state = self._torch.load(file, **options)
-        except Exception as error:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise UserError(f"{file} cannot be read ({cause}); {_DAMAGED}") from None
+        except pickle.UnpicklingError as error:
+            # torch's first line is followed by advice how to run the file all the same.
+            cause = next((line for line in str(error).splitlines() if "Unsupported" in line), "")
+            raise UserError(
+                f"{file} is damaged, or holds more than tensors, which is never run"
+                f"{f' ({cause.strip()})' if cause else ''}; take the {SAFETENSORS} of the same "
+                "model, or save its tensors alone"
+            ) from None
+        except Exception as error:  # of many kinds, from C++ too
+            raise DamagedError(file, error) from None
         if not isinstance(state, Mapping) or not all(
-            isinstance(tensor, self._torch.Tensor) for tensor in state.values()
+            isinstance(name, str) and isinstance(tensor, self._torch.Tensor)
+            for name, tensor in state.items()
         ):
             raise UserError(f"{file} holds no state of a model; expected tensors by name")
         return state
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+    def check_type(self, name: str) -> None:
         """See `Weights`."""
         tensor = self._tensors[name]
-        torch = self._torch
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise UserError(
-                f"{self._files[name]}: tensor {name} is of type {tensor.dtype}, expected float32, "
-                "float16 or bfloat16; save it in one of these"
-            )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in FLOAT_TYPES or tensor.layout != self._torch.strided or tensor.is_meta:
+            kind = "" if dtype not in FLOAT_TYPES else " and not stored as a plain array"
+            raise _type_error(self._files[name], name, f"{dtype}{kind}")
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """See `Weights`."""
+        self.check_type(name)
+        tensor = self._tensors[name]
         part = tensor if index is None else tensor[index]
-        return np.array(part.to(torch.float32).numpy())
+        return np.array(part.detach().to(self._torch.float32).numpy())
 
 
-def shards(
+def divide_into_files(
     sizes: Mapping[str, int], limit: int, base: str = SAFETENSORS
 ) -> Iterator[tuple[str, list[str]]]:
     """Tensors divided among files of at most `limit` bytes, in order: file name, tensor names.
@@ -260,7 +312,7 @@ def shards(
 def write_file(
     file: pathlib.Path,
     shapes: Sequence[tuple[str, tuple[int, ...]]],
-    dtype: str,
+    dtype: FloatType,
     value: Callable[[str], np.ndarray],
 ) -> None:
     """Writes one safetensors file, never holding more than one of its tensors.
@@ -271,15 +323,15 @@ def write_file(
     Args:
       file: where to.
       shapes: names and shapes, in the order in which `value` is asked for them.
-      dtype: of `DTYPES`, of what `value` gives.
+      dtype: of what `value` gives.
       value: gives the tensor of a name.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
     offset = 0
     for name, shape in shapes:
-        size = math.prod(shape) * DTYPES[dtype].itemsize
+        size = math.prod(shape) * dtype.dtype.itemsize
         header[name] = {
-            "dtype": dtype,
+            "dtype": dtype.safetensors,
             "shape": list(shape),
             "data_offsets": [offset, offset + size],
         }
@@ -290,6 +342,7 @@ def write_file(
         opened.write(struct.pack("<Q", len(text)))
         opened.write(text)
         for name, shape in shapes:
-            array = np.ascontiguousarray(value(name), DTYPES[dtype])
+            array = np.ascontiguousarray(value(name), dtype.dtype)
             assert array.shape == shape, (name, array.shape, shape)
-            array.tofile(opened)
+            # Not `tofile`, which tells of a full disk only by a count.
+            opened.write(array.reshape(-1).view(np.uint8).data)

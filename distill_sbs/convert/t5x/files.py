@@ -1,7 +1,7 @@
 """T5X's checkpoints as our parameters, and our parameters as a checkpoint of T5X.
 
-Enters: a checkpoint that T5X wrote, in any of its layouts (`t5x_layouts`) and of either of its
-networks (`t5x_networks`); or a `ParameterSource` of any form.
+Enters: a checkpoint that T5X wrote, in any of its layouts (`t5x.layouts`) and of either of its
+networks (`t5x.networks`); or a `ParameterSource` of any form.
 Leaves: a `ParameterSource`; or a folder with a `checkpoint_N` that `t5x.train`, `t5x.eval` and
 `t5x.infer` restore. Neither needs T5X, TensorFlow, or a device.
 """
@@ -9,7 +9,6 @@ Leaves: a `ParameterSource`; or a folder with a `checkpoint_N` that `t5x.train`,
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from etils import epath
 
 from distill_sbs.convert.source import Index, ParameterSource
 from distill_sbs.convert.t5x import layouts, networks
-from distill_sbs.errors import UserError
+from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 
 
@@ -42,9 +41,15 @@ class T5XSource(ParameterSource):
         self.location = str(folder)
         self._parts: dict[str, networks.Part] = {}
         for name, values in layouts.open_tensors(folder).items():
-            self._parts.update(networks.parts(name, values))
+            for path, part in networks.list_parts(name, values):
+                if path in self._parts:
+                    raise UserError(
+                        f"{self.location} has tensor {path} twice, stacked with its layer's "
+                        "neighbours and by itself; were two checkpoints copied into one folder?"
+                    )
+                self._parts[path] = part
         self._share_positions()
-        self.config = _config(self.shapes(), self.location)
+        self.config = _find_config(self.shapes(), self.location)
 
     def _share_positions(self) -> None:
         """One table of relative positions a side, in the place of one a layer."""
@@ -66,12 +71,9 @@ class T5XSource(ParameterSource):
         """See `ParameterSource`."""
         return {path: part.shape for path, part in self._parts.items()}
 
-    def read(self, path: str, index: Index | None = None) -> np.ndarray:
-        """See `ParameterSource`.
-
-        T5X's own chunks of stacked layers each hold all layers, and a chunk is decompressed
-        whole, so reading layer by layer decompresses the tensor as many times.
-        """
+    def _read(self, path: str, index: Index | None) -> np.ndarray:
+        # T5X's own chunks of stacked layers each hold all layers, and a chunk is decompressed
+        # whole, so reading layer by layer decompresses the tensor as many times.
         if path not in self._parts:
             raise UserError(
                 f"{self.location} has no tensor {path}; is it a checkpoint of another model?"
@@ -79,10 +81,11 @@ class T5XSource(ParameterSource):
         try:
             return self._parts[path].read(index)
         except Exception as error:
-            raise layouts.unreadable(self.location, path, error) from error
+            cause = layouts.shorten_error(error)
+            raise DamagedError(f"{self.location}: tensor {path}", cause) from error
 
 
-def _config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Config:
+def _find_config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Config:
     """The architecture that shapes show; `ParameterSource.check` compares the rest with it."""
 
     def matrix(path: str) -> tuple[int, ...]:
@@ -105,24 +108,27 @@ def _config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Config:
     joined = matrix("encoder/layers_0/attention/query/kernel")[1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     mlp_dim = matrix(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1]
-    if joined % heads:
+    if not heads or joined % heads:
         raise UserError(
             f"{location}: encoder/layers_0/attention/query/kernel has {joined} columns, expected "
             f"a multiple of the {heads} heads of encoder/{networks.POSITIONS}; is it a T5?"
         )
-    return T5Config(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=heads,
-        head_dim=joined // heads,
-        mlp_dim=mlp_dim,
-        num_encoder_layers=layers("encoder"),
-        num_decoder_layers=layers("decoder"),
-        # No file names the activations; these are those of all published T5.
-        mlp_activations=("gelu", "linear") if gated else ("relu",),
-        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
-        relative_attention_num_buckets=buckets,
-    )
+    try:
+        return T5Config(
+            vocab_size=vocab_size,
+            emb_dim=emb_dim,
+            num_heads=heads,
+            head_dim=joined // heads,
+            mlp_dim=mlp_dim,
+            num_encoder_layers=layers("encoder"),
+            num_decoder_layers=layers("decoder"),
+            # No file names the activations; these are those of all published T5.
+            mlp_activations=("gelu", "linear") if gated else ("relu",),
+            logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+            relative_attention_num_buckets=buckets,
+        )
+    except ValueError as error:
+        raise UserError(f"{location}: by its tensors' shapes, {error}; is it a T5?") from None
 
 
 def write_t5x(
@@ -143,7 +149,7 @@ def write_t5x(
 
     Args:
       source: of the parameters.
-      output: a folder that does not exist; it is there, whole, when this returns, or not at all.
+      output: a folder that does not exist or is empty; after a failure, what was written by then.
       scan_layers: for the network of `t5x/examples/scalable_t5` with its layers stacked, instead
         of that of `t5x/examples/t5`.
       step: from which T5X goes on; its TRAIN_STEPS counts these steps too.
@@ -151,30 +157,18 @@ def write_t5x(
         has.
 
     Raises:
-      UserError: `output` exists or cannot be written; a tensor of `source` is missing or damaged.
+      UserError: `output` holds something; a tensor of `source` is missing or damaged.
+      OSError, RuntimeError, ValueError: it cannot be written; TensorStore's are of all three.
     """
-    folder = layouts.absolute(output)
-    if folder.exists():
+    folder = layouts.make_absolute(output)
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{output} exists already; choose another folder, or delete it")
     if step < 0:
         raise UserError(f"the step of {output} is {step}, expected 0 or more")
     source.check(source.config)
-    partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
-    checkpoint = partial / f"checkpoint_{step}"
-    try:
-        checkpoint.mkdir(parents=True)
-        _write(source, checkpoint, scan_layers, step, advance or (lambda _: None))
-        partial.rename(folder)
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:  # TensorStore's are of all three
-        cause = layouts.first_part(error)
-        raise UserError(
-            f"{output} cannot be written ({cause}); make room, or choose another folder"
-        ) from error
-    finally:
-        if partial.exists():
-            partial.rmtree()
+    checkpoint = folder / f"checkpoint_{step}"
+    checkpoint.mkdir(parents=True)
+    _write(source, checkpoint, scan_layers, step, advance or (lambda _: None))
 
 
 def _write(
@@ -186,17 +180,17 @@ def _write(
 ) -> None:
     model: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
-    for tensor in networks.tensors(source.config, scan_layers):
+    for tensor in networks.list_tensors(source.config, scan_layers):
         store, listed = layouts.create_array(
             checkpoint, tensor.name, tensor.shape, tensor.layers_axis
         )
         for layer, path in enumerate(tensor.paths):
             values = source.read(path)
-            store[tensor.place(layer)].write(values.reshape(tensor.place_shape())).result()
+            store[tensor.index_of(layer)].write(values.reshape(tensor.layer_shape())).result()
             if layer == 0 or path != tensor.paths[0]:  # a table that layers share counts once
                 advance(math.prod(values.shape))
         _insert(model, tensor.name, listed)
-        _insert(optimizer, tensor.name, networks.adafactor_state(tensor))
+        _insert(optimizer, tensor.name, networks.make_adafactor_state(tensor))
     state = {"step": np.array(step, np.int32), "param_states": optimizer}
     layouts.write_listing(checkpoint, {layouts.MODEL: model, "state": state})
 

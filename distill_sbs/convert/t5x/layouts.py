@@ -12,10 +12,9 @@ in releases of 2022 and 2023 a msgpack file did, as 'PLACEHOLDER://name'.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,9 @@ import tensorstore
 from etils import epath
 from flax import serialization
 
-from distill_sbs.errors import UserError
+from distill_sbs import json_lines
+from distill_sbs.dtypes import FLOAT_TYPES
+from distill_sbs.errors import DamagedError, UserError
 
 MODEL = "target"  # T5X's name for the model's parameters, beside 'state', the optimizer's
 LISTING = "checkpoint"
@@ -31,13 +32,11 @@ _STATE, _DATABASE, _METADATA = "state", "manifest.ocdbt", "_METADATA"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = "PLACEHOLDER://"
 _QUOTED = re.compile(r" \[(?:tensorstore_spec|source locations)=")
-_DTYPES = ("float32", "bfloat16", "float16")
-_DAMAGED = "it is truncated or damaged, or was not copied whole: copy it again"
 _CHUNK_BYTES = 64 * 2**20
 _COMPRESSOR = {"id": "zstd", "level": 1}
 
 
-def absolute(path: str) -> epath.Path:
+def make_absolute(path: str) -> epath.Path:
     """As `epath.Path`, local paths absolute, which a kvstore's must be."""
     return epath.Path(path) if "://" in path else epath.Path(path).absolute()
 
@@ -48,7 +47,7 @@ def find_checkpoint(location: str) -> epath.Path:
     Raises:
       UserError: there is no checkpoint of T5X, or one of Mesh TensorFlow.
     """
-    folder = absolute(location)
+    folder = make_absolute(location)
     if folder.name == LISTING and folder.is_file():
         folder = folder.parent
     if any((folder / name).exists() for name in (LISTING, _STATE, _DATABASE, _METADATA)):
@@ -62,7 +61,7 @@ def find_checkpoint(location: str) -> epath.Path:
         if steps:
             return steps[max(steps)]
     if folder.parent.joinpath(f"{folder.name}.index").exists():
-        raise _mesh_tensorflow(folder)
+        raise _refuse_mesh_tensorflow(folder)
     raise UserError(
         f"{location}: no checkpoint of T5X there; expected a folder checkpoint_N with a file "
         f"{LISTING!r} or a folder {_STATE!r} in it, or a MODEL_DIR that holds such folders"
@@ -82,7 +81,7 @@ def open_tensors(folder: epath.Path) -> dict[str, Any]:
     """
     state = folder / _STATE if (folder / _STATE).is_dir() else folder
     if (state / LISTING).exists():
-        leaves = dict(_flatten(_read_listing(state / LISTING), ()))
+        leaves = _flatten(state / LISTING, _read_listing(state / LISTING))
     else:
         if (state / _DATABASE).exists():
             names = _database_names(state)
@@ -109,22 +108,25 @@ def open_tensors(folder: epath.Path) -> dict[str, Any]:
             try:
                 handles[path] = handle.result()
             except Exception as error:
-                raise unreadable(folder, path, error) from error
+                raise DamagedError(f"{folder}: tensor {path}", shorten_error(error)) from error
+            _check_chunks(f"{folder}: tensor {path}", handles[path])
         dtype = handles[path].dtype.name
-        if dtype not in _DTYPES:
+        if dtype not in FLOAT_TYPES:
             raise UserError(
                 f"{folder}: tensor {path} is of type {dtype}, expected one of "
-                f"{', '.join(_DTYPES)}; save it again with a current T5X"
+                f"{', '.join(FLOAT_TYPES)}; save it again with a current T5X"
             )
     return handles
 
 
-def unreadable(folder: epath.Path | str, path: str, error: Exception) -> UserError:
-    """The error for a tensor whose file could not be read."""
-    return UserError(f"{folder}: tensor {path} cannot be read ({first_part(error)}); {_DAMAGED}")
+def _check_chunks(what: str, array: tensorstore.TensorStore) -> None:
+    """A chunk is decoded whole: one that is far larger than its array is no file of T5X's."""
+    chunk = tuple(size or 1 for size in array.chunk_layout.read_chunk.shape or ())
+    if math.prod(chunk) > max(2 * math.prod(array.shape), 2**26):
+        raise DamagedError(what, f"chunks of shape {chunk} of an array of shape {array.shape}")
 
 
-def first_part(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """TensorStore's message on one line, without the specification that it goes on to quote."""
     return " ".join(_QUOTED.split(str(error))[0].split())
 
@@ -133,29 +135,47 @@ def _read_listing(file: epath.Path) -> Mapping[str, Any]:
     """The model's part of the msgpack file: a tree of arrays, zarr specifications, placeholders."""
     content = file.read_bytes()
     if content.startswith(b"model_checkpoint_path"):
-        raise _mesh_tensorflow(file.parent)
+        raise _refuse_mesh_tensorflow(file.parent)
     try:
         tree = serialization.msgpack_restore(content)
     except Exception as error:
-        raise UserError(f"{file} cannot be read ({first_part(error)}); {_DAMAGED}") from error
+        raise DamagedError(file, shorten_error(error)) from error
     # Version 0 had no level above; later ones state it and hold the tree as 'optimizer'.
     tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
     model = tree.get(MODEL, {}) if isinstance(tree, dict) else {}
     return model if isinstance(model, dict) else {}
 
 
-def _flatten(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    for name, child in tree.items():
-        here = (*path, name)
-        if isinstance(child, dict) and child.keys() >= {"driver", "kvstore"}:
-            # TensorStore has kept the path in either place.
-            yield "/".join(here), (child["kvstore"].get("path") or child.get("path", "")).strip("/")
-        elif isinstance(child, dict):
-            yield from _flatten(child, here)
-        elif isinstance(child, str) and child.startswith(_PLACEHOLDER):
-            yield "/".join(here), child.removeprefix(_PLACEHOLDER)
+def _flatten(file: epath.Path, model: Mapping[str, Any]) -> dict[str, np.ndarray | str]:
+    """Path → array, or the name of its folder, of every leaf of the model's part.
+
+    Raises:
+      UserError: names that are no text, or of a folder that is not the checkpoint's.
+    """
+    leaves: dict[str, np.ndarray | str] = {}
+    pending: list[tuple[str, Any]] = [("", model)]
+    while pending:
+        path, node = pending.pop()
+        folder = None
+        if isinstance(node, dict) and node.keys() >= {"driver", "kvstore"}:
+            # TensorStore has kept the path at either level.
+            inside = node["kvstore"].get("path") if isinstance(node["kvstore"], dict) else None
+            folder = str(inside or node.get("path", "")).strip("/")
+        elif isinstance(node, str) and node.startswith(_PLACEHOLDER):
+            folder = node.removeprefix(_PLACEHOLDER)
+        if folder is not None:
+            folder = folder.rpartition("/")[2]  # beside the listing, wherever it was written
+            if folder in ("", ".", ".."):
+                raise DamagedError(f"{file}: tensor {path}", "it names no folder")
+            leaves[path] = folder
+        elif isinstance(node, dict):
+            for name, child in reversed(node.items()):
+                if not isinstance(name, str):
+                    raise DamagedError(f"{file}: {path}", f"a name that is no text, {name!r:.40}")
+                pending.append((f"{path}/{name}" if path else name, child))
         else:
-            yield "/".join(here), np.asarray(child)
+            leaves[path] = np.asarray(node)
+    return leaves
 
 
 def _database_names(state: epath.Path) -> list[str]:
@@ -164,21 +184,20 @@ def _database_names(state: epath.Path) -> list[str]:
         database = tensorstore.KvStore.open(_kvstore(state, None)).result()
         keys = [key.decode() for key in database.list(model).result()]
     except Exception as error:
-        cause = first_part(error)
-        raise UserError(f"{state / _DATABASE} cannot be read ({cause}); {_DAMAGED}") from error
+        raise DamagedError(state / _DATABASE, shorten_error(error)) from error
     return [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
 
 
 def _described_names(file: epath.Path) -> list[str]:
     try:
-        entries = json.loads(file.read_text())["tree_metadata"].values()
+        entries = json_lines.read_json(file)["tree_metadata"].values()
         names = [".".join(str(key["key"]) for key in each["key_metadata"]) for each in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read ({error!r}); {_DAMAGED}") from error
+        raise DamagedError(file, repr(error)) from error
     return [name for name in names if name.startswith(f"{MODEL}.")]
 
 
-def _mesh_tensorflow(path: epath.Path) -> UserError:
+def _refuse_mesh_tensorflow(path: epath.Path) -> UserError:
     return UserError(
         f"{path} is a checkpoint of Mesh TensorFlow, expected one of T5X; convert it with T5X's "
         "t5x/scripts/convert_tf_checkpoint.py, or take the converted ones of "

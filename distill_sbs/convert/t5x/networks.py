@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_sbs.convert.source import Index, parameters
-from distill_sbs.model.axes import axes_of
-from distill_sbs.model.config import T5Config
+from distill_sbs.convert.source import Index
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import MOST_LAYERS, T5Config
+from distill_sbs.model.parameters import list_parameters
 
-LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+LAYER = re.compile(r"(encoder|decoder)/layers_(\d{1,9})/(.+)")
 POSITIONS = "relpos_bias/rel_embedding"
 _STACKED = re.compile(r"(encoder|decoder)/\1/(.+)")
 _HEADS = re.compile(r".+attention/(query|key|value|out)/kernel")
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
     Attributes:
       values: the tensor, a NumPy array or a TensorStore.
-      layer: its place on axis 1, where the tensor holds all layers.
+      layer: its index on axis 1, where the tensor holds all layers.
       heads_axis: which axis of ours is two of the tensor's, heads and their width.
     """
 
@@ -78,8 +79,12 @@ def _merge(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
     return (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
 
 
-def parts(name: str, values: Any) -> Iterator[tuple[str, Part]]:
-    """The parameters, with their paths, that T5X's tensor `name` holds: one, or one a layer."""
+def list_parts(name: str, values: Any) -> Iterator[tuple[str, Part]]:
+    """The parameters, with their paths, that T5X's tensor `name` holds: one, or one a layer.
+
+    Raises:
+      UserError: more layers than any T5 has.
+    """
     stacked = _STACKED.fullmatch(name)
     layers = values.shape[_LAYERS_AXIS] if stacked and len(values.shape) > _LAYERS_AXIS else None
     heads_axis = None
@@ -88,6 +93,11 @@ def parts(name: str, values: Any) -> Iterator[tuple[str, Part]]:
     if stacked is None or layers is None:
         yield name, Part(values, None, heads_axis)
         return
+    if layers > MOST_LAYERS:
+        raise UserError(
+            f"tensor {name} of shape {tuple(values.shape)} holds {layers:,} layers, expected at "
+            f"most {MOST_LAYERS}; is it a T5's, and not damaged?"
+        )
     for layer in range(layers):
         yield f"{stacked[1]}/layers_{layer}/{stacked[2]}", Part(values, layer, heads_axis)
 
@@ -112,11 +122,11 @@ class Tensor(NamedTuple):
         """Which axis is of layers, if one is."""
         return self.axes.index("layers") if "layers" in self.axes else None
 
-    def place(self, layer: int) -> tuple[int | slice, ...]:
+    def index_of(self, layer: int) -> tuple[int | slice, ...]:
         """The index of what `paths[layer]` fills."""
         return tuple(layer if axis == self.layers_axis else slice(None) for axis in self._range())
 
-    def place_shape(self) -> tuple[int, ...]:
+    def layer_shape(self) -> tuple[int, ...]:
         """The shape of what each of `paths` fills."""
         return tuple(self.shape[axis] for axis in self._range() if axis != self.layers_axis)
 
@@ -124,10 +134,9 @@ class Tensor(NamedTuple):
         return range(len(self.shape))
 
 
-def tensors(config: T5Config, scan_layers: bool) -> Iterator[Tensor]:
+def list_tensors(config: T5Config, scan_layers: bool) -> Iterator[Tensor]:
     """Every tensor of T5X's `t5`, or of its `scalable_t5` with layers stacked."""
-    for path, shape in parameters(config):
-        axes = axes_of(path, len(shape))
+    for path, shape, axes in list_parameters(config):
         layer = LAYER.fullmatch(path)
         side, _, rest = path.partition("/")
         if not scan_layers or (not layer and rest != POSITIONS):
@@ -164,14 +173,14 @@ _ROWS, _COLUMNS = ("embed",), ("vocab", "mlp", "heads", "kv")
 _FACTORED_FROM = 128
 
 
-def adafactor_state(tensor: Tensor) -> dict[str, np.ndarray]:
+def make_adafactor_state(tensor: Tensor) -> dict[str, np.ndarray]:
     """What T5X's Adafactor holds of a tensor before its first step: zeros, of its shapes.
 
     It is the optimizer that all of T5X's own model files set.
     """
     shape = tensor.shape
-    rows = [place for place, axis in enumerate(tensor.axes) if axis in _ROWS]
-    columns = [place for place, axis in enumerate(tensor.axes) if axis in _COLUMNS]
+    rows = [number for number, axis in enumerate(tensor.axes) if axis in _ROWS]
+    columns = [number for number, axis in enumerate(tensor.axes) if axis in _COLUMNS]
     if tensor.layers_axis is None and len(shape) <= 2:
         factored = len(shape) == 2 and min(shape) >= _FACTORED_FROM
         shorter = int(np.argmin(shape))

@@ -1,0 +1,92 @@
+"""Our parameters by HuggingFace's names of T5's tensors (1.0, v1.1, FLAN, ByT5, mT5).
+
+In: a `T5Config`, or the path of a parameter. Out: the name and shape that HuggingFace stores it by.
+
+HuggingFace stores linear layers as [out, in], we as [in, out]; its relative position table is
+[buckets, heads], ours [heads, buckets]. Nothing is computed, so that there and back is identical
+to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameters import list_parameters
+
+EMBEDDING, HEAD = "shared.weight", "lm_head.weight"
+
+# Tensors that a state may hold besides: copies of the shared embedding, and a table that old
+# checkpoints carry and no version of the model reads.
+EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+
+# Our names inside a layer: HuggingFace's sublayer, counted from 0, and its name in there.
+_SUBLAYERS = {
+    "encoder": {
+        "pre_attention_layer_norm": (0, "layer_norm"),
+        "attention": (0, "SelfAttention"),
+        "pre_mlp_layer_norm": (1, "layer_norm"),
+        "mlp": (1, "DenseReluDense"),
+    },
+    "decoder": {
+        "pre_self_attention_layer_norm": (0, "layer_norm"),
+        "self_attention": (0, "SelfAttention"),
+        "pre_cross_attention_layer_norm": (1, "layer_norm"),
+        "encoder_decoder_attention": (1, "EncDecAttention"),
+        "pre_mlp_layer_norm": (2, "layer_norm"),
+        "mlp": (2, "DenseReluDense"),
+    },
+}
+_LINEAR = {"query": "q", "key": "k", "value": "v", "out": "o"}
+_OUTSIDE_LAYERS = {
+    "token_embedder/embedding": EMBEDDING,
+    "decoder/logits_dense/kernel": HEAD,
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "decoder/decoder_norm/scale": "decoder.final_layer_norm.weight",
+    **{
+        f"{side}/relpos_bias/rel_embedding": (
+            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        )
+        for side in ("encoder", "decoder")
+    },
+}
+
+
+class Tensor(NamedTuple):
+    """One tensor on both sides.
+
+    Attributes:
+      name: HuggingFace's.
+      path: ours, layers one by one ('encoder/layers_0/…').
+      shape: ours.
+      transposed: whether HuggingFace's is the transpose.
+    """
+
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def huggingface_shape(self) -> tuple[int, ...]:
+        """Shape in HuggingFace's state."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+
+def list_tensors(config: T5Config) -> Iterator[Tensor]:
+    """Every tensor of a model, once (copies of the shared embedding are not tensors of ours)."""
+    for path, shape, _ in list_parameters(config):
+        transposed = path.endswith(("/kernel", "/rel_embedding"))
+        yield Tensor(name_tensor(path), path, shape, transposed)
+
+
+def name_tensor(path: str) -> str:
+    """HuggingFace's name of the parameter at `path`, layers one by one."""
+    if path in _OUTSIDE_LAYERS:
+        return _OUTSIDE_LAYERS[path]
+    side, layer, block, *linear, _ = path.split("/")
+    number, theirs = _SUBLAYERS[side][block]
+    parts = [side, "block", layer.removeprefix("layers_"), "layer", str(number), theirs]
+    return ".".join([*parts, *(_LINEAR.get(name, name) for name in linear), "weight"])

@@ -1,0 +1,71 @@
+"""Parameters of a checkpoint straight into the shards of a mesh.
+
+Enters: a `ParameterSource` and the shapes of a parameter tree with their shardings. Leaves: the
+tree, as arrays. Never more than one device's part of one parameter is in memory besides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_sbs.convert.source import Index, ParameterSource
+from distill_sbs.model.parameters import STACKED
+
+_STACKED_PATH = re.compile(rf"(encoder|decoder)/{STACKED}/(.+)")
+
+
+def read_sharded(
+    source: ParameterSource, abstract_params: Any, progress: Callable[[int], None] | None = None
+) -> Any:
+    """The parameters as arrays, every device's shard read by itself.
+
+    Args:
+      source: checked against the student's configuration.
+      abstract_params: a tree of `jax.ShapeDtypeStruct` with shardings, layers stacked or not.
+      progress: called with the values read since the last call.
+
+    Returns:
+      The tree of `abstract_params` with arrays in the stead of shapes.
+    """
+
+    def read_array(key_path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        stacked = _STACKED_PATH.fullmatch(path)
+
+        def read_shard(index: Index) -> np.ndarray:
+            if stacked is None:
+                return source.read(path, index).astype(leaf.dtype, copy=False)
+            stack, rest = stacked.groups()
+            layers = range(leaf.shape[0])[index[0]]
+            part = np.empty((len(layers), *_lengths(leaf.shape[1:], index[1:])), leaf.dtype)
+            for number, layer in enumerate(layers):
+                part[number] = source.read(f"{stack}/layers_{layer}/{rest}", index[1:])
+            return part
+
+        # One read for all devices that hold the same part, and no part held longer than that.
+        devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+        parts: dict[tuple[tuple[int, int], ...], Index] = {}
+        for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+            key = tuple((part.start, part.stop) for part in index)
+            devices.setdefault(key, []).append(device)
+            parts[key] = index
+        pieces = []
+        for key, index in parts.items():
+            value = read_shard(index)
+            pieces += [jax.device_put(value, device) for device in devices[key]]
+        array = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
+        if progress is not None:
+            progress(math.prod(leaf.shape))
+        return array
+
+    return jax.tree_util.tree_map_with_path(read_array, abstract_params)
+
+
+def _lengths(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
+    return tuple(len(range(size)[part]) for size, part in zip(shape, index, strict=True))

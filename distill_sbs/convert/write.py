@@ -1,0 +1,230 @@
+"""A checkpoint of one form, written as one of another: whole, or not at all.
+
+Enters: where a checkpoint lies, and what form it shall have. Leaves: a folder of that form, to the
+bit the same values; after a failure or an interruption what was there before. One tensor of one
+layer is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from distill_sbs import files
+from distill_sbs.cli.progress import show_values
+from distill_sbs.cli.run_main import describe_disk_error
+from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
+from distill_sbs.convert.source import ParameterSource
+from distill_sbs.data import sentencepiece_model
+from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config, named_config
+from distill_sbs.model.parameters import list_parameters
+
+FORM_NAMES = {HUGGINGFACE: "HuggingFace", T5X: "T5X", NATIVE: "distill_sbs"}
+
+# Of a student's configuration, what no checkpoint is about.
+_FREE_FIELDS = (
+    "dropout_rate",
+    "dtype",
+    "float32_attention_logits",
+    "scan_layers",
+    "remat_policy",
+)
+
+
+class Converted(NamedTuple):
+    """What was written.
+
+    Attributes:
+      tensors: how many, layers one by one.
+      parameters: values in all of them.
+      bytes: of the output's files; None on gs://.
+      seconds: that it took.
+    """
+
+    tensors: int
+    parameters: int
+    bytes: int | None
+    seconds: float
+
+
+class Interrupted(Exception):
+    """A signal asked to stop, between two tensors; its only argument is the signal's number."""
+
+
+def convert_checkpoint(
+    location: str,
+    output: str,
+    to: str,
+    *,
+    form: str | None = None,
+    vocabulary_file: str | None = None,
+    student: str | None = None,
+    dtype: str = "float32",
+    with_tokenizer: bool = True,
+    scan_layers: bool | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
+
+    Raises:
+      UserError: something given cannot work, or the disk is full or read-only; `output` is as it
+        was before.
+      Interrupted: Ctrl-C or SIGTERM came; so it is then.
+    """
+    started = time.monotonic()
+    check_output(output, location, overwrite)
+    vocabulary = sentencepiece_model.describe(vocabulary_file) if vocabulary_file else None
+    source = open_source(location, form)
+    source.check(_expect(student, source.config) if student else source.config)
+    sizes = [math.prod(parameter.shape) for parameter in list_parameters(source.config)]
+    with (
+        _Interruptions() as interruptions,
+        show_values(f"writing for {FORM_NAMES[to]}", sum(sizes)) as advance,
+    ):
+
+        def advance_or_stop(count: int) -> None:
+            advance(count)
+            interruptions.check()
+
+        try:
+            with files.replace_folder(output) as folder:
+                _write(
+                    source,
+                    str(folder),
+                    to,
+                    vocabulary=vocabulary,
+                    dtype=dtype,
+                    with_tokenizer=with_tokenizer,
+                    scan_layers=scan_layers,
+                    advance=advance_or_stop,
+                )
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, from the libraries that write
+            cause = describe_disk_error(error) or (str(error) if isinstance(error, OSError) else "")
+            if not cause:
+                raise
+            raise UserError(
+                f"--output={output} cannot be written ({cause}); it is as it was before"
+            ) from None
+    seconds = time.monotonic() - started
+    return Converted(len(sizes), sum(sizes), _measure(output), seconds)
+
+
+def _write(
+    source: ParameterSource,
+    folder: str,
+    to: str,
+    *,
+    vocabulary: Mapping[str, Any] | None,
+    dtype: str,
+    with_tokenizer: bool,
+    scan_layers: bool | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Writes into an empty folder."""
+    # Imported here: each brings its own libraries, and one is needed.
+    if to == HUGGINGFACE:
+        from distill_sbs.convert.huggingface.files import write_huggingface
+
+        write_huggingface(
+            source,
+            folder,
+            vocabulary=vocabulary,
+            with_tokenizer=with_tokenizer,
+            dtype=dtype,
+            advance=advance,
+        )
+    elif to == T5X:
+        from distill_sbs.convert.t5x.files import write_t5x
+
+        scanned = source.config.scan_layers if scan_layers is None else scan_layers
+        write_t5x(source, folder, scan_layers=scanned, advance=advance)
+    else:
+        from distill_sbs.convert.native import write_native
+
+        write_native(
+            source, folder, vocabulary=vocabulary, scan_layers=scan_layers, advance=advance
+        )
+
+
+def check_output(output: str, source: str, overwrite: bool) -> None:
+    """Checks that a folder may be written, before anything is read.
+
+    Raises:
+      UserError: it is there already and `overwrite` is not set; it is what is read; a file is in
+        the way; its disk cannot be written to.
+    """
+    folder = epath.Path(output)
+    if "://" not in output:
+        ours, theirs = os.path.realpath(output), os.path.realpath(source)
+        if os.path.exists(theirs) and os.path.commonpath([ours, theirs]) in (ours, theirs):
+            raise UserError(
+                f"--output={output} and --input={source} lie in one another; choose another folder"
+            )
+    try:
+        if folder.exists():
+            if not folder.is_dir():
+                raise UserError(f"--output={output} is a file; choose a folder that does not exist")
+            if not overwrite and any(folder.iterdir()):
+                raise UserError(
+                    f"--output={output} exists already; choose another folder, or replace it with "
+                    "--overwrite"
+                )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = describe_disk_error(error) or str(error)
+        raise UserError(f"--output={output} cannot be made ({cause})") from None
+
+
+class _Interruptions:
+    """Notes Ctrl-C and SIGTERM, for the writers, which have threads, to stop in between tensors."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruptions:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._number = number
+
+    def check(self) -> None:
+        """Raises `Interrupted`, with the signal's number, where one came."""
+        if self._number is not None:
+            raise Interrupted(self._number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _expect(student: str, found: T5Config) -> T5Config:
+    """The configuration of a named size, with those fields of `found` that no file is about."""
+    try:
+        config = named_config(student)
+    except ValueError as error:
+        raise UserError(f"--student={student!r}: {error}") from None
+    return dataclasses.replace(config, **{name: getattr(found, name) for name in _FREE_FIELDS})
+
+
+def _measure(output: str) -> int | None:
+    """Bytes of all files of a local folder."""
+    if "://" in output:
+        return None
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(output) for name in names]
+    return sum(os.path.getsize(path) for path in paths)
