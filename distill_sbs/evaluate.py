@@ -80,8 +80,8 @@ def evaluate(
 
     step_folder = checkpoints.find_step_folder(checkpoint)
     description = checkpoints.read_description(step_folder)
-    vocabulary_file = vocabulary.from_description(description.vocabulary)
-    settings.use(settings.DataSettings(data_dir, vocabulary_file=vocabulary_file))
+    own_vocabulary = vocabulary.from_description(description.vocabulary)
+    settings.use(settings.DataSettings(data_dir, vocabulary=own_vocabulary))
     registration.load_task_files(task_files)
     mixture_or_task = mixture_or_task or description.mixture
     if mixture_or_task is None:

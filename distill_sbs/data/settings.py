@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 from distill_sbs.errors import UserError
 
@@ -33,6 +34,7 @@ class DataSettings:
       rationale_rate: λ, the mixing rate of the rationale task (label task: 1).
       vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems). The
         default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
+      vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
 
     Raises:
       UserError: a value is out of range.
@@ -45,6 +47,7 @@ class DataSettings:
     vocabulary_file: str | None = dataclasses.field(
         default_factory=lambda: os.environ.get(VOCABULARY_VARIABLE)
     )
+    vocabulary: Any = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:

@@ -1,7 +1,7 @@
 """The vocabulary, chosen in one place: `VOCABULARY_FILE`.
 
 Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'; or a checkpoint's description
-of it (`vocabulary_file`). Leaves: a SeqIO vocabulary for the tasks, and token ids for a text.
+of it. Leaves: a SeqIO vocabulary for the tasks, and token ids for a text.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sentencepiece
 import seqio
 import tensorflow as tf
 
@@ -28,6 +27,7 @@ __all__ = [
     "EMBEDDED",
     "SEPARATOR",
     "ConfiguredVocabulary",
+    "StoredVocabulary",
     "describe",
     "encode_text",
     "encode_text_tf",
@@ -45,7 +45,7 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     """Loads a vocabulary.
 
     Raises:
-      UserError: as `vocabulary_file.checked_path`.
+      UserError: as `sentencepiece_model.checked_path`.
     """
     path = files.checked_path(vocabulary_file)
     return seqio.ByteVocabulary() if path is None else seqio.SentencePieceVocabulary(path)
@@ -62,7 +62,8 @@ class ConfiguredVocabulary(seqio.Vocabulary):
 
     @property
     def _loaded(self) -> seqio.Vocabulary:
-        return load(settings.current().vocabulary_file)
+        chosen = settings.current()
+        return chosen.vocabulary or load(chosen.vocabulary_file)
 
     @property
     def bos_id(self) -> int | None:
@@ -142,26 +143,56 @@ def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
     return tf.cond(has_separator, joined, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32))
 
 
-def from_description(description: Mapping[str, Any]) -> str:
-    """Writes the described vocabulary to a file of this machine and returns a `VOCABULARY_FILE`.
+class StoredVocabulary(seqio.SentencePieceVocabulary):
+    """A SentencePiece vocabulary held in memory; SeqIO's own wants a file.
+
+    Args:
+      model: the serialised SentencePiece model.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        super().__init__(sentencepiece_model_file="(a checkpoint's own vocabulary)")
+        self._content = model
+        self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @property
+    def sp_model(self) -> bytes:
+        """The serialised model, from which TensorFlow makes its tokenizer."""
+        return self._content
+
+    @property
+    def tokenizer(self) -> sentencepiece.SentencePieceProcessor:
+        """Python's tokenizer."""
+        return self._tokenizer
+
+    def load_model(self) -> None:
+        """Nothing: it is loaded."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredVocabulary) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+def from_description(description: Mapping[str, Any]) -> seqio.Vocabulary:
+    """The described vocabulary, out of the description alone: no file is read or written.
 
     Raises:
       UserError: the description's checksum does not match its content.
     """
     if description["kind"] == BYTES:
-        return BYTES
-    model = base64.b64decode(description["model_base64"])
+        return seqio.ByteVocabulary()
+    try:
+        model = base64.b64decode(description["model_base64"], validate=True)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint's vocabulary is no base64 ({error}): the checkpoint is damaged"
+        ) from None
     sha256 = hashlib.sha256(model).hexdigest()
     if sha256 != description["sha256"]:
         raise UserError(
             f"the checkpoint's vocabulary has sha256 {sha256}, expected {description['sha256']}: "
             "the checkpoint is damaged"
         )
-    folder = os.path.join(tempfile.gettempdir(), f"distill_sbs_vocabulary_{os.getuid()}")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    path = os.path.join(folder, f"{sha256}.model")
-    if not os.path.exists(path) or os.path.getsize(path) != len(model):
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(model)
-        os.replace(file.name, path)
-    return path
+    return StoredVocabulary(model)

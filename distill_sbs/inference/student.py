@@ -63,7 +63,7 @@ class Student:
         steps.check_step(step_folder)
         description = steps.read_description(step_folder)
         config = description.student
-        loaded = vocabulary.load(vocabulary.from_description(description.vocabulary))
+        loaded = vocabulary.from_description(description.vocabulary)
         processes.check_joined()
         mesh = sharding.make_mesh(num_model_partitions)
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))

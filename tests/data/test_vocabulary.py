@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import copy
 import json
+import os
 import pathlib
+import pickle
 import shutil
+import tempfile
+from typing import Any
 
 import pytest
 import seqio
 import tensorflow as tf
 
-from distill_sbs.data import vocabulary
+from distill_sbs.data import settings, vocabulary
 from distill_sbs.errors import UserError
 
 
@@ -82,13 +88,64 @@ def test_a_file_that_is_no_model(tmp_path: pathlib.Path) -> None:
         vocabulary.load(str(path))
 
 
-def test_description_holds_the_whole_vocabulary() -> None:
+@pytest.fixture
+def described(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A description of the embedded vocabulary, on a machine whose temporary folder is watched."""
     description = vocabulary.describe("embedded")
-    again = vocabulary.load(vocabulary.from_description(description))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return description
+
+
+def test_description_holds_the_whole_vocabulary(
+    described: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    again = vocabulary.from_description(described)
     assert isinstance(again, seqio.SentencePieceVocabulary)
-    assert again.encode("Anna has 3 apples.") == vocabulary.load("embedded").encode(
-        "Anna has 3 apples."
-    )
-    description["sha256"] = "0" * 64
-    with pytest.raises(UserError, match="damaged"):
-        vocabulary.from_description(description)
+    loaded = vocabulary.load("embedded")
+    text = "Anna has 3 apples."
+    ids = loaded.encode(text)
+    assert again.encode(text) == ids
+    assert again.encode_tf(tf.constant(text)).numpy().tolist() == ids
+    assert again.decode(ids) == again.decode_tf(tf.constant(ids)).numpy().decode() == text
+    assert (again.vocab_size, again.eos_id, again.unk_id) == (loaded.vocab_size, 1, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vocabulary_left_in_the_temporary_folder_is_not_used(
+    described: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    """Version 0.1 trusted a file there by its size; here its pieces are swapped, at that size."""
+    model = base64.b64decode(described["model_base64"])
+    folder = tmp_path / f"distill_sbs_vocabulary_{os.getuid()}"
+    folder.mkdir()
+    swapped = model.replace("▁apples".encode(), "▁selppa".encode())
+    assert swapped != model
+    (folder / f"{described['sha256']}.model").write_bytes(swapped)
+    ids = vocabulary.load("embedded").encode("apples")
+    assert vocabulary.from_description(described).encode("apples") == ids
+
+
+def test_a_stored_vocabulary_is_copied_and_compared_by_content(described: dict[str, Any]) -> None:
+    one, other = (vocabulary.from_description(described) for _ in range(2))
+    assert one == other == pickle.loads(pickle.dumps(one)) == copy.deepcopy(one)
+    assert hash(one) == hash(other)
+    assert one != vocabulary.load("bytes")
+
+
+def test_the_tasks_use_the_vocabulary_of_the_settings(described: dict[str, Any]) -> None:
+    own = vocabulary.from_description(described)
+    settings.use(settings.DataSettings(vocabulary=own, vocabulary_file="bytes"))
+    try:
+        assert vocabulary.ConfiguredVocabulary().encode("Anna") == own.encode("Anna")
+    finally:
+        settings.provide(settings.DataSettings)
+
+
+@pytest.mark.parametrize(
+    "change", [{"sha256": "0" * 64}, {"model_base64": "AAAA"}, {"model_base64": "é not base64"}]
+)
+def test_a_damaged_description_is_refused(
+    described: dict[str, Any], change: dict[str, str]
+) -> None:
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        vocabulary.from_description({**described, **change})
