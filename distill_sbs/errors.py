@@ -1,13 +1,17 @@
 """The errors that an entry point answers with one line instead of a traceback.
 
-Enters: a message of what was got, what was expected, and the remedy. Leaves: nothing; entry points
-print it and exit with status 2 (`distill_sbs.cli.run_main`).
+Enters: a message of what was got, what was expected, and the remedy; or an exception in which
+Python, TensorFlow, tensorstore or a library in Rust tells what the system said of a disk. Leaves:
+one line, which entry points print before they exit with status 2 (`distill_sbs.cli.run_main`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -49,3 +53,106 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean NAME?` for the nearest known name, empty if none is near."""
     near = nearest_names(name, known, most=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+# ---------------------------------- disks -------------------------------------
+
+# Of the disk itself: no path is needed to know that.
+_OF_THE_DISK = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "your quota there is used up; make room",
+    errno.EROFS: "that disk can only be read; choose a folder on another",
+    errno.EFBIG: "the file grew past what that disk or its limits allow",
+    errno.EIO: "that disk fails to read or write; look at its health",
+}
+# Of a path: a socket that may not be connected, for one, says the same words without one.
+_OF_A_PATH = {
+    errno.EACCES: "you may not write or read there; choose another folder, or change its mode",
+    errno.EPERM: "you may not do that there; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
+    errno.EEXIST: "something else stands there; choose another path",
+    errno.EISDIR: "a folder stands where a file is needed; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "symbolic links go in a circle there; choose another path",
+}
+_REMEDIES = _OF_THE_DISK | _OF_A_PATH
+_NUMBERS = {os.strerror(number): number for number in _REMEDIES}
+_WORDS = "|".join(re.escape(words) for words in _NUMBERS)
+
+# How libraries write what the system told them; each names the path it was about, if it knows.
+_WRITTEN_AS = (
+    # TensorFlow: "/a/b; No space left on device".
+    (re.compile(rf"^(?P<path>.+); (?P<words>{_WORDS})$"), "tensorflow."),
+    # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…'.
+    (
+        re.compile(
+            rf'^[A-Z_]+: .*?local file "(?P<path>[^"\\]+).*?: (?P<words>{_WORDS})(?: \[|$)', re.DOTALL
+        ),
+        "builtins.",
+    ),
+    # Rust's libraries, such as safetensors: "… No space left on device (os error 28)".
+    (re.compile(rf"(?P<path>)(?P<words>{_WORDS}) \(os error \d+\)"), ""),
+)
+# TensorFlow's own words for a file that stands where a folder is needed.
+_NOT_A_FOLDER = re.compile(r"^(?P<path>/.*) is not a directory$")
+
+# These are mistakes in a program, whatever had gone wrong when they were made.
+_MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
+
+
+def describe_disk_error(error: BaseException) -> str | None:
+    """One line for a full, read-only or forbidden disk, however a library has wrapped its words.
+
+    Returns:
+      What was wrong, where, and the remedy; None where `error` is about something else.
+    """
+    for each in _chain(error):
+        found = _read_number(each) or _read_words(each)
+        if found is not None:
+            number, path = found
+            where = f"{path}: " if path else ""
+            return f"{where}{os.strerror(number)}; {_REMEDIES[number]}"
+    return None
+
+
+def _read_number(error: BaseException) -> tuple[int, str] | None:
+    """(error number, path or '') of an error that Python itself raised."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    path = error.filename2 or error.filename
+    if error.errno in _OF_THE_DISK or (error.errno in _OF_A_PATH and path is not None):
+        return error.errno, os.fsdecode(path) if isinstance(path, str | bytes) else ""
+    return None
+
+
+def _read_words(error: BaseException) -> tuple[int, str] | None:
+    """(error number, path or '') of an error in which a library quotes the system."""
+    if isinstance(error, OSError):
+        return None
+    kind, message = f"{type(error).__module__}.", str(error)
+    for pattern, module in _WRITTEN_AS:
+        if kind.startswith(module) and (found := pattern.search(message)):
+            return _NUMBERS[found["words"]], found["path"]
+    if kind.startswith("tensorflow.") and (found := _NOT_A_FOLDER.search(message)):
+        return errno.ENOTDIR, found["path"]
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what caused it, and so on, down to a mistake of a program."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        if isinstance(error, _MISTAKES):
+            return
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)

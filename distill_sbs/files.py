@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and locks on folders.
+"""Files and folders that appear whole or not at all.
 
 Enters: a path, local or gs://, and what is to stand there. Leaves: that, or after a failure what
 stood there before. Nobody who looks meanwhile sees a half.
@@ -9,27 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
+import stat
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
-
-# What a disk says that is full, read-only or another user's: the user's to mend, no fault of ours.
-_REMEDIES = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "your quota there is used up; make room",
-    errno.EROFS: "that disk can only be read; choose a folder on another",
-    errno.EACCES: "you may not write or read there; choose another folder, or change its mode",
-    errno.EPERM: "you may not do that there; choose another folder",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
-    errno.EISDIR: "a folder stands where a file is needed; choose another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EFBIG: "the file grew past what that disk or its limits allow",
-    errno.EIO: "that disk fails to read or write; look at its health",
-}
-
 
 def write_file(path: epath.PathLike, content: str) -> None:
     """Writes a small file all at once, as UTF-8; its folder is made where it is missing."""
@@ -41,27 +26,99 @@ def write_file(path: epath.PathLike, content: str) -> None:
 def open_replacement(path: epath.PathLike, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write to that takes the place of `path` if the block succeeds.
 
+    A link stays a link: what it points to is replaced, and keeps its mode. What is no file, such as
+    `/dev/stdout`, `/dev/null` or a pipe, is written to as it is.
+
     Args:
       path: local or gs://; its folder is made where it is missing.
       mode: 'w' (UTF-8, line feeds as they are) or 'wb'.
     """
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     if "://" in str(path):  # an object of a bucket appears when it is closed
-        with target.open(mode) as file:
+        with epath.Path(path).open(mode) as file:
             yield file
         return
-    partial = f"{target.parent}/.{target.name}.partial-{uuid.uuid4().hex[:8]}"
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    try:
+    if _is_device(path):
+        with open(path, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+        return
+    target = _resolve(path)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with _partial_file(target) as partial:
         with open(partial, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(partial, stat.S_IMODE(os.stat(target).st_mode))
         os.replace(partial, target)
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """Finds out before long work whether a file can be written; leaves everything as it is.
+
+    A bucket is not asked: it would have to be written to.
+
+    Raises:
+      OSError: it cannot, as writing it would say (`errors.describe_disk_error` tells it).
+    """
+    if "://" in str(path):
+        return
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if _is_device(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    target = _resolve(path)
+    folder = os.path.dirname(target)
+    missing = []
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with _partial_file(target) as partial, open(partial, "wb") as file:
+            file.write(b"\0")
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                os.rmdir(made)
+
+
+def _resolve(path: epath.PathLike) -> str:
+    """The path behind all links; a name too long, or a file in a folder's place, is an OSError."""
+    target = os.path.realpath(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(target)
+    return target
+
+
+@contextlib.contextmanager
+def _partial_file(target: str) -> Iterator[str]:
+    """A path beside the target, gone after the block; errors speak of the target.
+
+    Its name is short: the target's own may be as long as the disk allows.
+    """
+    partial = os.path.join(os.path.dirname(target), f".partial-{uuid.uuid4().hex[:8]}")
+    try:
+        yield partial
+    except OSError as error:
+        if error.filename == partial:
+            error.filename, error.filename2 = target, None
+        raise
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)
+
+
+def _is_device(path: epath.PathLike) -> bool:
+    """Whether something stands there that is neither file nor folder, or belongs to the system."""
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        is_of_the_system = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+        return is_of_the_system or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+    return False
 
 
 @contextlib.contextmanager
@@ -82,8 +139,10 @@ def replace_folder(path: epath.PathLike) -> Iterator[epath.Path]:
                 folder.rmtree()
             raise
         return
-    folder = epath.Path(os.path.abspath(folder))
+    folder = epath.Path(os.path.realpath(folder))  # a link stays a link
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     mark = uuid.uuid4().hex[:8]
     partial = folder.parent / f".{folder.name}.partial-{mark}"
     previous = folder.parent / f".{folder.name}.previous-{mark}"
@@ -101,33 +160,3 @@ def replace_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         for leftover in (partial, previous):
             if leftover.exists():
                 leftover.rmtree()
-
-
-def describe_disk_error(error: BaseException) -> str | None:
-    """One line for a full, read-only or forbidden disk, however a library has wrapped its words.
-
-    Returns:
-      What was wrong, where, and the remedy; None where `error` is about something else.
-    """
-    for each in _chain(error):
-        if isinstance(each, OSError) and each.errno in _REMEDIES:
-            where = f"{os.fsdecode(each.filename)}: " if each.filename else ""
-            return f"{where}{os.strerror(each.errno)}; {_REMEDIES[each.errno]}"
-    for each in _chain(error):
-        for number, remedy in _REMEDIES.items():
-            words = os.strerror(number)
-            # TensorFlow, tensorstore and others tell the system's words in a text of their own.
-            if words in str(each) and number not in (errno.EPERM, errno.EIO):
-                path = re.search(r"(?:gs:/)?/[^\s'\"\];,:]+", str(each))
-                where = f"{path.group()}: " if path else ""
-                return f"{where}{words}; {remedy}"
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

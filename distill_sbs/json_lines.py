@@ -43,7 +43,8 @@ def parse_json(text: str | bytes, place: str) -> Any:
         raise SourceError(f"{place}: JSON that is nested too deeply to be read") from None
     except ValueError as error:  # the digits of a whole number
         raise SourceError(f"{place}: a number that is too long to be read ({error})") from None
-    if "\\u" in text and (found := find_surrogate(value)) is not None:
+    may_hold_surrogates = "\\u" in text or _SURROGATE.search(text)
+    if may_hold_surrogates and (found := find_surrogate(value)) is not None:
         raise SourceError(
             f"{place}: {found!r} is half of a character (a lone surrogate), which cannot be "
             "written as UTF-8; take it out, or write the character whole"
@@ -57,8 +58,12 @@ def decode_utf8(content: bytes, place: str) -> str:
     Raises:
       SourceError: they are no UTF-8.
     """
+    return _decode(content.removeprefix(_BYTE_ORDER_MARK), place)
+
+
+def _decode(content: bytes, place: str) -> str:
     try:
-        return content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{place}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8"
@@ -88,7 +93,8 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
     """
     with epath.Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            text = decode_utf8(line, f"{path}, line {number}")
+            place = f"{path}, line {number}"
+            text = decode_utf8(line, place) if number == 1 else _decode(line, place)
             yield number, text.removesuffix("\n").removesuffix("\r")
 
 
@@ -99,15 +105,54 @@ def read_json_lines(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]
       SourceError: a line is no UTF-8 or holds no JSON object; file and line are named.
     """
     for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        row = parse_json(line, place)
-        if not isinstance(row, dict):
-            raise SourceError(
-                f"{place}: {type(row).__name__} found, expected one JSON object a line"
-            )
-        yield number, row
+        if line.strip():
+            yield number, parse_object(line, f"{path}, line {number}")
+
+
+def parse_object(text: str, place: str) -> dict[str, Any]:
+    """The JSON object that a line stands for.
+
+    Raises:
+      SourceError: see `parse_json`; or it is no object.
+    """
+    row = parse_json(text, place)
+    if not isinstance(row, dict):
+        raise SourceError(f"{place}: {type(row).__name__} found, expected one JSON object a line")
+    return row
+
+
+def set_member(text: str, name: str, value: Any) -> str:
+    """The line of a JSON object with one member more, or another value of it, at its end.
+
+    All else stays as it was typed, character by character: Python would write `1.10`, `1e400` and
+    numbers of many digits otherwise than it read them.
+
+    Args:
+      text: a JSON object, as `parse_object` takes it.
+      name: the member's name; where the object has it, it is taken out first.
+      value: what JSON can say.
+    """
+    decoder = json.JSONDecoder()
+    kept = []
+    position = _skip_blanks(text, text.index("{") + 1)
+    while text[position] != "}":
+        start = position
+        member, position = decoder.raw_decode(text, position)
+        position = _skip_blanks(text, _skip_blanks(text, position) + 1)  # over the colon
+        _, position = decoder.raw_decode(text, position)
+        if member != name:
+            kept.append(text[start:position])
+        position = _skip_blanks(text, position)
+        if text[position] == ",":
+            position = _skip_blanks(text, position + 1)
+    kept.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{" + ", ".join(kept) + "}"
+
+
+def _skip_blanks(text: str, position: int) -> int:
+    while text[position] in " \t\n\r":
+        position += 1
+    return position
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import processor_time
 import pytest
@@ -115,3 +116,21 @@ def real_settings(real_data: pathlib.Path, source_dir: pathlib.Path):
     settings.use(settings.DataSettings(str(real_data), vocabulary_file=str(vocabulary)))
     yield
     settings.provide(settings.DataSettings)
+
+
+@pytest.fixture
+def another_users_folder(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder of root's, as seen by somebody else; skips where this is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can look through the eyes of another user")
+    folder = tmp_path / "roots"
+    folder.mkdir(mode=0o755)
+    for each in tmp_path.parents:  # pytest's folders are root's alone
+        if each.stat().st_mode & 0o005 != 0o005:
+            each.chmod(each.stat().st_mode | 0o055)
+    tmp_path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        os.seteuid(0)

@@ -19,17 +19,19 @@ def import_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
-    imported = False
+    failed = False
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
             tensorflow = importlib.import_module("tensorflow")
             # TensorFlow reads records here; an accelerator's memory is JAX's.
             tensorflow.config.set_visible_devices([], "GPU")
-            imported = True
+        except Exception:
+            failed = True
+            raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-            if not imported:
+            if failed:
                 log.seek(0)
                 sys.stderr.write(log.read().decode(errors="replace"))

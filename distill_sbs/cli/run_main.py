@@ -10,20 +10,28 @@ Enters: what an entry point does. Leaves: its exit status.
 | 3 | `extract`: the budget is spent |
 | 4 | `extract`: the endpoint answers nobody |
 | 75 | another process of the run died: start all of them again |
-| 130 | interrupted (Ctrl-C) |
+| 130 | interrupted (Ctrl-C); a second Ctrl-C ends at once |
+| 141 | whoever read the output stopped reading it (`… | head`); nothing is said |
 | 143 | SIGTERM; `train` saved first |
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import signal
+import sys
 from collections.abc import Callable
+from typing import TextIO
 
-from distill_sbs.cli import terminal
-from distill_sbs.errors import UserError
-from distill_sbs.files import describe_disk_error
+from distill_sbs.cli import interrupts, terminal
+from distill_sbs.errors import UserError, describe_disk_error
+
+__all__ = ["describe_disk_error", "run_main"]
 
 USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
+UNREAD_STATUS = 128 + signal.SIGPIPE
 
 
 def run_main(work: Callable[[], int | None], interrupted: str = "nothing was changed") -> int:
@@ -37,16 +45,63 @@ def run_main(work: Callable[[], int | None], interrupted: str = "nothing was cha
       The status of the table above. What is not the user's to mend is raised on, for its traceback.
     """
     try:
-        return work() or 0
-    except UserError as error:
-        terminal.say(f"error: {error}", stderr=True)
-        return USER_ERROR_STATUS
+        with interrupts.expect(interrupted):
+            return _work_and_flush(work)
     except KeyboardInterrupt:
-        terminal.say(f"interrupted: {interrupted}", stderr=True)
-        return INTERRUPTED_STATUS
+        interrupts.leave()  # as it is: libraries that were interrupted may fail in taking leave
+        return _end(f"interrupted: {interrupted}", interrupts.STATUS)
+    except UserError as error:
+        if interrupts.was_noted():
+            interrupts.leave()
+        return _end(f"error: {error}", USER_ERROR_STATUS)
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:
+            raise
+        for stream in unread:
+            terminal.silence(stream.fileno())
+        return UNREAD_STATUS
     except Exception as error:
+        if interrupts.was_noted():
+            interrupts.leave()
         message = describe_disk_error(error)
         if message is None:
             raise
-        terminal.say(f"error: {message}", stderr=True)
-        return USER_ERROR_STATUS
+        return _end(f"error: {message}", USER_ERROR_STATUS)
+
+
+def _work_and_flush(work: Callable[[], int | None]) -> int:
+    """Does the work; what it printed has left this process, or the reason is raised here."""
+    try:
+        status = work() or 0
+    except SystemExit:
+        terminal.find_stream().flush()
+        raise
+    terminal.find_stream().flush()
+    interrupts.finish(status)
+    return status
+
+
+def _end(message: str, status: int) -> int:
+    """Says why the work ended; a stream that takes nothing more is let go of."""
+    with contextlib.suppress(OSError):
+        terminal.say(message, stderr=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            terminal.silence(stream.fileno())
+    return status
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether a standard stream is a pipe whose other end is closed."""
+    try:
+        descriptor = stream.fileno() if stream is not None else -1
+    except (OSError, ValueError):  # not of the system: a test's
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
