@@ -86,7 +86,9 @@ _WRITTEN_AS = (
     # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…'.
     (
         re.compile(
-            rf'^[A-Z_]+: .*?local file "(?P<path>[^"\\]+).*?: (?P<words>{_WORDS})(?: \[|$)', re.DOTALL
+            r'^[A-Z_]+: .*?local file "(?P<path>[^"\\]+).*?: '
+            rf"(?P<words>{_WORDS})(?: \[|$)",
+            re.DOTALL,
         ),
         "builtins.",
     ),

@@ -18,7 +18,6 @@ Enters: what an entry point does. Leaves: its exit status.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import signal
 import sys
@@ -104,4 +103,3 @@ def _is_unread(stream: TextIO | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
