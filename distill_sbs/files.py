@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from etils import epath
 
+
 def write_file(path: epath.PathLike, content: str) -> None:
     """Writes a small file all at once, as UTF-8; its folder is made where it is missing."""
     with open_replacement(path) as file:

@@ -23,8 +23,7 @@ from etils import epath
 
 from distill_sbs.checkpoint import checksums, steps
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.errors import UserError
-from distill_sbs.errors import describe_disk_error
+from distill_sbs.errors import UserError, describe_disk_error
 
 
 def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
