@@ -8,8 +8,13 @@ from distill_sbs.cli import working_folder
 
 working_folder.put_working_folder_last()
 
-import importlib  # noqa: E402  # after the line above: the working folder may hold a typing.py
+# After the line above: the working folder may hold a typing.py.
+import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from distill_sbs.cli import interrupts  # noqa: E402
+
+interrupts.watch()  # here, for the modules of an entry point take a while to import
 
 __version__ = "0.2.0"
 

@@ -27,6 +27,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from distill_sbs.cli import working_folder
+
 STATUS = 128 + signal.SIGINT
 _GRACE_SECONDS = 5.0
 _AGAIN_SECONDS = 0.05
@@ -41,10 +43,9 @@ _is_leaving = threading.Lock()
 
 
 def watch() -> None:
-    """Handles Ctrl-C from now on, if this process runs an entry point of ours."""
+    """Handles Ctrl-C from now on, if this process is about to run an entry point of ours."""
     global _terminal
-    program = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if program is None or not program.name.startswith("distill_sbs."):
+    if not working_folder.is_program_of_ours():
         return
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return

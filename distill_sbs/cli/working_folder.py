@@ -9,6 +9,13 @@ import os
 import sys
 
 
+def is_program_of_ours() -> bool:
+    """Whether `python -m distill_sbs.…` is being started, and its module not yet run."""
+    return sys.argv[:1] == ["-m"] and any(
+        argument.removeprefix("-m").partition(".")[0] == "distill_sbs" for argument in sys.orig_argv
+    )
+
+
 def put_working_folder_last() -> None:
     """Moves the working folder to the end of `sys.path` if `python -m distill_sbs.…` put it first.
 
@@ -16,8 +23,5 @@ def put_working_folder_last() -> None:
     that the interpreter imports before any package (`runpy`'s: `importlib`, `pkgutil`, …) cannot be
     helped from here; `python -P -m distill_sbs.…` leaves the folder out from the beginning.
     """
-    starts_ours = sys.argv[:1] == ["-m"] and any(
-        argument.removeprefix("-m").partition(".")[0] == "distill_sbs" for argument in sys.orig_argv
-    )
-    if starts_ours and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    if is_program_of_ours() and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
         sys.path.append(sys.path.pop(0))

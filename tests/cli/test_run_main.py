@@ -59,10 +59,7 @@ def test_errors_of_ours_keep_their_traceback(error: Exception) -> None:
 
 @pytest.fixture
 def program(tmp_path: pathlib.Path) -> Callable[..., subprocess.Popen]:
-    """Starts an entry point of ours whose work is the given code; it has said "ready" before.
-
-    `python -m distill_sbs.NAME` of a package that the folder adds a module to.
-    """
+    """Starts `python -m distill_sbs.trial`, an entry point of ours whose work is the given code."""
 
     def start(code: str, **options) -> subprocess.Popen:
         (tmp_path / "trial.py").write_text(
@@ -72,16 +69,25 @@ def program(tmp_path: pathlib.Path) -> Callable[..., subprocess.Popen]:
             f"def work():\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
             "sys.exit(run_main(work, 'nothing was written'))\n"
         )
-        # As `python -m distill_sbs.trial`, without a file more in the package.
-        bootstrap = (
-            "import runpy, sys, importlib.util, distill_sbs\n"
-            f"distill_sbs.__path__.append({str(tmp_path)!r})\n"
-            "sys.argv[0] = '-m'\n"
-            "runpy._run_module_as_main('distill_sbs.trial', alter_argv=False)\n"
+        # Python runs this at its start: one module more in the package, outside its folder.
+        (tmp_path / "sitecustomize.py").write_text(
+            "import importlib.util, sys\n"
+            "class Finder:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name == 'distill_sbs.trial':\n"
+            f"            file = {str(tmp_path / 'trial.py')!r}\n"
+            "            return importlib.util.spec_from_file_location(name, file)\n"
+            "sys.meta_path.insert(0, Finder())\n"
         )
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
-            [sys.executable, "-c", bootstrap], cwd=ROOT, text=True, **{**pipes, **options}
+            [sys.executable, "-m", "distill_sbs.trial"],
+            **{
+                "text": True,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "env": {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+                **options,
+            },
         )
 
     return start
