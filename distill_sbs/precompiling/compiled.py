@@ -99,6 +99,9 @@ def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Repo
     )
 
 
+_AMOUNT = r"([\d.]{1,20})([KMGT]?)i?B?"
+_REQUIRED = re.compile(rf"required[^()]{{0,200}}\({_AMOUNT}\)")
+_USED = re.compile(rf"Used {_AMOUNT} of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -108,10 +111,7 @@ def needed_bytes(message: str) -> float:
     Knows "… required for HLO temporaries (25.04G) exceeds available HBM (15.75G)" and the older
     "Used 25.04G of 15.75G hbm".
     """
-    amount = r"([\d.]+)([KMGT]?)i?B?"
-    found = re.search(rf"required[^()]*\({amount}\)", message) or re.search(
-        rf"Used {amount} of", message
-    )
+    found = _REQUIRED.search(message) or _USED.search(message)
     return float(found[1]) * _UNITS[found[2]] if found else float("inf")
 
 

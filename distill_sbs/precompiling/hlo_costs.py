@@ -129,7 +129,7 @@ class Program:
         return total
 
     def _trip_count(self, loop: Instruction) -> int | None:
-        known = re.search(r'known_trip_count[^0-9]*"(\d+)"', loop.attributes)
+        known = re.search(r'known_trip_count[^0-9]{0,20}"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
         for condition in loop.called("condition"):
@@ -291,7 +291,7 @@ def _group_size(attributes: str) -> int:
     shape = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
     if shape:
         return int(shape[2])
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+    mesh = re.search(r"replica_groups=mesh\[([^\[\]]*)\][^{]{0,999}\{([^{}]*)\}", attributes)
     if mesh:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
@@ -314,8 +314,8 @@ def _convolution_flops(
     left_labels, right_labels, result_labels = labels.groups()
     flops = 2.0 * result[result_labels.index("b")] * result[result_labels.index("f")]
     flops *= right[right_labels.index("i")]  # already a group's share of the input features
-    window = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1])) if window else {}
+    window = re.search(r"window=\{([^{}]*)\}", attributes)
+    fields = dict(re.findall(r"\b(\w++)=([\dx_\-]+)", window[1])) if window else {}
     spatial = [label for label in left_labels if label.isdigit()]
     for label in spatial:
         number = int(label)

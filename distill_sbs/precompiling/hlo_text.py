@@ -2,6 +2,12 @@
 
 Enters: what `compiled.as_text()` gives. Leaves: its computations, `Instruction`s by name, and the
 sizes of their `Array`s as they lie in memory.
+
+The text is read, and not XLA's own HloModuleProto, which libtpu and jaxlib hand out as bytes
+(`as_serialized_hlo_module_proto`): the only package that ships what decodes them, `hlo_pb2`, is
+TensorFlow. Importing it takes 9 s and 505 MiB here (tensorflow 2.21, jaxlib 0.10.2), this room may
+not need it, and machines with TPUs need not have it; its copy of the definition also follows XLA's
+months later than jaxlib's does. Nor would the two shrink to one: `--programs` writes the text.
 """
 
 from __future__ import annotations
@@ -12,8 +18,8 @@ import re
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_ARRAY = re.compile(r"\b([a-z]\w*+)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(calls|body|condition|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
@@ -86,7 +92,7 @@ def read_program(text: str) -> tuple[Computations, str]:
     for line in text.splitlines():
         if current is None or not line.startswith(" "):
             header = _HEADER.match(line)
-            if header:
+            if header and ") -> " in line and line.rstrip().endswith("{"):
                 current = computations.setdefault(header[2], {})
                 if header[1]:
                     entry = header[2]

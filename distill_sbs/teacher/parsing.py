@@ -177,11 +177,13 @@ def _first_block(prompt: Prompt, said: str) -> tuple[str, bool]:
 
 def _marker(prompt: Prompt) -> re.Pattern[str]:
     """The marker, whatever its capitals and blanks."""
-    marker = prompt.answer_marker
+    return re.compile(_marker_pattern(prompt.answer_marker), re.IGNORECASE)
+
+
+def _marker_pattern(marker: str) -> str:
     start = r"(?<!\w)" if marker[0].isalnum() else ""
     end = r"(?!\w)" if marker[-1].isalnum() else ""
-    words = r"\s++".join(re.escape(word) for word in marker.split())
-    return re.compile(start + words + end, re.IGNORECASE)
+    return start + r"\s++".join(re.escape(word) for word in marker.split()) + end
 
 
 def _folded(text: str) -> str:
