@@ -39,21 +39,15 @@ PUT_TOGETHER: dict[tuple[str, str], str] = {
         r"pattern.replace('LAYER', f'(encoder|decoder)/(?:layers_\\d+|{STACKED})')",
     ): r"(encoder|decoder)/(?:layers_\d+|layers)/self_attention/(query|key|value)/kernel",
     (
-        "distill_sbs/teacher/client.py",
-        r"f'(?<![\\w-]){name}(?![\\w-])'",
-    ): r"(?<![\w-])stop(?![\w-])",
-    (
-        "distill_sbs/teacher/inputs.py",
-        r"f'{task}_(train|valid|test)\\.json'",
-    ): r"cqa_(train|valid|test)\.json",
-    (
         "distill_sbs/teacher/parsing.py",
         "_marker_pattern(prompt.answer_marker)",
     ): r"(?<!\w)So\s++the\s++answer\s++is(?!\w)",
 }
 
-_GENERIC = (" ", "\t", "\n", "\n ", "a", "a ", "1", "1,", "(", ")", "()", "(a) ", "{", "{a", "[",
-            "<", "<a ", "</", "/a", "%a", "=", ".", "-", "_", '"', "'", "x", "é", "|", "$")  # fmt: skip
+_GENERIC = (
+    *" \t\na1(){[<=.-_x|$é\"'",
+    *("\n ", "a ", "1,", "()", "(a) ", "{a", "<a ", "</", "/a", "%a"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +81,7 @@ def collect_patterns() -> tuple[list[Pattern], list[tuple[str, str]]]:
                 continue
             file = str(path.relative_to(ROOT))
             source = ast.unparse(call.args[0])
-            text = _evaluate(call.args[0], path)
-            if text is None:
-                text = PUT_TOGETHER.get((file, source))
+            text = PUT_TOGETHER.get((file, source)) or _evaluate(call.args[0], path)
             if text is None:
                 unknown.append((file, source))
                 continue
@@ -98,6 +90,11 @@ def collect_patterns() -> tuple[list[Pattern], list[tuple[str, str]]]:
                 methods = _methods_of(names.get(id(call)), tree) or ("search", "finditer")
             found.append(Pattern(f"{file}:{call.lineno}", text, _flags(call), methods))
     return found, unknown
+
+
+class _Names(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return "a"
 
 
 def _evaluate(node: ast.expr, path: pathlib.Path) -> str | None:
@@ -109,8 +106,9 @@ def _evaluate(node: ast.expr, path: pathlib.Path) -> str | None:
         except ImportError:
             return None
     try:
-        text = eval(compile(ast.Expression(node), str(path), "eval"), {**names})  # noqa: S307
-    except NameError:
+        # A name of a function's own stands for "a".
+        text = eval(compile(ast.Expression(node), str(path), "eval"), {}, _Names(names))
+    except AttributeError:
         return None
     return text if isinstance(text, str) else None
 
