@@ -460,6 +460,17 @@ def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
     return DOES_NOT_FIT_EXIT_STATUS if result["fits"] is False else 0
 
 
+def dry_run(configuration: command_line.Configuration[PrecompileConfig]) -> Iterator[str]:
+    """Checks what needs no compiler; gives what there is to say.
+
+    Raises:
+      UserError: there is no such slice.
+    """
+    if configuration.config.topology is not None:
+        topologies.parse(configuration.config.topology)
+    yield "nothing was compiled; whether the batch divides over the devices was not looked at"
+
+
 if __name__ == "__main__":
     command_line.run(
         main,
@@ -468,4 +479,5 @@ if __name__ == "__main__":
         DESCRIPTION,
         _define_flags,
         interrupted="nothing was written",
+        check=dry_run,
     )

@@ -22,6 +22,7 @@ from distill_sbs import config, constants
 from distill_sbs.data import registration, settings, vocabulary
 from distill_sbs.errors import UserError
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
+from distill_sbs.t5x_engine.options import read_options
 from distill_sbs.training import optimizer as our_optimizers
 
 # T5X restores folders of this name only, and takes the step from it.
@@ -285,13 +286,17 @@ def stock_model(build: Callable[[], models.EncoderDecoderModel]) -> models.Encod
 
 @one_line_errors
 def learning_rate(
-    base: float,
-    train_steps: int,
-    warmup_steps: int = 0,
-    initial_checkpoint: str | None = None,
+    train_steps: int, initial_checkpoint: str | None = None, **options: Any
 ) -> Callable[[Any], Any]:
-    """Our schedule as a function of T5X's step number, which counts pretraining."""
-    chosen = config.OptimizerConfig(learning_rate=base, warmup_steps=warmup_steps)
+    """Our schedule as a function of T5X's step number, which counts pretraining.
+
+    Args:
+      train_steps: TRAIN_STEPS.
+      initial_checkpoint: the step's folder that the run starts from.
+      **options: of `config.OptimizerConfig`, in the place of their macros.
+    """
+    # Whatever updates the parameters, T5X's own optimizers too, the schedule is ours.
+    chosen = read_options(config.OptimizerConfig, **{"optimizer": "adamw", **options})
     schedule = our_optimizers.make_schedule(chosen, train_steps)
     first_step = _initial_step(initial_checkpoint)
     return lambda step: jnp.asarray(schedule(step - first_step), jnp.float32)
@@ -300,40 +305,36 @@ def learning_rate(
 @one_line_errors
 def optimizer(
     name: str | optimizers.OptimizerDef,
-    base_learning_rate: float,
     train_steps: int,
-    warmup_steps: int = 0,
-    weight_decay: float = 0.0,
-    gradient_clip_norm: float | None = 1.0,
     initial_checkpoint: str | None = None,
+    **options: Any,
 ) -> optimizers.OptimizerDef:
     """OPTIMIZER for T5X: 'adamw' is our own trainer's, step for step; 'adafactor' is T5X's.
 
     An optimizer of T5X (`--gin.OPTIMIZER=@adafactor.Adafactor()`) is passed on as it is; its
     learning rate is `learning_rate`'s.
 
+    Args:
+      name: OPTIMIZER.
+      train_steps: TRAIN_STEPS.
+      initial_checkpoint: the step's folder that the run starts from.
+      **options: of `config.OptimizerConfig`, in the place of their macros.
+
     Raises:
       UserError: an unknown name, or a setting that T5X's Adafactor does not have; one line.
     """
     if isinstance(name, optimizers.OptimizerDef):
         return name
-    chosen = config.OptimizerConfig(
-        name=name,
-        learning_rate=base_learning_rate,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        gradient_clip_norm=gradient_clip_norm,
-    )
-    update = our_optimizers.make_optimizer(chosen, train_steps)
-    if name != "adafactor":
-        return optimizers.OptaxWrapper(update)
-    if weight_decay:
+    chosen = read_options(config.OptimizerConfig, optimizer=name, **options)
+    if chosen.name != "adafactor":
+        return optimizers.OptaxWrapper(our_optimizers.make_optimizer(chosen, train_steps))
+    if chosen.weight_decay:
         raise UserError(
-            f"WEIGHT_DECAY={weight_decay} with OPTIMIZER='adafactor': T5X's Adafactor decays "
-            "weights by another rule; use 'adamw', or set WEIGHT_DECAY = 0.0"
+            f"WEIGHT_DECAY={chosen.weight_decay} with OPTIMIZER='adafactor': T5X's Adafactor "
+            "decays weights by another rule; use 'adamw', or set WEIGHT_DECAY = 0.0"
         )
     return adafactor.Adafactor(
         step_offset=_initial_step(initial_checkpoint),
         logical_factor_rules=adafactor.standard_logical_factor_rules(),
-        global_norm_clip_threshold=gradient_clip_norm,
+        global_norm_clip_threshold=chosen.gradient_clip_norm,
     )

@@ -186,7 +186,8 @@ def test_twenty_steps_of_both_engines() -> None:
     """From the same weights, on the same packed batches in the same order, without dropout."""
     batches, params = tiny_batches(20), random_parameters(BYTES)
     model = StepByStepModel(
-        stock_model(BYTES, optimizer_def=configuration.optimizer("adamw", 1e-3, 20)), RATE
+        stock_model(BYTES, optimizer_def=configuration.optimizer("adamw", 20, learning_rate=1e-3)),
+        RATE,
     )
     trainer = t5x_trainer(model, batches[0], params)
     theirs = trainer.train_state
@@ -250,7 +251,7 @@ def test_means_are_over_the_whole_batch_whatever_the_microbatches() -> None:
 
 def test_t5x_s_own_trainer_would_take_means_of_microbatches_and_is_refused() -> None:
     batch, params = uneven_batch(), random_parameters(BYTES)
-    optimizer = configuration.optimizer("adamw", 1e-3, 20)
+    optimizer = configuration.optimizer("adamw", 20, learning_rate=1e-3)
     model = StepByStepModel(stock_model(BYTES, optimizer_def=optimizer))
     trainer = t5x_trainer(model, batch, params, t5x.trainer.Trainer, num_microbatches=2)
     with pytest.raises(UserError, match="StepByStepTrainer"):
@@ -299,7 +300,7 @@ def test_a_vocabulary_beyond_the_embedding_is_refused(capsys: pytest.CaptureFixt
 def test_restored_parameters_of_another_shape_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    optimizer = configuration.optimizer("adamw", 1e-3, 20)
+    optimizer = configuration.optimizer("adamw", 20, learning_rate=1e-3)
     model = StepByStepModel(stock_model(BYTES, optimizer_def=optimizer))
     wide = random_parameters(dataclasses.replace(BYTES, mlp_dim=32))
     with pytest.raises(SystemExit):
@@ -387,9 +388,9 @@ def test_mixture_is_checked_before_t5x_starts(
     assert "macros not set: MODEL_DIR, TRAIN_STEPS" in message_of(capsys, prepare, required=unset)
     assert "did you mean" in message_of(capsys, prepare, "tiny_ds_gpt")
     assert "DATA_FRACTION=2.0" in message_of(capsys, prepare, data_fraction=2.0)
-    assert "'task_ids'" in message_of(
-        capsys, prepare, task_feature_lengths={"inputs": 8, "targets": 8}
-    )
+    unequal = {"inputs": 8, "targets": 8, "task_ids": 4}
+    assert "'task_ids' differs" in message_of(capsys, prepare, task_feature_lengths=unequal)
+    assert prepare(task_feature_lengths={"inputs": 8, "targets": 8}) == "tiny_dss_gpt"
     assert "no such file" in message_of(capsys, prepare, vocabulary_file="nothing.model")
     assert "is not prepared" in message_of(capsys, prepare, "cqa_dss_palm", data_dir="nothing")
     assert "TASK_FILES" in message_of(capsys, prepare, task_files=["nothing.py"])
@@ -410,7 +411,7 @@ def test_steps_go_on_from_the_checkpoint(
     assert step_folder(str(tmp_path)) == newest
     assert step_folder(f"{newest}/") == newest
     assert configuration.total_steps(10, newest) == 1010
-    schedule = configuration.learning_rate(1.0, 10, initial_checkpoint=newest)
+    schedule = configuration.learning_rate(10, newest, learning_rate=1.0)
     assert [float(schedule(step)) for step in (1000, 1005, 1010)] == [1.0, 0.5, 0.0]
     other = tmp_path / "huggingface"
     other.mkdir()
@@ -453,6 +454,7 @@ def test_periods_batches_and_seeds(
     (tmp_path / "checkpoint_5").mkdir()
     assert configuration.data_seed(0, str(tmp_path)) != first
     assert configuration.data_seed(None, str(tmp_path)) is None
+    assert configuration.feature_lengths({"inputs": 64, "targets": 32}) == LENGTHS
     assert configuration.decoding_lengths(LENGTHS, 8) == {"inputs": 64, "targets": 8, "task_ids": 8}
 
 
