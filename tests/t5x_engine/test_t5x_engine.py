@@ -432,13 +432,13 @@ def test_parameters_are_restored_without_the_optimizer(capsys: pytest.CaptureFix
 
 def test_optimizers(capsys: pytest.CaptureFixture[str]) -> None:
     build = configuration.optimizer
-    assert isinstance(build("adamw", 1e-3, 10), optimizers.OptaxWrapper)
-    assert isinstance(build("adafactor", 1e-3, 10), adafactor.Adafactor)
+    assert isinstance(build("adamw", 10), optimizers.OptaxWrapper)
+    assert isinstance(build("adafactor", 10), adafactor.Adafactor)
     own = adafactor.Adafactor()
-    assert build(own, 1e-3, 10) is own
-    assert "OPTIMIZER='sgd'" in message_of(capsys, build, "sgd", 1e-3, 10)
-    assert "WEIGHT_DECAY=0.1" in message_of(capsys, build, "adafactor", 1e-3, 10, weight_decay=0.1)
-    assert "WARMUP_STEPS" in message_of(capsys, build, "adamw", 1e-3, 10, warmup_steps=10)
+    assert build(own, 10) is own
+    assert "OPTIMIZER='sgd'" in message_of(capsys, build, "sgd", 10)
+    assert "WEIGHT_DECAY=0.1" in message_of(capsys, build, "adafactor", 10, weight_decay=0.1)
+    assert "WARMUP_STEPS" in message_of(capsys, build, "adamw", 10, warmup_steps=10)
 
 
 def test_periods_batches_and_seeds(

@@ -48,7 +48,7 @@ registration.register_dataset(
 # Macros only: our own trainer reads the same file.
 EXPERIMENT = """
 MIXTURE_OR_TASK_NAME = 'pairs_dss_gpt'
-TASK_FEATURE_LENGTHS = {'inputs': 32, 'targets': 16, 'task_ids': 16}
+TASK_FEATURE_LENGTHS = {'inputs': 32, 'targets': 16}  # task_ids as targets, in both engines
 VOCABULARY_FILE = 'bytes'
 INITIAL_CHECKPOINT_PATH = None
 TRAIN_STEPS = 40
