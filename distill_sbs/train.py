@@ -79,6 +79,8 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
         of another student, a MODEL_DIR that holds another run.
     """
     quiet_tensorflow.import_tensorflow()
+    from etils import epath
+
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.description import check_same_run
     from distill_sbs.convert.open import open_source
@@ -105,6 +107,8 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
         )
     description = RunDescription.of_run(config, vocabulary.describe(config.data.vocabulary_file))
     notes = []
+    if epath.Path(config.run.model_dir).is_file():
+        raise UserError(f"MODEL_DIR={config.run.model_dir} is a file; expected a folder")
     newest, damaged = steps.find_newest_whole(config.run.model_dir)
     if newest is not None:
         saved = steps.read_description(steps.step_folder(config.run.model_dir, newest))
@@ -395,12 +399,14 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
     from distill_sbs.data import registration, settings
     from distill_sbs.data.records import tfrecords
 
+    run = configuration.config.run
     for note in checked.notes:
         yield f"warning: {note}"
+    for number, cause in checked.damaged.items():
+        yield f"warning: step {number} of MODEL_DIR is damaged ({cause}); the run sets it aside"
     folder = settings.current().folder
-    for spec in {
-        id(s): s for s in map(registration.dataset_of, registration.tasks_of(checked.mixture))
-    }.values():
+    tasks = registration.tasks_of(checked.mixture)
+    for spec in {spec.name: spec for spec in map(registration.dataset_of, tasks)}.values():
         try:
             for split in spec.splits:
                 tfrecords.split_files(folder, spec.name, split)
@@ -409,9 +415,9 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
             if spec.needs_source_dir:
                 raise
             yield f"{spec.name}: not prepared in {folder} yet; the run prepares it"
-    run = configuration.config.run
     if checked.continues_from is not None:
-        yield f"MODEL_DIR={run.model_dir} holds this run, which would continue"
+        step = checked.continues_from
+        yield f"MODEL_DIR={run.model_dir} holds this run, which would go on from step {step}"
     elif checked.pretrained is not None:
         yield f"INITIAL_CHECKPOINT_PATH={run.initial_checkpoint_path} fits the student"
     yield "nothing was started; not looked at: devices, and whether the batch divides over them"

@@ -8,14 +8,21 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import model_examples
+import numpy as np
 import pytest
 
 from distill_sbs import train
+from distill_sbs.checkpoint import steps
+from distill_sbs.checkpoint.checkpointer import Checkpointer
+from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line
 from distill_sbs.config import TrainConfig
+from distill_sbs.data import sentencepiece_model
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
+from distill_sbs.model.network import initial_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OVERRIDES = {"vocab_size": 640, **model_examples.ONE_LAYER}
@@ -77,6 +84,7 @@ def test_data_that_the_run_would_prepare_are_left_to_it(dry_run, tmp_path: pathl
         ({"INITIAL_CHECKPOINT_PATH": "/nowhere"}, "INITIAL_CHECKPOINT_PATH: /nowhere: no such"),
         ({"INITIAL_CHECKPOINT_PATH": __file__}, "INITIAL_CHECKPOINT_PATH: "),
         ({"INITIAL_CHECKPOINT_PATH": str(ROOT / "gin")}, "no checkpoint of a known form"),
+        ({"MODEL_DIR": __file__}, "is a file; expected a folder"),
         ({"BATCH_SIZE": "64"}, "BATCH_SIZE='64' is text"),
         ({"TRAIN_STEPS": 1e2}, "TRAIN_STEPS=100.0 is a float"),
         ({"WARMUP_STEPS": 2}, "WARMUP_STEPS=2 is not below TRAIN_STEPS=2"),
@@ -114,14 +122,20 @@ def test_a_checkpoint_to_start_from_and_a_run_to_continue(
         eval_examples=1,
         max_decode_tokens=1,
     )
-    train.train(config)
+    architecture = config.student.architecture()
+    shapes = jax.eval_shape(lambda: initial_parameters(architecture, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    checkpointer = Checkpointer(config.run.model_dir)
+    saved = RunDescription.of_run(config, sentencepiece_model.describe("bytes"))
+    checkpointer.save(1, {"step": np.int32(1), "params": params}, steps.Progress({}), saved)
+    checkpointer.close()
     first = str(tmp_path / "first")
     assert f"INITIAL_CHECKPOINT_PATH={first} fits the student" in dry_run(
         INITIAL_CHECKPOINT_PATH=first
     )
     with pytest.raises(UserError, match="INITIAL_CHECKPOINT_PATH: .* has shape"):
         dry_run(INITIAL_CHECKPOINT_PATH=first, STUDENT_OVERRIDES={**OVERRIDES, "mlp_dim": 48})
-    assert f"MODEL_DIR={first} holds this run, which would continue" in dry_run(
+    assert f"MODEL_DIR={first} holds this run, which would go on from step 1" in dry_run(
         MODEL_DIR=first, TRAIN_STEPS=1
     )
     for change in ({"LEARNING_RATE": 1e-3}, {"TRAIN_STEPS": 2}):
