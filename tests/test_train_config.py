@@ -125,7 +125,7 @@ def test_every_option_says_what_it_is(config_class: type[configs.Options]) -> No
         ({"student_overrides": {"emb_dim": "8"}}, "T5Config.emb_dim='8'"),
         ({"student_overrides": {"num_encoder_layers": 10**9}}, "num_encoder_layers=1000000000"),
         ({"student_overrides": {"scan_layers": 1}}, "T5Config.scan_layers=1: expected True"),
-        ({"student_overrides": {"mlp_activations": "relu"}}, "expected one name in a list"),
+        ({"student_overrides": {"mlp_activations": "relu"}}, "expected one name, or two"),
         ({"student_overrides": {"dropout_rate": 0.5}}, "--gin.DROPOUT_RATE=0.5"),
         ({"student_overrides": {3: 4}}, "STUDENT_OVERRIDES={3: 4} has the key 3"),
         ({"student_overrides": [1]}, "STUDENT_OVERRIDES=[1] is a list"),
@@ -181,7 +181,7 @@ def test_change_keeps_the_rest() -> None:
 def test_nothing_heavy_is_imported() -> None:
     program = (
         "import sys; from distill_sbs import config\n"
-        "print(sorted({'jax', 'tensorflow', 'gin', 'numpy', 'absl'} & set(sys.modules)))"
+        "print(sorted({'jax', 'tensorflow', 'gin', 'absl'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
