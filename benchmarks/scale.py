@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-from distill_sbs.precompiling import topology
+from distill_sbs.precompiling.chips import TPUS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "scale.jsonl"
@@ -148,7 +148,7 @@ def print_tables() -> None:
 
 def _smallest(size: str, generation: str, done: dict[str, dict[str, Any]]) -> str:
     """The smallest slice that a result says to fit, where the next smaller one is known not to."""
-    shapes = topology.TPUS[generation][1]
+    shapes = TPUS[generation][1]
     fits: dict[str, bool] = {}
     for run in RUNS:
         its_generation, _, shape = run[2].partition(":")

@@ -86,7 +86,7 @@ _WRITTEN_AS = (
     # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…'.
     (
         re.compile(
-            r'^[A-Z_]+: .*?local file "(?P<path>[^"\\]+).*?: '
+            r'^[A-Z_]+: .{0,999}?local file "(?P<path>[^"\\]++).{0,9999}?: '
             rf"(?P<words>{_WORDS})(?: \[|$)",
             re.DOTALL,
         ),

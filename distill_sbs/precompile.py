@@ -13,18 +13,15 @@ no TPU, data or weights are needed. Without TOPOLOGY it compiles for the devices
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line
+from distill_sbs.cli import command_line, terminal
 from distill_sbs.config import PrecompileConfig
-from distill_sbs.precompiling import topology as topologies
+from distill_sbs.precompiling import advice, chips, table
 
 DESCRIPTION = "Compiles a run's steps for a TPU slice: whether it fits, and its roofline."
 DOES_NOT_FIT_EXIT_STATUS = 1
@@ -59,24 +56,25 @@ def precompile(
     eval_batch_size = config.evaluation.eval_batch_size
     max_decode_tokens = config.evaluation.max_decode_tokens
     if topology is not None:
-        topologies.parse(topology)
-        topologies.use_compiler_only()
+        chips.parse(topology)
+        chips.use_compiler_only()
+    import jax
     import numpy as np
 
     from distill_sbs.data.batches import layout
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.model import flops
-    from distill_sbs.precompiling import compiled
+    from distill_sbs.precompiling import report
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training.program import training_program
 
     # ---------------------------------- checks ----------------------------------
     architecture = config.student.architecture()
     if topology is None:
-        devices, chip = topologies.devices_at_hand()
+        devices, chip = chips.devices_at_hand()
     else:
-        devices, chip = topologies.slice_devices(topology)
+        devices, chip = chips.slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, devices, config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
     steps = max(_SCHEDULE_STEPS, config.optimizer.warmup_steps + 1)
@@ -103,7 +101,7 @@ def precompile(
             ("optimizer", program.state.optimizer_state, program.shardings.optimizer_state),
         )
     }
-    available = compiled.available_bytes(chip, devices, compile_only=topology is not None)
+    available = report.available_bytes(chip, devices, compile_only=topology is not None)
     per_chip = chip.devices if chip else 1
 
     # ---------------------------------- compile ---------------------------------
@@ -118,19 +116,19 @@ def precompile(
     where = topology or f"{len(devices)} × {devices[0].device_kind}"
     if available is not None and sum(state_bytes.values()) > available:
         # The compiler would say the same, minutes later.
-        step = compiled.Report(
+        step = report.Report(
             0.0,
             needed_bytes=sum(state_bytes.values()),
             refusal="parameters and optimizer state alone are more; nothing was compiled",
         )
         decode = None
     else:
-        with _waiting(f"compiling the training step for {where} …"):
-            step = compiled.compile_report(lower_step, program_file("training"))
+        with terminal.show_status(f"compiling the training step for {where} …"):
+            step = report.compile_report(lower_step, program_file("training"))
         decode = None
         if decoding and step.refusal is None:
-            with _waiting(f"compiling the decoding step for {where} …"):
-                decode = compiled.compile_report(
+            with terminal.show_status(f"compiling the decoding step for {where} …"):
+                decode = report.compile_report(
                     lambda: decoder.lower(program.state.params, inputs), program_file("decoding")
                 )
 
@@ -142,8 +140,8 @@ def precompile(
     too_large = [name for name, size in needs.items() if size > (available or float("inf"))]
     too_large += [
         name
-        for name, report in (("training", step), ("decoding", decode))
-        if report is not None and report.refusal is not None and name not in too_large
+        for name, each in (("training", step), ("decoding", decode))
+        if each is not None and each.refusal is not None and name not in too_large
     ]
     model_flops = flops.train_step_flops(architecture, batch_size, inputs, targets)
     result: dict[str, Any] = {
@@ -155,7 +153,9 @@ def precompile(
         "fsdp": program.fsdp,
         "num_microbatches": num_microbatches,
         "student": student,
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in _leaves(program.state.params)),
+        "parameters": sum(
+            int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(program.state.params)
+        ),
         "remat_policy": architecture.remat_policy,
         "scan_layers": architecture.scan_layers,
         "dtype": architecture.dtype,
@@ -163,13 +163,13 @@ def precompile(
         "input_tokens": inputs,
         "target_tokens": targets,
         "fits": None if available is None and not too_large else not too_large,
-        "hbm_bytes": int(chip.hbm_gib * topologies.GIB) if chip else None,
+        "hbm_bytes": int(chip.hbm_gib * chips.GIB) if chip else None,
         "available_bytes": available * per_chip if available is not None else None,
         "bytes": {
             **{name: size * per_chip for name, size in state_bytes.items()},
-            **_memory_of(step, per_chip),
+            **step.memory_bytes(per_chip),
         },
-        **_costs_of(step, chip),
+        **step.describe_costs(chip),
         "model_flops": model_flops * per_chip / len(devices),
         "mfu_bound": None,
         "compile_seconds": round(step.compile_seconds, 1),
@@ -186,240 +186,17 @@ def precompile(
             * sharding.data_parallelism(mesh),
             "tokens": max_decode_tokens,
             "bytes": {
-                **_memory_of(decode, per_chip),
+                **decode.memory_bytes(per_chip),
                 "optimizer": state_bytes["optimizer"] * per_chip,
                 "total": needs["decoding"] * per_chip,
             },
-            **_costs_of(decode, chip),
+            **decode.describe_costs(chip),
             "compile_seconds": round(decode.compile_seconds, 1),
             "refusal": decode.refusal,
             "unreadable": decode.unreadable,
         }
-    result["advice"] = _advice(result, too_large, sum(state_bytes.values()), available)
+    result["advice"] = advice.advise(result, too_large, sum(state_bytes.values()), available)
     return result
-
-
-def _leaves(tree: Any) -> list[Any]:
-    import jax
-
-    return jax.tree.leaves(tree)
-
-
-def _memory_of(report: Any, per_chip: int) -> dict[str, float | None]:
-    if report.refusal is not None:
-        names = ("arguments", "temporaries", "outputs", "program")
-        return {**dict.fromkeys(names), "total": report.total_bytes * per_chip}
-    return {
-        "arguments": report.argument_bytes * per_chip,
-        "temporaries": report.temporary_bytes * per_chip,
-        "outputs": report.output_bytes * per_chip,
-        "program": report.code_bytes * per_chip,
-        "total": report.total_bytes * per_chip,
-    }
-
-
-def _costs_of(report: Any, chip: topologies.Chip | None) -> dict[str, Any]:
-    """FLOPs, traffic and the times that follow from them, of one chip."""
-    if report.costs is None:
-        return {}
-    from distill_sbs.precompiling.compiled import Roofline
-
-    times = chip.devices if chip else 1
-    costs = {
-        "flops": report.costs.matrix_flops * times,
-        "bytes_accessed": report.costs.accessed_bytes * times,
-        "hbm_bytes_accessed": report.costs.memory_bytes * times,
-        "collective_bytes": {
-            kind: size * times for kind, size in sorted(report.costs.collective_bytes.items())
-        },
-        "link_bytes": report.costs.link_bytes * times,
-        "unknown_loops": report.costs.unknown_loops,
-        "xla_cost_analysis": {
-            "flops": report.xla_flops * times,
-            "bytes_accessed": report.xla_bytes * times,
-        },
-    }
-    if chip is not None:
-        roofline = Roofline.of(report.costs, chip)
-        costs.update(
-            compute_seconds=roofline.compute_seconds,
-            memory_seconds=roofline.memory_seconds,
-            interconnect_seconds=roofline.link_seconds,
-            roofline_seconds=roofline.seconds,
-            step_seconds_at_least=roofline.seconds_with_links,
-            limited_by=roofline.limited_by,
-        )
-    return costs
-
-
-def _advice(
-    result: Mapping[str, Any], too_large: list[str], state: float, available: float | None
-) -> list[str]:
-    """What to set where it does not fit, the likeliest remedy first."""
-    if not too_large:
-        return []
-    mesh = result["mesh"]
-    data, model = mesh["slice"] * mesh["data"], mesh["model"]
-    state_is_large = available is not None and state > 0.5 * available
-    advice = []
-    splits_state = "FSDP = True: splits parameters and optimizer state over the data axis"
-    can_split_state = not result["fsdp"] and mesh["data"] > 1
-    if can_split_state and state_is_large:
-        advice.append(splits_state)
-    elif state_is_large and result["fsdp"]:
-        advice.append(
-            "a larger TOPOLOGY: parameters and optimizer state are split over all chips already"
-        )
-    if "training" in too_large and not (state_is_large and result["fsdp"]):
-        if result["remat_policy"] != "full":
-            advice.append(
-                "STUDENT_OVERRIDES = {…, 'remat_policy': 'full'}: recomputes activations"
-                + (", or 'minimal': most of them" if result["remat_policy"] == "none" else "")
-            )
-        microbatches = 2 * result["num_microbatches"]
-        if result["rows"] % (data * microbatches) == 0:
-            advice.append(f"NUM_MICROBATCHES = {microbatches}: half the activations at a time")
-    if mesh["data"] > 1 and mesh["data"] % 2 == 0:
-        advice.append(
-            f"NUM_MODEL_PARTITIONS = {2 * model}: more chips share each copy of the parameters"
-        )
-    if can_split_state and not state_is_large:
-        advice.append(splits_state)
-    if too_large == ["decoding"]:
-        advice.insert(0, f"EVAL_BATCH_SIZE below {result['decode']['rows']}")
-    if not any(text.startswith("a larger") for text in advice):
-        advice.append("a larger TOPOLOGY")
-    return advice
-
-
-@contextlib.contextmanager
-def _waiting(what: str) -> Iterator[None]:
-    """A spinner on standard error; silent off a terminal."""
-    from rich.console import Console
-
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-# ---------------------------------- table ------------------------------------
-
-
-def _gib(size: float | None) -> str:
-    if size is None:
-        return "–"
-    if size == float("inf"):
-        return "more than there is"
-    if size < 0.1 * topologies.GIB:
-        return f"{size / 2**20:,.1f} MiB"
-    return f"{size / topologies.GIB:,.2f} GiB"
-
-
-def _scaled(value: float, unit: str) -> str:
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= factor:
-            return f"{value / factor:,.2f} {prefix}{unit}"
-    return f"{value:,.0f} {unit}"
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{seconds * 1e3:,.2f} ms"
-
-
-def print_table(result: Mapping[str, Any], to_standard_error: bool = False) -> None:
-    """Prints what `precompile` returned, for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    mesh = result["mesh"]
-    decode = result["decode"] or {}
-    table = Table(
-        title=f"{result['student']} on {result['topology'] or 'the devices at hand'}: "
-        f"{result['chips']} × {result['chip']}",
-        title_justify="left",
-    )
-    table.add_column("per chip")
-    table.add_column("training step", justify="right")
-    table.add_column("decoding", justify="right")
-
-    def row(name: str, form: Any, *keys: str) -> None:
-        cells = []
-        for source in (result, decode):
-            value: Any = source
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            cells.append("–" if value is None else form(value))
-        if cells != ["–", "–"]:
-            table.add_row(name, *cells)
-
-    axes = f"{mesh['data']} data × {mesh['model']} model"
-    if mesh["slice"] > 1:
-        axes = f"{mesh['slice']} slices × {axes}"
-    parts = result["num_microbatches"]
-    rows = f"{result['rows']} × ({result['input_tokens']} + {result['target_tokens']})"
-    table.add_row("mesh", axes + (", FSDP" if result["fsdp"] else ""), "")
-    table.add_row(
-        "rows × (input + target tokens), unpacked",
-        rows + (f" in {parts} microbatches" if parts > 1 else ""),
-        f"{decode['rows']} × ({result['input_tokens']} + {decode['tokens']})" if decode else "",
-    )
-    table.add_row(
-        "layers",
-        f"{'scanned' if result['scan_layers'] else 'unrolled'}, remat {result['remat_policy']}",
-        "",
-        end_section=True,
-    )
-    row("parameters", _gib, "bytes", "parameters")
-    row("optimizer state", _gib, "bytes", "optimizer")
-    row("arguments (those, and the batch)", _gib, "bytes", "arguments")
-    row("temporaries (activations, gradients)", _gib, "bytes", "temporaries")
-    table.add_row(
-        "results, program",
-        *(
-            " + ".join(_gib(each["bytes"][name]) for name in ("outputs", "program"))
-            if each and each["bytes"]["outputs"] is not None
-            else "–"
-            for each in (result, decode)
-        ),
-    )
-    row("needed in all", _gib, "bytes", "total")
-    hbm = "–" if result["hbm_bytes"] is None else _gib(result["hbm_bytes"])
-    table.add_row("there is (of it for programs)", f"{hbm} ({_gib(result['available_bytes'])})", "")
-    fits = {True: "yes", False: "NO", None: "nobody knows this device's memory"}
-    table.add_row("fits", fits[result["fits"]], "", end_section=True)
-    row("FLOPs of matrix products", lambda value: _scaled(value, "FLOP"), "flops")
-    row("bytes accessed", lambda value: _scaled(value, "B"), "bytes_accessed")
-    row("… of them in HBM", lambda value: _scaled(value, "B"), "hbm_bytes_accessed")
-    kinds = {
-        *result.get("collective_bytes", {}),
-        *decode.get("collective_bytes", {}),
-    }
-    for kind in sorted(kinds):
-        row(f"{kind} operands", lambda value: _scaled(value, "B"), "collective_bytes", kind)
-    row("time: arithmetic", _milliseconds, "compute_seconds")
-    row("time: HBM", _milliseconds, "memory_seconds")
-    row("time: interconnect, at least", _milliseconds, "interconnect_seconds")
-    row("roofline (arithmetic, HBM)", _milliseconds, "roofline_seconds")
-    row("limited by", str, "limited_by")
-    row("MFU at most", lambda value: f"{value:.1%}", "mfu_bound")
-    row("compile time", lambda value: f"{value:.1f} s", "compile_seconds")
-    console = Console(file=sys.stderr if to_standard_error else sys.stdout)
-    if not console.is_terminal:
-        console.width = 110  # a file need not fold it
-    console.print(table)
-    for each in (result, decode):
-        if each and each.get("refusal"):
-            console.print(f"does not fit: {each['refusal']}", highlight=False, soft_wrap=True)
-        if each and each.get("unreadable"):
-            message = f"FLOPs and traffic not counted, no text of it: {each['unreadable']}"
-            console.print(message, highlight=False, markup=False, soft_wrap=True)
-    if result["advice"]:
-        console.print("To change, one or more of:", highlight=False)
-        for text in result["advice"]:
-            console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -443,6 +220,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def _without_infinity(value: object) -> object:
+    """The same for JSON, which has no infinity: null."""
+    if isinstance(value, dict):
+        return {name: _without_infinity(each) for name, each in value.items()}
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
 def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
     """Compiles what the command line and the gin files say; returns the exit status."""
     programs = configuration.flags["programs"]
@@ -452,11 +236,9 @@ def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
         program_folder=pathlib.Path(programs) if programs else None,
     )
     as_json = bool(configuration.flags["json"])
-    print_table(result, to_standard_error=as_json)
+    table.print_table(result, to_standard_error=as_json)
     if as_json:
-        # JSON has no infinity.
-        text = json.dumps(result, default=str).replace("Infinity", "null")
-        print(text)
+        terminal.say_json(_without_infinity(result))
     return DOES_NOT_FIT_EXIT_STATUS if result["fits"] is False else 0
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from distill_sbs.precompiling.compiled import compile_report
 from distill_sbs.precompiling.hlo_costs import Program
 from distill_sbs.precompiling.hlo_text import Array
+from distill_sbs.precompiling.report import compile_report
 
 
 def costs_of(function, *arguments):
@@ -81,7 +81,7 @@ COLLECTIVES = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
-from distill_sbs.precompiling.compiled import compile_report
+from distill_sbs.precompiling.report import compile_report
 from distill_sbs.precompiling.hlo_costs import Program
 
 def costs(function, given, left):

@@ -16,7 +16,7 @@ from distill_sbs.cli import command_line
 from distill_sbs.config import PrecompileConfig, TrainConfig
 from distill_sbs.model import flops
 from distill_sbs.model.config import named_config
-from distill_sbs.precompiling import compiled, topology
+from distill_sbs.precompiling import chips, report
 from distill_sbs.precompiling.hlo_costs import Costs
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -78,16 +78,16 @@ def test_flops_of_a_step_by_hand() -> None:
 
 
 def test_roofline_by_hand() -> None:
-    chip = topology.TPUS["v5e"][0]
+    chip = chips.TPUS["v5e"][0]
     costs = Costs(matrix_flops=197e12, memory_bytes=2 * 819e9, link_bytes=100e9)
-    roofline = compiled.Roofline.of(costs, chip)
+    roofline = report.Roofline.of(costs, chip)
     assert roofline.compute_seconds == 1.0
     assert roofline.memory_seconds == 2.0
     assert roofline.link_seconds == 0.5
     assert (roofline.seconds, roofline.limited_by) == (2.0, "memory")
     # Two devices a chip share its figures.
-    chip = topology.TPUS["tpu7x"][0]
-    assert compiled.Roofline.of(Costs(matrix_flops=2307e12 / 2), chip).compute_seconds == 1.0
+    chip = chips.TPUS["tpu7x"][0]
+    assert report.Roofline.of(Costs(matrix_flops=2307e12 / 2), chip).compute_seconds == 1.0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_roofline_by_hand() -> None:
     ],
 )
 def test_what_the_compiler_needed(message: str, gib: float) -> None:
-    assert compiled.needed_bytes(message) / 2**30 == pytest.approx(gib)
+    assert report.needed_bytes(message) / 2**30 == pytest.approx(gib)
 
 
 # ---------------------------------- gin files --------------------------------
@@ -124,6 +124,7 @@ def test_any_file_that_train_takes_is_taken() -> None:
 # ---------------------------------- runs -------------------------------------
 
 
+@pytest.mark.slow
 def test_devices_at_hand() -> None:
     """Without TOPOLOGY: the CPUs of this test, whose memory and speed nobody states."""
     done = run(
@@ -164,6 +165,7 @@ def test_errors_are_one_line_and_status_2(arguments: list[str], message: str) ->
 
 @needs_libtpu
 @pytest.mark.tpu_aot
+@pytest.mark.slow
 def test_tpu_slice() -> None:
     done = run(*SMALL, "--json", "--gin.TOPOLOGY='v5e:2x4'", "--gin.NUM_MODEL_PARTITIONS=2")
     assert done.returncode == 0, done.stderr

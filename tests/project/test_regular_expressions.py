@@ -15,6 +15,7 @@ import adversarial_text
 import pytest
 
 
+@pytest.mark.slow
 def test_everything_is_linear_on_100_kilobytes() -> None:
     done = subprocess.run(
         [sys.executable, adversarial_text.__file__], capture_output=True, text=True, timeout=600

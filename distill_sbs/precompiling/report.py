@@ -12,8 +12,8 @@ import re
 import time
 from typing import Any
 
+from distill_sbs.precompiling.chips import GIB, Chip
 from distill_sbs.precompiling.hlo_costs import Costs, Program
-from distill_sbs.precompiling.topology import GIB, Chip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,50 @@ class Report:
         if self.needed_bytes is not None:
             return self.needed_bytes
         return self.argument_bytes + self.temporary_bytes + self.output_bytes + self.code_bytes
+
+    def memory_bytes(self, times: int) -> dict[str, float | None]:
+        """Bytes by what they hold, of `times` devices; None where nothing was compiled."""
+        parts: dict[str, float | None]
+        parts = dict.fromkeys(("arguments", "temporaries", "outputs", "program"))
+        if self.refusal is None:
+            parts = {
+                "arguments": self.argument_bytes * times,
+                "temporaries": self.temporary_bytes * times,
+                "outputs": self.output_bytes * times,
+                "program": self.code_bytes * times,
+            }
+        return {**parts, "total": self.total_bytes * times}
+
+    def describe_costs(self, chip: Chip | None) -> dict[str, Any]:
+        """FLOPs, traffic and the times that follow from them, of one chip; {} where not counted."""
+        if self.costs is None:
+            return {}
+        times = chip.devices if chip else 1
+        costs = {
+            "flops": self.costs.matrix_flops * times,
+            "bytes_accessed": self.costs.accessed_bytes * times,
+            "hbm_bytes_accessed": self.costs.memory_bytes * times,
+            "collective_bytes": {
+                kind: size * times for kind, size in sorted(self.costs.collective_bytes.items())
+            },
+            "link_bytes": self.costs.link_bytes * times,
+            "unknown_loops": self.costs.unknown_loops,
+            "xla_cost_analysis": {
+                "flops": self.xla_flops * times,
+                "bytes_accessed": self.xla_bytes * times,
+            },
+        }
+        if chip is not None:
+            roofline = Roofline.of(self.costs, chip)
+            costs.update(
+                compute_seconds=roofline.compute_seconds,
+                memory_seconds=roofline.memory_seconds,
+                interconnect_seconds=roofline.link_seconds,
+                roofline_seconds=roofline.seconds,
+                step_seconds_at_least=roofline.seconds_with_links,
+                limited_by=roofline.limited_by,
+            )
+        return costs
 
 
 def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Report:

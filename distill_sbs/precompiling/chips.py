@@ -8,14 +8,13 @@ that have none.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import os
 import re
 import sys
 from typing import Any
 
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UserError, nearest_names
 
 GIB = 2**30
 
@@ -102,7 +101,7 @@ def parse(topology: str) -> tuple[Chip, str, str]:
         name = generation.split("-")[0]
         if name in TPUS:
             shapes = TPUS[name][1]
-            near = difflib.get_close_matches(shape, shapes, n=3, cutoff=0.4) or shapes
+            near = nearest_names(shape, shapes) or shapes
             raise UserError(f"TOPOLOGY={topology!r}: {example}; slices: {_names(name, near)}")
         raise UserError(f"TOPOLOGY={topology!r}: {example}; {_known(generation)}")
     if generation not in TPUS:
@@ -115,7 +114,7 @@ def _names(generation: str, shapes: tuple[str, ...] | list[str]) -> str:
 
 
 def _known(generation: str) -> str:
-    near = difflib.get_close_matches(generation, TPUS, n=3, cutoff=0.4)
+    near = nearest_names(generation, TPUS)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}(known: {', '.join(TPUS)})"
 
@@ -137,7 +136,7 @@ def slice_devices(topology: str) -> tuple[list[Any], Chip]:
         )
     except Exception as error:  # what the compiler raises differs from version to version
         shapes = TPUS[generation][1]
-        near = difflib.get_close_matches(shape, shapes, n=3, cutoff=0.4) or shapes
+        near = nearest_names(shape, shapes) or shapes
         reason = re.sub(r"^[A-Z_]+: ", "", str(error).splitlines()[0])
         raise UserError(
             f"TOPOLOGY={topology!r}: libtpu knows no such slice ({reason}); near matches: "

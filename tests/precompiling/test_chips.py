@@ -1,4 +1,4 @@
-"""topology: names of TPU slices, the figures of their chips, and their devices."""
+"""chips: names of TPU slices, the figures of their chips, and their devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from distill_sbs.errors import UserError
-from distill_sbs.precompiling import topology
+from distill_sbs.precompiling import chips
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -33,19 +33,17 @@ needs_libtpu = pytest.mark.skipif(
 )
 def test_unknown_topologies(name: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        topology.parse(name)  # type: ignore[arg-type]
+        chips.parse(name)  # type: ignore[arg-type]
 
 
 def test_a_name_in_parts() -> None:
-    chip, generation, shape = topology.parse("v5e:16x16")
+    chip, generation, shape = chips.parse("v5e:16x16")
     assert (chip.name, generation, shape) == ("TPU v5e", "v5e", "16x16")
 
 
 def test_figures_of_chips() -> None:
     """As the project's table of chips has them."""
-    rows = {
-        name: (c.tflops, c.hbm_gib, c.hbm_gb_per_second) for name, (c, _) in topology.TPUS.items()
-    }
+    rows = {name: (c.tflops, c.hbm_gib, c.hbm_gb_per_second) for name, (c, _) in chips.TPUS.items()}
     assert rows == {
         "v4": (275, 32, 1228),
         "v5e": (197, 16, 819),
@@ -53,20 +51,20 @@ def test_figures_of_chips() -> None:
         "v6e": (918, 32, 1640),
         "tpu7x": (2307, 192, 7380),
     }
-    assert [(c.name, c.tflops, c.hbm_gib, c.hbm_gb_per_second) for c in topology.GPUS] == [
+    assert [(c.name, c.tflops, c.hbm_gib, c.hbm_gb_per_second) for c in chips.GPUS] == [
         ("H100", 989, 80, 3350),
         ("H200", 989, 141, 4800),
     ]
 
 
 def test_slices_on_offer_are_names_that_parse() -> None:
-    for generation, (_, shapes) in topology.TPUS.items():
+    for generation, (_, shapes) in chips.TPUS.items():
         for shape in shapes:
-            assert topology.parse(f"{generation}:{shape}")[1:] == (generation, shape)
+            assert chips.parse(f"{generation}:{shape}")[1:] == (generation, shape)
 
 
 def test_a_cpu_has_no_figures() -> None:
-    devices, chip = topology.devices_at_hand()
+    devices, chip = chips.devices_at_hand()
     assert devices[0].platform == "cpu"
     assert chip is None
 
@@ -74,16 +72,16 @@ def test_a_cpu_has_no_figures() -> None:
 def test_missing_libtpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"which is not installed.*pip install .*libtpu"):
-        topology.use_compiler_only()
+        chips.use_compiler_only()
 
 
 DEVICES = """
 import json, sys
-from distill_sbs.precompiling import topology
-topology.use_compiler_only()
+from distill_sbs.precompiling import chips
+chips.use_compiler_only()
 found = {}
 for name in sys.argv[1:]:
-    devices, chip = topology.slice_devices(name)
+    devices, chip = chips.slice_devices(name)
     found[name] = [len(devices), len({tuple(device.coords) for device in devices}), chip.name,
                    any(devices[0].device_kind.startswith(kind) for kind in chip.kinds)]
 print(json.dumps(found))
