@@ -105,7 +105,7 @@ class ParameterSource(abc.ABC):
         if found:
             path = min(found)
             raise UserError(
-                f"{self.location}: tensor {path} of shape {found[path]} has no place in the "
+                f"{self.location}: tensor {path:.200} of shape {found[path]} has no place in the "
                 f"student ({len(found)} such tensors); is it a T5 of another size or version?"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -33,10 +34,16 @@ ONE_LAYER = {
 }
 
 
+@functools.cache
+def shapes_of(config: configs.T5Config) -> Any:
+    """The tree of a student's parameters, as shapes; tracing the network takes a second."""
+    return jax.eval_shape(lambda: network.initial_parameters(config, jax.random.key(0)))
+
+
 def student(seed: int = 0, **changes: Any) -> tuple[network.Transformer, dict[str, Any]]:
     """A small student and random parameters of about the initial size, all of them random."""
     config = dataclasses.replace(SMALL, **changes)
-    tree = jax.eval_shape(lambda: network.initial_parameters(config, jax.random.key(0)))
+    tree = shapes_of(config)
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from flax import traverse_util
 from layer_stacking import unstack_layers
 from model_examples import student
@@ -22,6 +23,8 @@ from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert import source as sources
 from distill_sbs.convert.huggingface import settings
+from distill_sbs.convert.open import open_source
+from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.parameters import list_parameters
 
@@ -161,3 +164,15 @@ def description_of(config: T5Config) -> RunDescription:
         },
         max_decode_tokens=8,
     )
+
+
+def refusal(folder: pathlib.Path) -> str:
+    """What opening and checking a checkpoint says, which is one line of bounded length."""
+    with pytest.raises(UserError) as error:
+        source = open_source(str(folder))
+        source.check(source.config)
+        for path in source.shapes():
+            source.read(path)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 1000, message
+    return message

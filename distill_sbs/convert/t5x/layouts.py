@@ -32,6 +32,7 @@ _STATE, _DATABASE, _METADATA = "state", "manifest.ocdbt", "_METADATA"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _PLACEHOLDER = "PLACEHOLDER://"
 _QUOTED = re.compile(r" \[(?:tensorstore_spec|source locations)=")
+_NAME_LETTERS = 500  # no tensor's has 100
 _CHUNK_BYTES = 64 * 2**20
 _COMPRESSOR = {"id": "zstd", "level": 1}
 
@@ -156,6 +157,9 @@ def _flatten(file: epath.Path, model: Mapping[str, Any]) -> dict[str, np.ndarray
     pending: list[tuple[str, Any]] = [("", model)]
     while pending:
         path, node = pending.pop()
+        if len(path) > _NAME_LETTERS:
+            cause = f"the name {path[:40]}… has more than {_NAME_LETTERS} letters"
+            raise DamagedError(file, cause)
         folder = None
         if isinstance(node, dict) and node.keys() >= {"driver", "kvstore"}:
             # TensorStore has kept the path at either level.
