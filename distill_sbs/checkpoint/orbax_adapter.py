@@ -206,5 +206,6 @@ _NOT_ORBAX = _NotOrbax()
 
 def quiet_orbax() -> None:
     """Orbax reports every file at INFO, and every failure twice; what it raises comes through."""
-    absl_logging.get_absl_handler().addFilter(_NOT_ORBAX)
+    # At the logger: absl's handler is not among those of a program that never ran `app.run`.
+    absl_logging.get_absl_logger().addFilter(_NOT_ORBAX)
     logging.getLogger("orbax").setLevel(logging.CRITICAL)

@@ -7,13 +7,16 @@ layer is in memory at a time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import os
+import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -21,11 +24,10 @@ from etils import epath
 
 from distill_sbs import files
 from distill_sbs.cli.progress import show_values
-from distill_sbs.cli.run_main import describe_disk_error
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
 from distill_sbs.convert.source import ParameterSource
 from distill_sbs.data import sentencepiece_model
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UserError, describe_disk_error
 from distill_sbs.model.config import T5Config, named_config
 from distill_sbs.model.parameters import list_parameters
 
@@ -97,7 +99,7 @@ def convert_checkpoint(
             interruptions.check()
 
         try:
-            with files.replace_folder(output) as folder:
+            with _keep_parents(output), files.replace_folder(output) as folder:
                 _write(
                     source,
                     str(folder),
@@ -163,7 +165,7 @@ def check_output(output: str, source: str, overwrite: bool) -> None:
 
     Raises:
       UserError: it is there already and `overwrite` is not set; it is what is read; a file is in
-        the way; its disk cannot be written to.
+        the way.
     """
     folder = epath.Path(output)
     if "://" not in output:
@@ -181,10 +183,25 @@ def check_output(output: str, source: str, overwrite: bool) -> None:
                     f"--output={output} exists already; choose another folder, or replace it with "
                     "--overwrite"
                 )
-        folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         cause = describe_disk_error(error) or str(error)
-        raise UserError(f"--output={output} cannot be made ({cause})") from None
+        raise UserError(f"--output={output} cannot be looked at ({cause})") from None
+
+
+@contextlib.contextmanager
+def _keep_parents(output: str) -> Iterator[None]:
+    """After a failure, the folders above `output` that were made for it are gone again."""
+    missing: list[pathlib.Path] = []
+    if "://" not in output:
+        parents = pathlib.Path(os.path.abspath(output)).parents
+        missing = list(itertools.takewhile(lambda parent: not parent.exists(), parents))
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not made, or in use by now
+                parent.rmdir()
+        raise
 
 
 class _Interruptions:

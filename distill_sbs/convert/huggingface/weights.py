@@ -15,6 +15,7 @@ import os
 import pathlib
 import pickle
 import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -248,13 +249,9 @@ class _TorchWeights(Weights):
         # weights_only: a pickle may otherwise run whatever its author wrote.
         options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
         try:
-            try:
-                state = self._torch.load(file, mmap=True, **options)
-            except RuntimeError as error:
-                if "mmap can only be used" not in str(error):
-                    raise
-                # Written before torch 1.6: no zip file, so read at once.
-                state = self._torch.load(file, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's version and the like
+                state = self._load_mapped(file, options)
         except pickle.UnpicklingError as error:
             # torch's first line is followed by advice how to run the file all the same.
             cause = next((line for line in str(error).splitlines() if "Unsupported" in line), "")
@@ -271,6 +268,15 @@ class _TorchWeights(Weights):
         ):
             raise UserError(f"{file} holds no state of a model; expected tensors by name")
         return state
+
+    def _load_mapped(self, file: pathlib.Path, options: Mapping[str, Any]) -> object:
+        try:
+            return self._torch.load(file, mmap=True, **options)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            # Written before torch 1.6: no zip file, so read at once.
+            return self._torch.load(file, **options)
 
     def check_type(self, name: str) -> None:
         """See `Weights`."""
