@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import pathlib
 import shutil
@@ -120,8 +121,15 @@ def test_a_disk_that_can_only_be_read(small_disk: pathlib.Path, write) -> None:
     assert "Read-only file system; that disk can only be read; choose a folder" in message
 
 
+@pytest.fixture
+def imported() -> None:
+    """The libraries that write: another user may not be able to read them."""
+    for name in ("tensorflow", "tensorstore", "safetensors.numpy"):
+        importlib.import_module(name)
+
+
 @pytest.mark.parametrize("write", WRITERS)
-def test_another_users_folder(another_users_folder: pathlib.Path, write) -> None:
+def test_another_users_folder(imported, another_users_folder: pathlib.Path, write) -> None:
     message = told(write, another_users_folder / "a")
     assert "Permission denied; you may not write or read there" in message
 
