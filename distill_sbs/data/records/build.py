@@ -241,12 +241,14 @@ def _tell_of_outputs(
     tell: Tell,
 ) -> None:
     """Tells what looks wrong in the outputs that were just written, and shows an unparsed one."""
+    shown = set()
     for split, by_teacher in by_split.items():
         for teacher, counted in by_teacher.items():
             for warning in counts.warn_of_outputs(split, teacher, counted):
                 tell(f"warning: {dataset} {warning}")
-            for note in counts.describe_unparsed(split, teacher, counted):
+            if teacher not in shown and (note := counts.describe_unparsed(split, teacher, counted)):
                 tell(f"note: {dataset} {note}")
+                shown.add(teacher)
     for warning in counts.warn_of_differences(info):
         tell(f"warning: {dataset}: {warning}")
 

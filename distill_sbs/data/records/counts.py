@@ -185,14 +185,16 @@ def warn_of_differences(info: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def describe_unparsed(split: str, teacher: str, counts: TeacherCounts) -> Iterator[str]:
-    """The first output that could not be parsed, if its text is known."""
-    if counts.first_unparsed is not None:
-        example_id, raw = counts.first_unparsed
-        shown = " ".join(raw.split())
-        if len(shown) > _RAW_CHARACTERS:
-            shown = shown[:_RAW_CHARACTERS] + " …"
-        yield (
-            f"{split}: the first of {counts.unparsed:,} outputs of {teacher} that could not be "
-            f"parsed (id {example_id}): {shown or '(empty)'}"
-        )
+def describe_unparsed(split: str, teacher: str, counts: TeacherCounts) -> str | None:
+    """The first output that could not be parsed, in one line; None where its text is unknown."""
+    if counts.first_unparsed is None:
+        return None
+    example_id, raw = counts.first_unparsed
+    shown = " ".join(raw[: 10 * _RAW_CHARACTERS].split())
+    if len(shown) > _RAW_CHARACTERS:
+        shown = shown[:_RAW_CHARACTERS] + " …"
+    number = f"the first of {counts.unparsed:,} outputs" if counts.unparsed > 1 else "the output"
+    return (
+        f"{split}: {number} of {teacher} that could not be parsed (id {example_id}): "
+        f"{shown or '(empty)'}"
+    )
