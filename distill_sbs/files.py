@@ -126,22 +126,17 @@ def _is_device(path: epath.PathLike) -> bool:
 def replace_folder(path: epath.PathLike) -> Iterator[epath.Path]:
     """An empty sibling folder to write to that takes the place of `path` if the block succeeds.
 
-    After a failure the sibling is removed and `path` is as it was. In a bucket nothing can be
-    renamed in one step: there the files are written in place, and removed after a failure.
+    The old folder can be read until then. After a failure the sibling is removed and `path` is as
+    it was. In a bucket a folder is renamed object by object, so there it is not done in one step.
     """
-    folder = epath.Path(path)
-    if "://" in str(path):
-        if folder.exists():
-            folder.rmtree()
-        try:
-            yield folder
-        except BaseException:
-            if folder.exists():
-                folder.rmtree()
-            raise
-        return
-    folder = epath.Path(os.path.realpath(folder))  # a link stays a link
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A link stays a link.
+    folder = epath.Path(path if "://" in str(path) else os.path.realpath(path))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent)
+        ) from error
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     mark = uuid.uuid4().hex[:8]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,18 @@ from etils import epath
 
 from distill_sbs.errors import SourceError
 
+# How files begin that are no text: what to do about each.
+_NOT_TEXT = {
+    b"\x1f\x8b": "compressed (gzip); unpack it first",
+    b"PK\x03\x04": "a ZIP archive; unpack it first",
+    b"BZh": "compressed (bzip2); unpack it first",
+    b"\xfd7zXZ": "compressed (xz); unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it first",
+    b"\xff\xfe": "UTF-16, not UTF-8; save it as UTF-8",
+    b"\xfe\xff": "UTF-16, not UTF-8; save it as UTF-8",
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -38,7 +51,11 @@ def parse_json(text: str | bytes, place: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise SourceError(f"{place}: broken JSON ({error.msg} at column {error.colno})") from None
+        line = f", line {error.lineno}" if error.lineno > 1 else ""
+        told = f"{place}{line}: broken JSON ({error.msg} at column {error.colno})"
+        if "\r" in text.strip():
+            told += "; lines that end in a carriage return alone want line feeds"
+        raise SourceError(told) from None
     except RecursionError:
         raise SourceError(f"{place}: JSON that is nested too deeply to be read") from None
     except ValueError as error:  # the digits of a whole number
@@ -65,9 +82,16 @@ def _decode(content: bytes, place: str) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{place}: not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8"
-        ) from None
+        reason = f"not UTF-8 ({error.reason}, byte {error.start + 1}); save it as UTF-8"
+        for start, remedy in _NOT_TEXT.items():
+            if content.startswith(start):
+                reason = remedy
+        raise SourceError(f"{place}: {reason}") from None
+
+
+def show_value(value: Any) -> str:
+    """A JSON value for a message: its `repr`, cut where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 def find_surrogate(value: Any) -> str | None:

@@ -14,14 +14,18 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
+from rich import box
 
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import SourceError, UserError
+
+if TYPE_CHECKING:
+    from distill_sbs.data.dataset import DatasetSpec
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
 DESCRIPTION = "Prepares a dataset: raw inputs and teacher outputs become records to train on."
@@ -57,7 +61,8 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "teacher",
         None,
-        "Joins this teacher's outputs with the records, by id; the name is yours to choose, and"
+        "Joins this teacher's outputs with the records: by id what extract wrote, else by position"
+        " the files SOURCE_DIR/{dataset}/llm/*_CoT_*.json; the name is yours to choose, and"
         " {dataset}_dss_NAME trains on them. Splits prepared earlier are taken as they are.",
         flag_values=values,
     )
@@ -76,32 +81,36 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def print_summary(info: Mapping[str, Any]) -> None:
+def print_summary('); b=s.index('def main(')
+s=s[:a]+'''def print_summary(info: Mapping[str, Any]) -> None:
     """Prints a prepared dataset's figures, one line a split and teacher; accuracies in percent."""
-    import rich.box
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(title=info["dataset"], title_justify="left", box=rich.box.SIMPLE)
-    for name in ("split", "teacher"):
-        table.add_column(name)
-    for name in ("examples", "unparsed", "teacher accuracy", "mean rationale words"):
-        table.add_column(name, justify="right")
+    names = ("examples", "unparsed", "teacher accuracy", "mean rationale words")
+    table = terminal.make_table("split", "teacher", *names, title=info["dataset"], box=box.SIMPLE)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    nothing_compared = False
     for split, entry in info["splits"].items():
         examples = f"{entry['examples']:,}"
         if not entry["teachers"]:
-            table.add_row(split, "-", examples, "-", "-", "-")
+            terminal.add_row(table, split, "–", examples, "–", "–", "–")
         for teacher, figures in entry["teachers"].items():
             accuracy, words = figures["label_accuracy"], figures["mean_rationale_words"]
-            table.add_row(
+            nothing_compared |= accuracy is None
+            terminal.add_row(
+                table,
                 split,
                 teacher,
                 examples,
                 f"{figures['unparsed']:,}",
-                "-" if accuracy is None else f"{accuracy:.2%}",
-                "-" if words is None else f"{words:.1f}",
+                "–" if accuracy is None else f"{accuracy:.2%}",
+                "–" if words is None else f"{words:.1f}",
             )
-    rich.console.Console(width=None if sys.stdout.isatty() else 100).print(table)
+    terminal.make_console().print(table)
+    if nothing_compared:
+        terminal.say(
+            "teacher accuracy –: there is nothing to compare, for the rows hold no gold label or no "
+            'label of the teacher\'s own ("teacher_label")'
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,8 +177,9 @@ def prepare(
       data_dir: folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR, else
         ~/.cache/distill_sbs.
       splits: prepares only these; splits prepared earlier stay. None: all.
-      teacher: joins this teacher's outputs with the records, by id.
-      teacher_outputs: files that `extract` wrote. Default: those that it wrote for this teacher.
+      teacher: joins this teacher's outputs with the records.
+      teacher_outputs: files that `extract` wrote. Default: those that it wrote for this teacher; if
+        it wrote none, the outputs in the published layout, `{source_dir}/{dataset}/llm/`.
       task_files: registration files of your own.
 
     Returns:
@@ -188,15 +198,16 @@ def prepare(
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.data import registration, settings
     from distill_sbs.data.records import build
+    from distill_sbs.data.tasks import task_files as loader
 
     registration.load_task_files(task_files)
     spec = registration.get_dataset(dataset)
     build.check_splits(spec, splits)
     data_dir = data_dir or settings.default_data_dir()
-    if teacher is None:
-        return build.prepare_dataset(spec, source_dir, data_dir, splits)
-    files = list(teacher_outputs) or _default_outputs(data_dir, dataset, teacher)
-    return build.join_teacher(spec, source_dir, data_dir, teacher, files, splits)
+    with loader.tell_errors():
+        if teacher is None:
+            return build.prepare_dataset(spec, source_dir, data_dir, splits)
+        return _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
 
 
 def _source_dir(given: str | None) -> str | None:
@@ -210,23 +221,45 @@ def _check(source_dir: str | None, teacher: str | None, teacher_outputs: Sequenc
     if teacher_outputs and not teacher:
         raise UserError("--teacher_outputs needs --teacher=NAME, the name to call the teacher by")
     for path in teacher_outputs:
+        if os.path.isdir(path):
+            raise UserError(f"--teacher_outputs={path} is a folder; name the files in it")
         if not os.path.isfile(path):
             raise UserError(f"--teacher_outputs={path}: no such file")
 
 
-def _default_outputs(data_dir: str, dataset: str, teacher: str) -> list[str]:
+def _join(
+    spec: DatasetSpec,
+    source_dir: str | None,
+    data_dir: str,
+    splits: Sequence[str] | None,
+    teacher: str,
+    teacher_outputs: Sequence[str],
+) -> dict[str, Any]:
+    """Joins what extract wrote, or what lies in the published layout; returns the `info.json`."""
+    from distill_sbs.data import registration
     from distill_sbs.data.readers import responses
+    from distill_sbs.data.records import build
 
-    files = responses.default_files(data_dir, dataset, teacher)
-    if not files:
-        folder = responses.default_folder(data_dir, dataset, teacher)
-        raise UserError(
-            f"no outputs of {teacher}: {folder} holds no .jsonl file; name what extract "
-            "wrote with --teacher_outputs=FILE, or make it:\n  python -m distill_sbs.extract "
-            f"--dataset={dataset} --split=train --teacher={teacher} --data_dir={data_dir} "
-            "--base_url=… --model=…"
+    registration.check_joined_teacher(spec, teacher)
+    files = list(teacher_outputs) or responses.default_files(data_dir, spec.name, teacher)
+    if files:
+        return build.join_teacher(spec, source_dir, data_dir, teacher, files, splits)
+    folder = responses.default_folder(data_dir, spec.name, teacher)
+    if build.has_published_outputs(spec, source_dir):
+        info = build.join_published_teacher(spec, source_dir, data_dir, teacher, splits)
+        published = os.path.join(source_dir or "", spec.name, "llm")
+        terminal.say(
+            f"note: {teacher}'s outputs are those in {published} ({folder} holds none that extract "
+            "wrote)",
+            stderr=True,
         )
-    return files
+        return info
+    raise UserError(
+        f"no outputs of {teacher}: {folder} holds no .jsonl file; name what extract "
+        "wrote with --teacher_outputs=FILE, or make it:\n  python -m distill_sbs.extract "
+        f"--dataset={spec.name} --split=train --teacher={teacher} --data_dir={data_dir} "
+        "--base_url=… --model=…"
+    )
 
 
 def _joined_in(info: Mapping[str, Any]) -> set[tuple[str, str]]:

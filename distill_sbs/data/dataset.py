@@ -22,10 +22,19 @@ class TeacherOutput:
 
     Both fields are None where the raw text could not be parsed: such a row gives no teacher
     label and no rationale, and is counted as unparsed.
+
+    Attributes:
+      label: what the teacher answered.
+      rationale: why.
+      raw: the text that could not be parsed, for a message; None where it was, or nobody knows.
+      label_is_gold: whether `label` is the gold label for want of the teacher's own, so that
+        comparing the two says nothing of the teacher.
     """
 
     label: str | None
     rationale: str | None
+    raw: str | None = dataclasses.field(default=None, compare=False, repr=False)
+    label_is_gold: bool = dataclasses.field(default=False, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +49,17 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class RawSplit:
-    """One split as a reader hands it over; `examples()` streams, and can be called again."""
+    """One split as a reader hands it over; `examples()` streams, and can be called again.
+
+    Attributes:
+      size: how many examples there are.
+      examples: streams them.
+      warnings: what looks wrong in the raw data, one line each.
+    """
 
     size: int
     examples: Callable[[], Iterator[Example]]
+    warnings: tuple[str, ...] = ()
 
 
 # (source_dir, split) -> RawSplit. Raises `SourceError` on a missing or malformed file.

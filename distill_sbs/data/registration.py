@@ -195,6 +195,16 @@ def _check_teacher(dataset: str, teacher: str) -> None:
     _check_free([TaskInfo(dataset, method, teacher) for method in _TASK_METHODS + _MIXTURE_METHODS])
 
 
+def check_joined_teacher(spec: DatasetSpec, teacher: str) -> None:
+    """Refuses to join a teacher whose tasks would be called as others are.
+
+    Raises:
+      UserError: a name is taken; it says by what.
+    """
+    infos = [TaskInfo(spec.name, method, teacher) for method in _TASK_METHODS + _MIXTURE_METHODS]
+    _check_free([info for info in infos if _INFO.get(info.name) != info])
+
+
 def _register_free_names(spec: DatasetSpec, teacher: str) -> None:
     """Registers those of a teacher's tasks and mixtures whose names nothing else bears."""
     is_label = _accuracy_metric(spec.is_correct)

@@ -66,7 +66,7 @@ def test_prepares_all_splits(tmp_path: pathlib.Path, spec: DatasetSpec) -> None:
     assert count_records(tmp_path / "data", "train") == 24
     assert info["splits"]["train"]["teachers"]["gpt"] == {
         "unparsed": 0,
-        "label_accuracy": 1.0,
+        "label_accuracy": None,  # no row has a teacher_label: each would equal itself
         "mean_rationale_words": 2.0,
     }
 
@@ -136,7 +136,11 @@ def test_entry_point_with_a_dataset_of_ones_own(
     monkeypatch.setenv("DISTILL_SBS_DATA_DIR", str(tmp_path / "data"))
     assert run("--dataset=mine_by_flag", f"--task_file={tmp_path / 'my_task.py'}") == 0
     printed = capsys.readouterr().out
-    assert "100.00%" in printed and str(tmp_path / "data" / "mine_by_flag") in printed
+    assert (
+        "100.00%" not in printed
+        and '"teacher_label"' in printed
+        and str(tmp_path / "data" / "mine_by_flag") in printed
+    )
     assert (tmp_path / "data" / "mine_by_flag" / "info.json").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from etils import epath
 
+from distill_sbs import files
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, SourceError, TeacherOutput
 from distill_sbs.data.records import tfrecords
@@ -118,26 +119,26 @@ def test_info_of_another_format(data_dir: epath.Path) -> None:
         tfrecords.read_info(data_dir, "toy")
 
 
-def test_replaced_folder(data_dir: epath.Path) -> None:
+def test_replace_folder(data_dir: epath.Path) -> None:
     folder = data_dir / "toy"
-    with tfrecords.replaced_folder(folder) as partial:
+    with files.replace_folder(folder) as partial:
         (partial / "old").write_text("old")
-    with pytest.raises(KeyboardInterrupt), tfrecords.replaced_folder(folder) as partial:
+    with pytest.raises(KeyboardInterrupt), files.replace_folder(folder) as partial:
         (partial / "new").write_text("half")
         raise KeyboardInterrupt
     assert [path.name for path in data_dir.iterdir()] == ["toy"]
     assert (folder / "old").read_text() == "old"
-    with tfrecords.replaced_folder(folder) as partial:
+    with files.replace_folder(folder) as partial:
         (partial / "new").write_text("new")
     assert [path.name for path in data_dir.iterdir()] == ["toy"]
     assert [path.name for path in folder.iterdir()] == ["new"]
 
 
-def test_replaced_folder_puts_the_old_one_back(data_dir: epath.Path) -> None:
+def test_replace_folder_puts_the_old_one_back(data_dir: epath.Path) -> None:
     folder = data_dir / "toy"
     folder.mkdir()
     (folder / "old").write_text("old")
-    with pytest.raises(FileNotFoundError), tfrecords.replaced_folder(folder) as partial:
+    with pytest.raises(FileNotFoundError), files.replace_folder(folder) as partial:
         partial.rmtree()  # makes the last rename fail
     assert (folder / "old").read_text() == "old"
     assert [path.name for path in data_dir.iterdir()] == ["toy"]

@@ -12,7 +12,6 @@ it hands the split over, so that a broken one is found before any long work begi
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from distill_sbs import json_lines
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
-from distill_sbs.data.jsonl import read_rows, text_field
+from distill_sbs.data.jsonl import check_file, read_rows, text_field
 from distill_sbs.data.readers import palm_outputs
 
 TEACHER = "palm"
@@ -42,10 +42,46 @@ _OutputParser = Callable[[str], TeacherOutput]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Where the files of one published dataset lie, and how its rows read."""
+class PublishedReader:
+    """A `Reader` of the published layout.
+
+    Attributes:
+      dataset: the dataset's name, that of its folder.
+      teacher: what to call the teacher whose outputs lie in `llm/`; None leaves them out.
+    """
 
     dataset: str
+    teacher: str | None = dataclasses.field(default=TEACHER, kw_only=True)
+
+    def with_teacher(self, teacher: str | None) -> PublishedReader:
+        """The same reader for another teacher's outputs in the same files, or for none."""
+        return dataclasses.replace(self, teacher=teacher)
+
+    def __call__(self, source_dir: epath.Path, split: str) -> RawSplit:
+        """Checks every file of the split, then hands it over; raises SourceError."""
+        raise NotImplementedError
+
+    def _join(
+        self,
+        rows: Iterator[Example],
+        chunks: Sequence[epath.Path] | None,
+        parse_output: _OutputParser,
+    ) -> Iterator[Example]:
+        """The rows with the teacher's output of the same position; None are no outputs."""
+        if chunks is None or self.teacher is None:
+            yield from rows
+            return
+        for row, raw in zip(rows, _outputs(chunks), strict=True):
+            parsed = parse_output(raw)
+            if parsed.label is None:
+                parsed = dataclasses.replace(parsed, raw=raw)
+            yield dataclasses.replace(row, teacher_outputs={self.teacher: parsed})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout(PublishedReader):
+    """Where the files of one published dataset lie, and how its rows read."""
+
     row_text: _RowText
     parse_output: _OutputParser
     id_key: str | None = None
@@ -57,14 +93,14 @@ class _Layout:
         folder = epath.Path(source_dir) / self.dataset
         inputs = folder / f"{self.dataset}_{published_split}.json"
         size, ids_are_unique = self._check_inputs(inputs)
-        chunks = _output_chunks(folder / "llm", published_split)
-        _check_count(inputs, size, folder / "llm", published_split, chunks)
+        chunks = None
+        if self.teacher is not None:
+            chunks = _output_chunks(folder / "llm", published_split)
+            _check_count(inputs, size, folder / "llm", published_split, chunks)
 
         def examples() -> Iterator[Example]:
             rows = self._rows(inputs, published_split, ids_are_unique)
-            for example, output in zip(rows, _outputs(chunks), strict=True):
-                parsed = self.parse_output(output)
-                yield dataclasses.replace(example, teacher_outputs={TEACHER: parsed})
+            return self._join(rows, chunks, self.parse_output)
 
         if not held_out:
             return RawSplit(size, examples)
@@ -148,15 +184,18 @@ def _output_chunks(folder: epath.Path, split: str) -> list[epath.Path]:
 
 
 def _chunk_texts(path: epath.Path) -> list[str]:
-    try:
-        texts = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    check_file(path)
+    texts = json_lines.read_json(path)
+    if not isinstance(texts, list):
         raise SourceError(
-            f"{path}, line {error.lineno}: broken JSON ({error.msg} at column {error.colno}); "
-            "expected a list of texts"
-        ) from error
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise SourceError(f"{path}: expected a JSON list of texts, one an input")
+            f"{path}: expected a JSON list of texts, one an input, got {type(texts).__name__}"
+        )
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise SourceError(
+                f"{path}: expected a JSON list of texts, one an input; number {position + 1} is "
+                f"{json_lines.show_value(text)}"
+            )
     return texts
 
 
@@ -181,7 +220,8 @@ def _check_count(
 def _cqa_text(row: dict[str, Any], place: str) -> tuple[str, str]:
     choices = row.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise SourceError(f'{place}: "choices" is {choices!r}, expected a list of texts')
+        shown = json_lines.show_value(choices)
+        raise SourceError(f'{place}: "choices" is {shown}, expected a list of texts')
     lettered = [f"({chr(ord('a') + i)}) {choice}" for i, choice in enumerate(choices)]
     lines = [text_field(row, "question", place), "Answer Choices:", *lettered]
     return "\n".join(lines), text_field(row, "answer", place)
@@ -196,7 +236,9 @@ def _nli_text(row: dict[str, Any], place: str) -> tuple[str, str]:
     names = palm_outputs.NLI_LABELS
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(names):
         known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
-        raise SourceError(f"{place}: unknown label {label!r}; the labels are {known}")
+        raise SourceError(
+            f"{place}: unknown label {json_lines.show_value(label)}; the labels are {known}"
+        )
     pair = (text_field(row, "premise", place), text_field(row, "hypothesis", place))
     return END_OF_SEQUENCE.join(pair), names[label]
 
@@ -221,28 +263,51 @@ def _asdiv_label(formula: str, answer: str) -> str | None:
     return expression if metrics.equations_match(expression, stated) else None
 
 
-def read_asdiv(source_dir: epath.Path, split: str) -> RawSplit:
+class _AsdivReader(PublishedReader):
     """ASDiv's problems, which augment SVAMP's training set: there is only a train split.
 
     No teacher outputs were published for it; if `asdiv/llm/train_CoT_*.json` exists (made with
     `extract`, say) it is joined as SVAMP's is.
-
-    Raises:
-      SourceError: another split than train, a missing or malformed file, a count mismatch.
     """
-    if split != "train":
-        raise SourceError(
-            f"asdiv has no {split} split: it augments SVAMP's training set; use --splits=train"
-        )
-    folder = epath.Path(source_dir) / "asdiv"
-    path = folder / "ASDiv.xml"
-    if not path.exists():
-        raise SourceError(f"{path} is missing; put the file there, or correct --source_dir")
+
+    def __call__(self, source_dir: epath.Path, split: str) -> RawSplit:
+        """Checks the file and hands it over.
+
+        Raises:
+          SourceError: another split than train, a missing or malformed file, a count mismatch.
+        """
+        if split != "train":
+            raise SourceError(
+                f"asdiv has no {split} split: it augments SVAMP's training set; use --splits=train"
+            )
+        folder = epath.Path(source_dir) / "asdiv"
+        path = folder / "ASDiv.xml"
+        rows = _read_problems(path)
+        chunks = None
+        if (folder / "llm").exists() and self.teacher is not None:
+            chunks = _output_chunks(folder / "llm", "train")
+            _check_count(path, len(rows), folder / "llm", "train", chunks)
+        return RawSplit(len(rows), lambda: self._join(iter(rows), chunks, palm_outputs.parse_svamp))
+
+
+read_asdiv = _AsdivReader("asdiv")
+
+
+def _read_problems(path: epath.Path) -> list[Example]:
+    """The `<Problem>`s of ASDiv's file; raises SourceError."""
+    check_file(path)
     try:
         problems = list(ElementTree.fromstring(path.read_bytes()).iter("Problem"))
     except ElementTree.ParseError as error:
         line, column = error.position
-        raise SourceError(f"{path}, line {line}: broken XML at column {column}") from error
+        reason = str(error).partition(": line ")[0]
+        raise SourceError(
+            f"{path}, line {line}: broken XML ({reason} at column {column})"
+        ) from error
+    except (LookupError, ValueError) as error:  # of the encoding that the file says it is in
+        raise SourceError(f"{path}, line 1: {error}; save it as UTF-8") from error
+    if not problems:
+        raise SourceError(f"{path} holds no <Problem>; expected ASDiv's 2,305")
 
     def text_of(problem: ElementTree.Element, tag: str) -> str:
         text = (problem.findtext(tag) or "").strip()
@@ -250,27 +315,14 @@ def read_asdiv(source_dir: epath.Path, split: str) -> RawSplit:
             raise SourceError(f"{path}: problem {problem.get('ID')} has no {tag}")
         return text
 
-    chunks: list[epath.Path] = []
-    if (folder / "llm").exists():
-        chunks = _output_chunks(folder / "llm", "train")
-        _check_count(path, len(problems), folder / "llm", "train", chunks)
-    rows = [
-        Example(
-            id=problem.get("ID") or f"asdiv-train-{position}",
+    rows = {}
+    for position, problem in enumerate(problems):
+        example_id = problem.get("ID") or f"asdiv-train-{position}"
+        if example_id in rows:
+            raise SourceError(f"{path}: two problems have the ID {example_id!r}; expected one each")
+        rows[example_id] = Example(
+            id=example_id,
             input=f"{text_of(problem, 'Body')}\n{text_of(problem, 'Question')}",
             label=_asdiv_label(text_of(problem, "Formula"), text_of(problem, "Answer")),
         )
-        for position, problem in enumerate(problems)
-    ]
-    if not rows:
-        raise SourceError(f"{path} holds no <Problem>; expected ASDiv's 2,305")
-
-    def examples() -> Iterator[Example]:
-        if not chunks:
-            yield from rows
-            return
-        for row, output in zip(rows, _outputs(chunks), strict=True):
-            parsed = palm_outputs.parse_svamp(output)
-            yield dataclasses.replace(row, teacher_outputs={TEACHER: parsed})
-
-    return RawSplit(len(rows), examples)
+    return list(rows.values())

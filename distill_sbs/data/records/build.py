@@ -1,22 +1,31 @@
 """From raw data to prepared records: read, count, write, and put in place all at once.
 
 Enters: a `DatasetSpec`, the folder of its raw data, a teacher's output files. Leaves:
-`DATA_DIR/{dataset}` and what its `info.json` says.
+`DATA_DIR/{dataset}`, what its `info.json` says, and warnings about what looks wrong.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import rich.console
-import rich.progress
 from etils import epath
 
-from distill_sbs.data.dataset import SPLITS, DatasetSpec, Example, RawSplit, SourceError
-from distill_sbs.data.records import joining, tfrecords
-from distill_sbs.errors import UserError
+from distill_sbs import files
+from distill_sbs.cli import terminal
+from distill_sbs.cli.progress import show_progress
+from distill_sbs.data.dataset import SPLITS, DatasetSpec, RawSplit, SourceError
+from distill_sbs.data.readers.published import PublishedReader
+from distill_sbs.data.records import counts, joining, tfrecords
+from distill_sbs.errors import UserError, did_you_mean
+
+# Is told a line: "warning: …" or "note: …".
+Tell = Callable[[str], None]
+
+
+def _tell_on_stderr(line: str) -> None:
+    terminal.say(line, stderr=True)
 
 
 def prepare_dataset(
@@ -24,47 +33,48 @@ def prepare_dataset(
     source_dir: epath.PathLike | None,
     data_dir: epath.PathLike,
     splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
 ) -> dict[str, Any]:
     """Writes the records of `splits` (None: all that exist) and returns the whole `info.json`.
 
     Every split is checked before the first one is written. Splits prepared earlier and not named
     stay; nothing changes in `data_dir` unless all of it succeeds. A progress bar shows on a
-    terminal (stderr), and nothing elsewhere.
+    terminal (stderr), and nothing elsewhere; `tell` is told what looks wrong.
 
     Raises:
       SourceError: raw data that is missing or malformed.
       UserError: a split that the dataset does not have.
     """
     splits = check_splits(spec, splits)
-    if source_dir is None and spec.needs_source_dir:
-        raise SourceError(
-            "its raw data is needed and no folder was given; "
-            "pass --source_dir or set DISTILL_SBS_SOURCE_DIR"
-        )
-    source_dir = epath.Path(source_dir or ".")
-    if spec.needs_source_dir and not source_dir.exists():
-        raise SourceError(f"source folder {source_dir} does not exist; correct --source_dir")
-
-    console = rich.console.Console(stderr=True)
-    raw_splits: dict[str, RawSplit] = {}
-    for split in splits:
-        with console.status(f"checking {spec.name} {split}"):
-            raw_splits[split] = spec.reader(source_dir, split)
-
-    folder = epath.Path(data_dir) / spec.name
-    with tfrecords.replaced_folder(folder) as partial:
-        entries = _kept_splits(spec.name, data_dir, partial, splits)
+    raw_splits = _open_splits(spec, source_dir, splits)
+    for warning in dict.fromkeys(
+        line for raw_split in raw_splits.values() for line in raw_split.warnings
+    ):
+        tell(f"warning: {warning}")
+    counted: dict[str, counts.SplitCounts] = {}
+    with files.replace_folder(epath.Path(data_dir) / spec.name) as partial:
+        entries = _copy_kept_splits(spec.name, data_dir, partial, splits)
+        for split in list(entries):
+            counted[split] = _count_inputs(data_dir, spec.name, split)
         for split, raw_split in raw_splits.items():
-            entries[split] = tfrecords.write_split(
-                partial,
-                split,
-                _with_progress(raw_split, f"{spec.name} {split}", console),
-                raw_split.size,
-                spec.teachers,
-                spec.is_correct,
-            )
+            counted[split] = counts.SplitCounts()
+            with show_progress(f"{spec.name} {split}", raw_split.size) as advance:
+                entries[split] = tfrecords.write_split(
+                    partial,
+                    split,
+                    _advancing(raw_split, advance),
+                    raw_split.size,
+                    spec.teachers,
+                    spec.is_correct,
+                    counted[split],
+                )
         ordered = {split: entries[split] for split in SPLITS if split in entries}
-        return tfrecords.write_info(partial, spec.name, ordered)
+        info = tfrecords.write_info(partial, spec.name, ordered)
+    for warning in counts.warn_of_leaks(counted):
+        tell(f"warning: {spec.name}: {warning}")
+    by_teacher = {split: counted[split].teachers for split in raw_splits}
+    _tell_of_outputs(spec.name, info, by_teacher, tell)
+    return info
 
 
 def join_teacher(
@@ -74,6 +84,7 @@ def join_teacher(
     teacher: str,
     output_files: Sequence[str],
     splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
 ) -> dict[str, Any]:
     """Joins a teacher's output files with the records of a dataset; returns the `info.json`.
 
@@ -81,29 +92,71 @@ def join_teacher(
     prepared first.
 
     Raises:
-      SourceError: see `prepare_dataset` and `joining.join_teacher`.
+      SourceError: see `prepare_dataset` and `joining.join_extracted`.
       UserError: the name cannot be a teacher's, or a split does not exist.
     """
     joining.check_teacher_name(spec, teacher)
     splits = check_splits(spec, splits)
-    missing = []
-    for split in splits:
-        try:
-            tfrecords.split_files(data_dir, spec.name, split)
-        except tfrecords.UnpreparedDataError:
-            missing.append(split)
-    if missing:
-        prepare_dataset(spec, source_dir, data_dir, missing)
+    if missing := _find_unprepared(spec, data_dir, splits):
+        prepare_dataset(spec, source_dir, data_dir, missing, tell)
     sizes = tfrecords.read_info(data_dir, spec.name)["splits"]
     total = sum(entry["examples"] for entry in sizes.values())
     total += sum(sizes[split]["examples"] for split in splits)
-    console = rich.console.Console(stderr=True)
-    hidden = not console.is_terminal
-    with rich.progress.Progress(*_columns(), console=console, disable=hidden) as progress:
-        task = progress.add_task(f"{spec.name}: joining {teacher}", total=total)
-        return joining.join_teacher(
-            spec, data_dir, teacher, output_files, splits, lambda rows: progress.advance(task, rows)
+    counted: dict[str, counts.TeacherCounts] = {}
+    with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
+        info = joining.join_extracted(
+            spec, data_dir, teacher, output_files, splits, advance, counted
         )
+    _tell_of_outputs(
+        spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
+    )
+    return info
+
+
+def join_published_teacher(
+    spec: DatasetSpec,
+    source_dir: epath.PathLike | None,
+    data_dir: epath.PathLike,
+    teacher: str,
+    splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
+) -> dict[str, Any]:
+    """Joins `{source_dir}/{dataset}/llm/{split}_CoT_{k}.json` under a name of one's own.
+
+    For the published layout with another teacher's outputs in the place of PaLM's. Splits that are
+    prepared keep the teachers that they have; the others are prepared with this one alone.
+
+    Raises:
+      SourceError: raw data that is missing or malformed, or the outputs of a teacher whom the
+        records hold already.
+      UserError: the dataset is not of the published layout, the name cannot be a teacher's, or a
+        split does not exist.
+    """
+    joining.check_teacher_name(spec, teacher)
+    splits = check_splits(spec, splits)
+    if not isinstance(spec.reader, PublishedReader):
+        raise UserError(f"{spec.name} is not read from the published layout")
+    inputs = dataclasses.replace(spec, reader=spec.reader.with_teacher(None), teachers=())
+    outputs = dataclasses.replace(spec, reader=spec.reader.with_teacher(teacher))
+    raw_splits = _open_splits(outputs, source_dir, splits)  # checked before anything is written
+    if missing := _find_unprepared(spec, data_dir, splits):
+        prepare_dataset(inputs, source_dir, data_dir, missing, tell)
+    total = sum(raw_split.size for raw_split in raw_splits.values())
+    counted: dict[str, counts.TeacherCounts] = {}
+    with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
+        info = joining.join_published(spec, data_dir, teacher, raw_splits, advance, counted)
+    _tell_of_outputs(
+        spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
+    )
+    return info
+
+
+def has_published_outputs(spec: DatasetSpec, source_dir: epath.PathLike | None) -> bool:
+    """Whether the source folder holds outputs in the published layout, for a dataset of it."""
+    if source_dir is None or not isinstance(spec.reader, PublishedReader):
+        return False
+    folder = epath.Path(source_dir) / spec.reader.dataset / "llm"
+    return folder.is_dir() and any("_CoT_" in path.name for path in folder.iterdir())
 
 
 def check_splits(spec: DatasetSpec, splits: Sequence[str] | None) -> tuple[str, ...]:
@@ -112,15 +165,45 @@ def check_splits(spec: DatasetSpec, splits: Sequence[str] | None) -> tuple[str, 
         return spec.splits
     for split in splits:
         if split not in spec.splits:
-            near = difflib.get_close_matches(split, spec.splits, n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"{spec.name} has no split {split!r}, only {', '.join(spec.splits)}{hint}"
+                f"{spec.name} has no split {split!r}, only {', '.join(spec.splits)}"
+                f"{did_you_mean(split, spec.splits)}"
             )
     return tuple(dict.fromkeys(splits))
 
 
-def _kept_splits(
+def _open_splits(
+    spec: DatasetSpec, source_dir: epath.PathLike | None, splits: Sequence[str]
+) -> dict[str, RawSplit]:
+    """The raw splits, every file of theirs checked."""
+    if source_dir is None and spec.needs_source_dir:
+        raise SourceError(
+            "its raw data is needed and no folder was given; "
+            "pass --source_dir or set DISTILL_SBS_SOURCE_DIR"
+        )
+    source_dir = epath.Path(source_dir or ".")
+    if spec.needs_source_dir and not source_dir.exists():
+        raise SourceError(f"source folder {source_dir} does not exist; correct --source_dir")
+    raw_splits = {}
+    for split in splits:
+        with show_progress(f"checking {spec.name} {split}", None):
+            raw_splits[split] = spec.reader(source_dir, split)
+    return raw_splits
+
+
+def _find_unprepared(
+    spec: DatasetSpec, data_dir: epath.PathLike, splits: Sequence[str]
+) -> list[str]:
+    missing = []
+    for split in splits:
+        try:
+            tfrecords.split_files(data_dir, spec.name, split)
+        except tfrecords.UnpreparedDataError:
+            missing.append(split)
+    return missing
+
+
+def _copy_kept_splits(
     dataset: str, data_dir: epath.PathLike, partial: epath.Path, replaced: Sequence[str]
 ) -> dict[str, Any]:
     """Copies the splits prepared earlier that are not `replaced`; returns their entries."""
@@ -133,30 +216,44 @@ def _kept_splits(
         if split in replaced:
             continue
         try:
-            files = tfrecords.split_files(data_dir, dataset, split)
+            shards = tfrecords.split_files(data_dir, dataset, split)
         except tfrecords.UnpreparedDataError:
             continue  # incomplete: not worth keeping, and reading it would have failed
-        for file in files:
-            path = epath.Path(file)
+        for shard in shards:
+            path = epath.Path(shard)
             path.copy(partial / path.name)
         kept[split] = entry
     return kept
 
 
-def _columns() -> tuple[rich.progress.ProgressColumn, ...]:
-    return (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-    )
+def _count_inputs(data_dir: epath.PathLike, dataset: str, split: str) -> counts.SplitCounts:
+    """The inputs of a split that was prepared earlier, for comparison with the new ones."""
+    counted = counts.SplitCounts()
+    for example in joining.read_examples(data_dir, dataset, split):
+        counted.inputs.append(hash(example.input))
+    return counted
 
 
-def _with_progress(
-    raw_split: RawSplit, description: str, console: rich.console.Console
-) -> Iterator[Example]:
-    hidden = not console.is_terminal
-    with rich.progress.Progress(*_columns(), console=console, disable=hidden) as progress:
-        yield from progress.track(
-            raw_split.examples(), total=raw_split.size, description=description
-        )
+def _tell_of_outputs(
+    dataset: str,
+    info: Mapping[str, Any],
+    by_split: Mapping[str, Mapping[str, counts.TeacherCounts]],
+    tell: Tell,
+) -> None:
+    """Tells what looks wrong in the outputs that were just written, and shows an unparsed one."""
+    shown = set()
+    for split, by_teacher in by_split.items():
+        for teacher, counted in by_teacher.items():
+            for warning in counts.warn_of_outputs(split, teacher, counted):
+                tell(f"warning: {dataset} {warning}")
+            if teacher not in shown and (note := counts.describe_unparsed(split, teacher, counted)):
+                tell(f"note: {dataset} {note}")
+                shown.add(teacher)
+    for warning in counts.warn_of_differences(info):
+        tell(f"warning: {dataset}: {warning}")
+
+
+def _advancing(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Any]:
+    for example in raw_split.examples():
+        yield example
+        advance(1)

@@ -6,28 +6,40 @@ Enters: `DATA_DIR/{dataset}` and the output files of `extract`. Leaves: the same
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from etils import epath
 
-from distill_sbs import constants
-from distill_sbs.data.dataset import SPLITS, DatasetSpec, Example, SourceError, TeacherOutput
+from distill_sbs import constants, files
+from distill_sbs.data.dataset import (
+    SPLITS,
+    DatasetSpec,
+    Example,
+    RawSplit,
+    SourceError,
+    TeacherOutput,
+)
 from distill_sbs.data.readers import responses
 from distill_sbs.data.records import tfrecords
+from distill_sbs.data.records.counts import State, TeacherCounts
 from distill_sbs.errors import UserError
 
 # (rows done): moves a progress bar.
 Advance = Callable[[int], None]
+# The teacher's output for an example, and what became of the question.
+_Found = tuple[TeacherOutput, State]
+_Find = Callable[[Example], _Found]
 
 
 def check_teacher_name(spec: DatasetSpec, teacher: str) -> None:
     """Refuses a name that cannot stand in the names of tasks.
 
     Raises:
-      UserError: as said.
+      UserError: it is no such name, or that of a teacher in the dataset's raw data.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", teacher) or teacher.startswith("distill_"):
         raise UserError(
@@ -48,21 +60,26 @@ def read_examples(
     """The prepared inputs of a split in order, with gold labels; with a teacher's outputs if named.
 
     Raises:
-      records.UnpreparedDataError: the split has not been prepared.
+      tfrecords.UnpreparedDataError: the split has not been prepared.
     """
     for record in _records(data_dir, dataset, split):
-        feature = record.features.feature
-        outputs = {}
-        if teacher is not None:
-            label = _text(feature, tfrecords.label_key(teacher)) or None
-            rationale = _text(feature, tfrecords.rationale_key(teacher)) or None
-            outputs[teacher] = TeacherOutput(label, rationale)
-        yield Example(
-            id=_text(feature, constants.ID) or "",
-            input=_text(feature, constants.INPUT) or "",
-            label=_text(feature, constants.LABEL) or None,
-            teacher_outputs=outputs,
-        )
+        yield _read_example(record.features.feature, [] if teacher is None else [teacher])
+
+
+def _read_example(feature: Any, teachers: Sequence[str]) -> Example:
+    """What the feature map of a record holds."""
+    return Example(
+        id=_text(feature, constants.ID) or "",
+        input=_text(feature, constants.INPUT) or "",
+        label=_text(feature, constants.LABEL) or None,
+        teacher_outputs={
+            teacher: TeacherOutput(
+                _text(feature, tfrecords.label_key(teacher)) or None,
+                _text(feature, tfrecords.rationale_key(teacher)) or None,
+            )
+            for teacher in teachers
+        },
+    )
 
 
 def _records(data_dir: epath.PathLike, dataset: str, split: str) -> Iterator[tf.train.Example]:
@@ -76,18 +93,19 @@ def _text(feature: Any, key: str) -> str | None:
     return values[0].decode("utf-8") if values else None
 
 
-def join_teacher(
+def join_extracted(
     spec: DatasetSpec,
     data_dir: epath.PathLike,
     teacher: str,
     output_files: Sequence[str],
     splits: Sequence[str],
     advance: Advance = lambda _: None,
+    counts: dict[str, TeacherCounts] | None = None,
 ) -> dict[str, Any]:
     """Joins `output_files` with those of `splits` that they hold answers for.
 
     An example without an answer counts as unparsed, and as `unanswered` in `info.json`. Nothing
-    changes in `data_dir` unless all of it succeeds.
+    changes in `data_dir` unless all of it succeeds. `counts` takes what was counted, by split.
 
     Returns:
       The whole `info.json`.
@@ -95,50 +113,137 @@ def join_teacher(
     Raises:
       SourceError: a file is missing or broken, none of its ids is in the splits, some of its ids
         are in no prepared split, or an answer belongs to another input text.
-      records.UnpreparedDataError: a split has not been prepared.
+      tfrecords.UnpreparedDataError: a split has not been prepared.
     """
     index = responses.AnswerIndex(output_files)
     try:
         info = tfrecords.read_info(data_dir, spec.name)
-        answered = _answered(index, data_dir, spec.name, list(info["splits"]), advance)
+        answered = _count_answered(index, data_dir, spec.name, list(info["splits"]), advance)
         joined = [split for split in splits if answered[split]]
         _check_ids(index, spec.name, list(splits), joined)
         selection = responses.Selection.of(output_files[0])
-        folder = epath.Path(data_dir) / spec.name
-        entries = dict(info["splits"])
-        with tfrecords.replaced_folder(folder) as partial:
-            for split in info["splits"]:
-                files = tfrecords.split_files(data_dir, spec.name, split)
-                if split not in joined:
-                    for file in files:
-                        epath.Path(file).copy(partial / epath.Path(file).name)
-                    continue
-                counts = tfrecords.TeacherCounts()
-                unanswered = 0
-                for file in files:
-                    path = partial / epath.Path(file).name
-                    with tf.io.TFRecordWriter(str(path)) as writer:
-                        for serialized in tf.data.TFRecordDataset(file).as_numpy_iterator():
-                            record = tf.train.Example.FromString(serialized)
-                            feature = record.features.feature
-                            gold = _text(feature, constants.LABEL) or None
-                            rows = index.answers(_text(feature, constants.ID) or "")
-                            output = responses.output_of(selection.choose(rows, gold))
-                            unanswered += not any(not row.get("error") for row in rows)
-                            counts.add(gold, output, spec.is_correct)
-                            tfrecords.set_output(feature, teacher, output)
-                            writer.write(record.SerializeToString())
-                            advance(1)
-                teachers = {**entries[split]["teachers"]}
-                teachers[teacher] = {**counts.summary(), "unanswered": unanswered}
-                entries[split] = {**entries[split], "teachers": teachers}
-            ordered = {split: entries[split] for split in SPLITS if split in entries}
-            return tfrecords.write_info(partial, spec.name, ordered)
+
+        def find(example: Example) -> _Found:
+            rows = index.answers(example.id)
+            output = responses.output_of(selection.choose(rows, example.label))
+            if all(row.get("error") for row in rows):
+                return output, State.UNANSWERED
+            parsed = any(row["label"] and row["rationale"] for row in rows)
+            if output.label is None and parsed:
+                return output, State.LEFT_OUT
+            raw = None if parsed else rows[0].get("raw")
+            return dataclasses.replace(output, raw=raw), State.ANSWERED
+
+        finders = dict.fromkeys(joined, find)
+        return _rewrite(spec, data_dir, teacher, finders, advance, counts)
     finally:
         index.close()
 
 
-def _answered(
+def join_published(
+    spec: DatasetSpec,
+    data_dir: epath.PathLike,
+    teacher: str,
+    raw_splits: Mapping[str, RawSplit],
+    advance: Advance = lambda _: None,
+    counts: dict[str, TeacherCounts] | None = None,
+) -> dict[str, Any]:
+    """Joins outputs that go with the inputs by position, as the published files lay them.
+
+    Args:
+      spec: the dataset.
+      data_dir: where it is prepared.
+      teacher: whose outputs they are.
+      raw_splits: the splits as the dataset's reader gives them, with that teacher's outputs.
+      advance: told how many more records are done.
+      counts: takes what was counted, by split.
+
+    Returns:
+      The whole `info.json`.
+
+    Raises:
+      SourceError: the records were prepared from other inputs, or the outputs are, one and all,
+        those of a teacher whom the records hold already.
+    """
+    finders = {split: _Positions(spec.name, split, raw) for split, raw in raw_splits.items()}
+    return _rewrite(spec, data_dir, teacher, finders, advance, counts)
+
+
+class _Positions:
+    """Finds the output of the next example, and checks that the example is the same."""
+
+    def __init__(self, dataset: str, split: str, raw_split: RawSplit) -> None:
+        self._place = f"{dataset} {split}"
+        self._examples = raw_split.examples()
+
+    def __call__(self, example: Example) -> _Found:
+        found = next(self._examples, None)
+        if found is None or (found.id, found.input) != (example.id, example.input):
+            raise SourceError(
+                f"{self._place}: the prepared records were made from other inputs (id "
+                f"{example.id!r} is not in its place in the source folder); prepare them anew"
+            )
+        (output,) = found.teacher_outputs.values()
+        return output, State.ANSWERED
+
+
+def _rewrite(
+    spec: DatasetSpec,
+    data_dir: epath.PathLike,
+    teacher: str,
+    finders: Mapping[str, _Find],
+    advance: Advance,
+    counts: dict[str, TeacherCounts] | None,
+) -> dict[str, Any]:
+    """Writes the records again, with a teacher's outputs in the splits that have a finder."""
+    info = tfrecords.read_info(data_dir, spec.name)
+    entries = dict(info["splits"])
+    counts = {} if counts is None else counts
+    with files.replace_folder(epath.Path(data_dir) / spec.name) as partial:
+        for split in info["splits"]:
+            shards = tfrecords.split_files(data_dir, spec.name, split)
+            if split not in finders:
+                for shard in shards:
+                    epath.Path(shard).copy(partial / epath.Path(shard).name)
+                continue
+            count = counts[split] = TeacherCounts()
+            others = [name for name in entries[split]["teachers"] if name != teacher]
+            same = dict.fromkeys(others, True)
+            for shard in shards:
+                path = partial / epath.Path(shard).name
+                with tf.io.TFRecordWriter(str(path)) as writer:
+                    for serialized in tf.data.TFRecordDataset(shard).as_numpy_iterator():
+                        record = tf.train.Example.FromString(serialized)
+                        feature = record.features.feature
+                        example = _read_example(feature, others)
+                        output, state = finders[split](example)
+                        count.add(example.label, output, spec.is_correct, example.id, state)
+                        for other, theirs in example.teacher_outputs.items():
+                            same[other] &= theirs == output
+                        tfrecords.set_output(feature, teacher, output)
+                        writer.write(record.SerializeToString())
+                        advance(1)
+            _check_new(finders[split], f"{spec.name} {split}", teacher, same, count)
+            teachers = {**entries[split]["teachers"]}
+            teachers[teacher] = {**count.summary(), "unanswered": count.unanswered}
+            entries[split] = {**entries[split], "teachers": teachers}
+        ordered = {split: entries[split] for split in SPLITS if split in entries}
+        return tfrecords.write_info(partial, spec.name, ordered)
+
+
+def _check_new(
+    find: _Find, place: str, teacher: str, same: Mapping[str, bool], count: TeacherCounts
+) -> None:
+    """Refuses the published files of one teacher under the name of another."""
+    for other in (name for name, is_same in same.items() if is_same and count.rationales):
+        if isinstance(find, _Positions):
+            raise SourceError(
+                f"{place}: every output in llm/ is the one that the records hold as {other}'s; "
+                f"put {teacher}'s outputs there, or name what extract wrote with --teacher_outputs"
+            )
+
+
+def _count_answered(
     index: responses.AnswerIndex,
     data_dir: epath.PathLike,
     dataset: str,

@@ -15,19 +15,18 @@ Paths may be `gs://`: everything goes through etils' epath and `tf.io`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 from etils import epath
 
-from distill_sbs import constants
+from distill_sbs import constants, json_lines
 from distill_sbs.data.dataset import AnswerCheck, Example, SourceError, TeacherOutput
+from distill_sbs.data.records.counts import SplitCounts, TeacherCounts
 from distill_sbs.errors import UserError
 
 FORMAT_VERSION = 1
@@ -65,37 +64,6 @@ def rationale_key(teacher: str) -> str:
     return f"{teacher}_rationale"
 
 
-class TeacherCounts:
-    """What `info.json` says of one teacher in one split."""
-
-    def __init__(self) -> None:
-        self.outputs = self.unparsed = self.gold_labels = self.right = 0
-        self.rationales = self.rationale_words = 0
-
-    def add(self, gold: str | None, output: TeacherOutput | None, is_correct: AnswerCheck) -> None:
-        """Counts one example; `output` is None where the teacher was not asked."""
-        if output is not None:
-            self.outputs += 1
-            self.unparsed += output.label is None
-            if output.rationale is not None:
-                self.rationales += 1
-                self.rationale_words += len(output.rationale.split())
-        if gold is not None:
-            self.gold_labels += 1
-            label = output.label if output else None
-            self.right += label is not None and is_correct(gold, label)
-
-    def summary(self) -> dict[str, Any]:
-        """The figures by name; see `write_split`."""
-        return {
-            "unparsed": self.unparsed,
-            "label_accuracy": self.right / self.gold_labels if self.gold_labels else None,
-            "mean_rationale_words": (
-                self.rationale_words / self.rationales if self.rationales else None
-            ),
-        }
-
-
 def _bytes_feature(text: str) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode("utf-8")]))
 
@@ -113,6 +81,27 @@ def _serialize(example: Example, index: int, teachers: Sequence[str]) -> bytes:
     return record.SerializeToString()
 
 
+def _check_texts(example: Example, place: str) -> None:
+    """Refuses what a reader of somebody's own may give and no record can hold."""
+    texts = {"id": example.id, "input": example.input, "label": example.label}
+    for teacher, output in example.teacher_outputs.items():
+        texts[f"label of {teacher}"] = output.label
+        texts[f"rationale of {teacher}"] = output.rationale
+    for name, text in texts.items():
+        if text is None and name not in ("id", "input"):
+            continue
+        if not isinstance(text, str):
+            raise SourceError(
+                f"{place} (id {json_lines.show_value(example.id)}): its {name} is "
+                f"{json_lines.show_value(text)}, expected a text"
+            )
+        if (found := json_lines.find_surrogate(text)) is not None:
+            raise SourceError(
+                f"{place} (id {json_lines.show_value(example.id)}): its {name} holds {found!r}, "
+                "half of a character (a lone surrogate), which cannot be written as UTF-8"
+            )
+
+
 def set_output(feature: Any, teacher: str, output: TeacherOutput | None) -> None:
     """Sets a teacher's fields in the feature map of a record."""
     feature[label_key(teacher)].CopyFrom(_bytes_feature(output and output.label or ""))
@@ -126,19 +115,24 @@ def write_split(
     size: int,
     teachers: Sequence[str],
     is_correct: AnswerCheck,
+    counts: SplitCounts | None = None,
 ) -> dict[str, Any]:
     """Writes one split into `folder` as it streams, and returns its entry of `info.json`.
 
+    `counts` takes what is counted on the way.
+
     In it, `unparsed` counts outputs that gave no label; `label_accuracy` (a fraction of 0..1; None
-    without gold labels) is taken over all rows with a gold label, an unparsed one counting as
-    wrong; `mean_rationale_words` is the mean over the rows that have a rationale. A teacher that
-    answered no row of the split is left out.
+    without gold labels, or where the rows give no label of the teacher's own) is taken over all
+    rows with a gold label, an unparsed one counting as wrong; `mean_rationale_words` is the mean
+    over the rows that have a rationale. A teacher that answered no row of the split is left out.
 
     Raises:
-      SourceError: an id stands twice, or the stream does not hold `size` examples.
+      SourceError: an id stands twice, a field is no text that can be written, or the stream does
+        not hold `size` examples.
     """
     shards = max(1, -(-size // EXAMPLES_PER_SHARD))
-    counts = {teacher: TeacherCounts() for teacher in teachers}
+    counts = SplitCounts() if counts is None else counts
+    counts.teachers.update((teacher, TeacherCounts()) for teacher in teachers)
     seen_ids: set[int] = set()  # 64-bit hashes: half a million whole ids are too much to hold
     index = 0
     stream = iter(examples)
@@ -154,47 +148,18 @@ def write_split(
                         f"{split}: id {example.id!r} (example {index}) stands twice; ids choose "
                         "the training subset, so each may stand once"
                     )
+                _check_texts(example, f"{split}, example {index}")
                 seen_ids.add(hash(example.id))
-                for teacher, count in counts.items():
-                    count.add(example.label, example.teacher_outputs.get(teacher), is_correct)
+                counts.add(example, is_correct)
                 writer.write(_serialize(example, index, teachers))
                 index += 1
     if next(stream, None) is not None:
         raise SourceError(f"{split} goes on after its {size} examples; correct the reader's size")
-    answered = {teacher: count for teacher, count in counts.items() if count.outputs}
+    answered = {teacher: count for teacher, count in counts.teachers.items() if count.outputs}
     return {
         "examples": size,
         "teachers": {teacher: count.summary() for teacher, count in answered.items()},
     }
-
-
-@contextlib.contextmanager
-def replaced_folder(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yields an empty sibling folder that takes `folder`'s place only if the block succeeds.
-
-    After an error the sibling is removed and `folder` is as it was.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    partial = folder.parent / f".{folder.name}.partial-{tag}"
-    previous = folder.parent / f".{folder.name}.previous-{tag}"
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(previous)
-        try:
-            partial.rename(folder)
-        except BaseException:
-            if previous.exists():
-                previous.rename(folder)
-            raise
-    except BaseException:
-        if partial.exists():
-            partial.rmtree()
-        raise
-    if previous.exists():
-        previous.rmtree()
 
 
 def write_info(folder: epath.Path, dataset: str, splits: dict[str, Any]) -> dict[str, Any]:
