@@ -81,8 +81,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def print_summary('); b=s.index('def main(')
-s=s[:a]+'''def print_summary(info: Mapping[str, Any]) -> None:
+def print_summary(info: Mapping[str, Any]) -> None:
     """Prints a prepared dataset's figures, one line a split and teacher; accuracies in percent."""
     names = ("examples", "unparsed", "teacher accuracy", "mean rationale words")
     table = terminal.make_table("split", "teacher", *names, title=info["dataset"], box=box.SIMPLE)
@@ -108,8 +107,8 @@ s=s[:a]+'''def print_summary(info: Mapping[str, Any]) -> None:
     terminal.make_console().print(table)
     if nothing_compared:
         terminal.say(
-            "teacher accuracy –: there is nothing to compare, for the rows hold no gold label or no "
-            'label of the teacher\'s own ("teacher_label")'
+            "teacher accuracy –: nothing to compare; the rows hold no gold label, or no label of "
+            'the teacher\'s own ("teacher_label")'
         )
 
 

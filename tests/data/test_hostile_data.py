@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import shutil
+import subprocess
+from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -260,3 +263,83 @@ def test_one_bad_line_of_a_teachers_outputs(kind: str, tmp_path: pathlib.Path, c
     error = capsys.readouterr().err
     assert "out.jsonl, line 2" in error and error.count("\n") == 1
     assert tfrecords.read_info(tmp_path / "data", NAME) == before
+
+
+# ---------------------------------- disks -------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A disk of 1 MiB; skips where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def read_folder(folder: pathlib.Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("joins", [False, True], ids=["prepare", "join"])
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_disk_that_takes_nothing(
+    small_disk: pathlib.Path, tmp_path: pathlib.Path, kind: str, joins: bool, capsys
+) -> None:
+    """One line, status 2, and what was prepared before is as it was."""
+    rows = [row(number, input=f"in {number} " + "x" * 3000) for number in range(100)]
+    (tmp_path / "t.jsonl").write_bytes(encode(*rows))
+    (tmp_path / "v.jsonl").write_bytes(encode(row(1)))
+    lines = [{"id": f"q{i}", "label": "yes", "rationale": "so"} for i in range(100)]
+    outputs = write_outputs_file(tmp_path / "out.jsonl", encode(*lines))
+    arguments = ["prepare", f"--source_dir={tmp_path}", f"--data_dir={small_disk}"]
+    assert prepare.main([*arguments, f"--dataset={NAME}"]) == 0
+    before = read_folder(small_disk)
+    assert len(before) == 4
+    if kind == "full":
+        taken = small_disk / "taken"
+        with pytest.raises(OSError, match="No space left"), taken.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"0" * 4096)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    capsys.readouterr()
+    joined = ["--teacher=late", f"--teacher_outputs={outputs}"] if joins else []
+    assert prepare.main([*arguments, f"--dataset={NAME}", *joined]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    told = {"full": "No space left on device; make room", "read-only": "Read-only file system; th"}
+    assert told[kind] in error and str(small_disk) in error
+    after = read_folder(small_disk)
+    after.pop("taken", None)
+    assert after == before
+
+
+def test_a_file_where_the_records_should_lie(tmp_path: pathlib.Path, capsys) -> None:
+    (tmp_path / "t.jsonl").write_bytes(encode(row(1), row(2)))
+    (tmp_path / "v.jsonl").write_bytes(encode(row(1)))
+    for place in (tmp_path / "t.jsonl", tmp_path / "t.jsonl" / "below"):
+        arguments = [f"--source_dir={tmp_path}", f"--data_dir={place}"]
+        assert prepare.main(["prepare", f"--dataset={NAME}", *arguments]) == 2
+        assert "Not a directory; a file stands where a folder" in capsys.readouterr().err
+
+
+def test_the_raw_data_is_never_replaced(tmp_path: pathlib.Path, capsys) -> None:
+    """`--data_dir` is the folder of the raw data: `esnli/` there holds what was downloaded."""
+    write_nli(tmp_path, "esnli_test.json", encode(NLI))
+    before = read_folder(tmp_path)
+    places = [f"--source_dir={tmp_path}", f"--data_dir={tmp_path}"]
+    for teacher in ([], ["--teacher=llama3"]):
+        arguments = ["prepare", "--dataset=esnli", "--splits=test", *places, *teacher]
+        assert prepare.main(arguments) == 2
+        assert "which is no prepared record and would be lost" in capsys.readouterr().err
+        assert read_folder(tmp_path) == before

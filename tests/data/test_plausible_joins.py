@@ -47,7 +47,7 @@ def test_another_teacher_in_the_published_layout(tmp_path: pathlib.Path, capsys)
     write_published(tmp_path, "test", gold_answers(30))
     assert run(tmp_path, "--splits=test", "--teacher=llama3") == 0
     printed = capsys.readouterr()
-    assert "llama3's outputs are those in" in printed.out and "100.00%" in printed.out
+    assert "llama3's outputs are those in" in printed.err and "100.00%" in printed.out
     assert "palm" not in printed.out
     entry = tfrecords.read_info(tmp_path / "data", "esnli")["splits"]["test"]
     assert list(entry["teachers"]) == ["llama3"]

@@ -12,7 +12,6 @@ from typing import Any
 
 from etils import epath
 
-from distill_sbs import files
 from distill_sbs.cli import terminal
 from distill_sbs.cli.progress import show_progress
 from distill_sbs.data.dataset import SPLITS, DatasetSpec, RawSplit, SourceError
@@ -52,7 +51,7 @@ def prepare_dataset(
     ):
         tell(f"warning: {warning}")
     counted: dict[str, counts.SplitCounts] = {}
-    with files.replace_folder(epath.Path(data_dir) / spec.name) as partial:
+    with tfrecords.replace_records(data_dir, spec.name) as partial:
         entries = _copy_kept_splits(spec.name, data_dir, partial, splits)
         for split in list(entries):
             counted[split] = _count_inputs(data_dir, spec.name, split)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 from etils import epath
 
-from distill_sbs import constants, files
+from distill_sbs import constants
 from distill_sbs.data.dataset import (
     SPLITS,
     DatasetSpec,
@@ -199,7 +199,7 @@ def _rewrite(
     info = tfrecords.read_info(data_dir, spec.name)
     entries = dict(info["splits"])
     counts = {} if counts is None else counts
-    with files.replace_folder(epath.Path(data_dir) / spec.name) as partial:
+    with tfrecords.replace_records(data_dir, spec.name) as partial:
         for split in info["splits"]:
             shards = tfrecords.split_files(data_dir, spec.name, split)
             if split not in finders:

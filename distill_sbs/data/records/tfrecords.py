@@ -15,16 +15,17 @@ Paths may be `gs://`: everything goes through etils' epath and `tf.io`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 from etils import epath
 
-from distill_sbs import constants, json_lines
+from distill_sbs import constants, files, json_lines
 from distill_sbs.data.dataset import AnswerCheck, Example, SourceError, TeacherOutput
 from distill_sbs.data.records.counts import SplitCounts, TeacherCounts
 from distill_sbs.errors import UserError
@@ -160,6 +161,26 @@ def write_split(
         "examples": size,
         "teachers": {teacher: count.summary() for teacher, count in answered.items()},
     }
+
+
+@contextlib.contextmanager
+def replace_records(data_dir: epath.PathLike, dataset: str) -> Iterator[epath.Path]:
+    """An empty folder that takes the place of `DATA_DIR/{dataset}` if the block succeeds.
+
+    Raises:
+      UserError: something stands there that is no prepared record, such as the raw data.
+    """
+    folder = epath.Path(data_dir) / dataset
+    if folder.is_dir():
+        for path in folder.iterdir():
+            is_ours = path.name == INFO_FILE or ".tfrecord-" in path.name
+            if not is_ours and not path.name.startswith("."):
+                raise UserError(
+                    f"{folder} holds {path.name}, which is no prepared record and would be lost; "
+                    "choose another --data_dir (not the folder of the raw data)"
+                )
+    with files.replace_folder(folder) as partial:
+        yield partial
 
 
 def write_info(folder: epath.Path, dataset: str, splits: dict[str, Any]) -> dict[str, Any]:
