@@ -200,7 +200,9 @@ def test_checkpoints_of_the_first_version_continue() -> None:
     for changes in ({"batch_size": 16}, {"max_decode_tokens": 8}, {"dropout_rate": 0.0}):
         with pytest.raises(UserError, match=next(iter(changes)).upper()):
             description.check_same_run("x", saved, describe(CONFIG.change(**changes)))
-    assert saved.unknown_options() == [
+    unknown = saved.unknown_options()
+    # Options of later versions may join them.
+    assert {
         "TRAIN_STEPS",
         "LABEL_SMOOTHING",
         "Z_LOSS",
@@ -209,7 +211,8 @@ def test_checkpoints_of_the_first_version_continue() -> None:
         "WEIGHT_DECAY",
         "GRADIENT_CLIP_NORM",
         "EVAL_EXAMPLES",
-    ]
+    } <= set(unknown)
+    assert not {"BATCH_SIZE", "RANDOM_SEED", "DROPOUT_RATE", "MAX_DECODE_TOKENS"} & set(unknown)
 
 
 def test_converted_checkpoints_of_the_first_version() -> None:

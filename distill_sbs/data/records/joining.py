@@ -27,7 +27,7 @@ def check_teacher_name(spec: DatasetSpec, teacher: str) -> None:
     """Refuses a name that cannot stand in the names of tasks.
 
     Raises:
-      UserError: as said.
+      UserError: it is no identifier in small letters, or begins with `distill_`.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", teacher) or teacher.startswith("distill_"):
         raise UserError(
