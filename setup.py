@@ -43,6 +43,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "test": [
         "mypy>=2.0,<3",
+        "pre-commit>=4,<5",
         "pytest>=9,<10",
         "pytest-xdist>=3.6,<4",
         "pyyaml>=6,<7",

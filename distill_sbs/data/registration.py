@@ -1,7 +1,7 @@
 """From a dataset's description to its SeqIO tasks and mixtures.
 
 Enters: a `DatasetSpec` (one file in `tasks/`, or a user's own). Leaves: the tasks and mixtures
-that DESIGN.md names, in SeqIO's registries, and beside each a `TaskInfo` that says what it is: a
+that docs/data.md names, in SeqIO's registries, and beside each a `TaskInfo` that says what it is: a
 name is looked up, never taken apart. Nothing is read before a task's data is asked for.
 """
 

@@ -1,4 +1,4 @@
-"""published: the layout of datasets.zip, made up in small, and FACTS.md's figures on the real."""
+"""published: the layout of datasets.zip, made up in small, and known figures of the real one."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_bad_asdiv(tmp_path: pathlib.Path) -> None:
         published.read_asdiv(epath.Path(tmp_path), "test")
 
 
-# ------------------------- FACTS.md, on the real files -------------------------
+# ---------------------------- the real files -----------------------------------
 
 READERS = {
     "cqa": (published.read_cqa, metrics.answers_match),
@@ -243,7 +243,7 @@ def test_facts_of_the_first_esnli_training_pairs(source_dir) -> None:
     ],
 )
 def test_mean_words_of_the_rationales_we_keep(source_dir, dataset, splits, mean_words) -> None:
-    """The test sets' figures are those of DETAILS.md §3."""
+    """Figures counted on the published test files before this code was written."""
     rationales = [
         example.teacher_outputs["palm"].rationale
         for split in splits
@@ -265,7 +265,7 @@ def test_mean_words_of_the_rationales_we_keep(source_dir, dataset, splits, mean_
 def test_mean_words_as_facts_counts_them(
     source_dir, dataset, files, next_block, marker, mean_words
 ) -> None:
-    """FACTS.md counts what the published code extracts from the whole original training set.
+    """The figures are of what the published code extracts from the whole original training set.
 
     Its rationale may stand where the label is unparsable (we keep neither), and where there is no
     rationale it is the blank text, of no words. ANLI's 19.3 is of a training set not at hand.

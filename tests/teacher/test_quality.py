@@ -210,7 +210,7 @@ def test_positional_texts_must_fit(tmp_path: pathlib.Path) -> None:
 def test_palm_as_a_baseline(
     source_dir: pathlib.Path, tmp_path, capsys, task, split, examples, unparsed, accuracy
 ) -> None:
-    """The figures of FACTS.md."""
+    """Figures counted on the published files before this code was written."""
     folder = source_dir / task
     arguments = [f"--task={task}", f"--input={folder / f'{task}_{split}.json'}"]
     arguments += [f"--output={folder / 'llm' / f'{split}_CoT_0.json'}", f"--split={split}"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quickstart_runs import STUDENT, assert_same_parameters, read_parameters
+from quickstart_runs import STUDENT, read_parameters
 
 from distill_sbs.checkpoint import steps
 from distill_sbs.config import TrainConfig

@@ -232,7 +232,7 @@ def check_same_input(row: dict[str, Any], text: str, path: str) -> None:
     """Refuses an answer that was given to another text under the same id.
 
     Raises:
-      SourceError: as said.
+      SourceError: the hash of that text is another.
     """
     if row.get("input_hash") not in (None, input_hash(text)):
         raise SourceError(
