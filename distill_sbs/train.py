@@ -170,6 +170,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     from distill_sbs.data.batches.share import Share
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
+    from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
     from distill_sbs.training.program import training_program
@@ -270,11 +271,14 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
         model, mesh, evaluation.max_decode_tokens, evaluation.eval_batch_size
     )
 
+    remarks: dict[str, str | None] = {}
+
     def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
         """Accuracy, 0 to 1, of the decoded labels of a split."""
         examples = splits[split]
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
+        remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
         return batch_decoder.metrics_of(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
@@ -359,7 +363,8 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     partial = folder / f"{RESULTS_FILE}.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
     partial.replace(folder / RESULTS_FILE)
-    run_log.print_summary(results, run_log.RunLog.read(model_dir), model_dir)
+    remark = remarks.get("test", remarks.get("validation"))
+    run_log.print_summary(results, run_log.RunLog.read(model_dir), model_dir, remark)
     return results
 
 
