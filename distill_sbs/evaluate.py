@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs import files
+from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -68,7 +69,6 @@ def evaluate(
     """
     quiet_tensorflow.import_tensorflow()
     import jax
-    from etils import epath
 
     from distill_sbs.checkpoint import steps as checkpoints
     from distill_sbs.cli.progress import show_progress
@@ -76,6 +76,7 @@ def evaluate(
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
     from distill_sbs.inference import batch_decoder
+    from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.inference.student import Student
 
     step_folder = checkpoints.find_step_folder(checkpoint)
@@ -108,11 +109,13 @@ def evaluate(
     predictions = [student.text(each) for each in outputs]
     if output and is_first:
         rows = zip(examples.input_texts, examples.texts, predictions, strict=True)
-        lines = [
-            json.dumps({"input": text, "label": label, "prediction": said}, ensure_ascii=False)
-            for text, label, said in rows
-        ]
-        epath.Path(output).write_text("\n".join(lines) + "\n")
+        with files.open_replacement(output) as file:
+            for text, label, said in rows:
+                row = {"input": text, "label": label, "prediction": said}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    note = explain_outputs(outputs, predictions, description.max_decode_tokens)
+    if note and is_first:
+        terminal.say(f"note: {note}", stderr=True)
     metrics = batch_decoder.metrics_of(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
@@ -132,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    if values.output:
+        files.check_writable(values.output)
     given = values.flag_values_dict()
     processes.check_flags(given)
     quiet_tensorflow.import_tensorflow()  # see train.py
@@ -148,7 +153,7 @@ def _work(argv: Sequence[str]) -> int | None:
             values.num_model_partitions,
         )
         if processes.is_first():
-            print(json.dumps(result, indent=2))
+            terminal.say_json(result, indent=2)
     return None
 
 

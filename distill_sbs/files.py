@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import stat
 import uuid
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
+from etils.epath import gpath
 
 
 def write_file(path: epath.PathLike, content: str) -> None:
@@ -156,3 +158,23 @@ def replace_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         for leftover in (partial, previous):
             if leftover.exists():
                 leftover.rmtree()
+
+
+# ---------------------------------- names --------------------------------------
+
+_glob_of_etils = gpath.PosixGPath.glob
+
+
+def _glob_in_folder(folder: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
+    """Finds files by a pattern in a folder whose own name is taken as it is."""
+    if "://" in str(folder):
+        yield from _glob_of_etils(folder, pattern)
+        return
+    for name in glob.glob(pattern, root_dir=folder):
+        yield folder / name
+
+
+# etils takes `[`, `?` and `*` in the folder's name for a pattern too: orbax then finds nothing of
+# what it has just written to `runs/[a]/checkpoints`, and leaves a step without its arrays. This is
+# the one patch of a library's function; nothing in `runs/a` is found otherwise than before.
+gpath.PosixGPath.glob = _glob_in_folder

@@ -2,21 +2,21 @@
 
     python -m distill_sbs.infer --checkpoint=runs/quickstart --input=in.jsonl --output=out.jsonl
 
-Enters: any checkpoint folder, and lines {"id", "input"} (other keys pass through). Leaves: the
-same lines with "prediction": a label, or with `--task=rationale` the student's rationale. At test
-time the student needs neither the teacher nor a rationale.
+Enters: any checkpoint folder, and lines {"id", "input"}. Leaves: the same lines, all other keys as
+they were typed, with "prediction": a label, or with `--task=rationale` the student's rationale. The
+file appears when all is answered. At test time the student needs neither the teacher nor a
+rationale.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line, quiet_tensorflow
+from distill_sbs import files, json_lines
+from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -41,60 +41,56 @@ def _define_flags(values: flags.FlagValues) -> None:
     processes.define_flags(values)
 
 
-def read_inputs(path: str) -> list[dict[str, Any]]:
-    """Reads JSON lines that each have a text "input".
+def read_inputs(path: str) -> list[tuple[str, str]]:
+    """Reads JSON lines that each have a text "input": (the line as it stands, the input).
 
     Raises:
       UserError: the file is missing, or a line is wrong; the message names file and line.
     """
-    from etils import epath
-
-    if not epath.Path(path).exists():
-        raise UserError(f"--input={path}: no such file")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(epath.Path(path).read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: broken JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-            raise UserError(
-                f'{path}:{number}: expected an object with a text "input", such as '
-                '{"id": "1", "input": "Anna has 3 apples …"}'
-            )
-        rows.append(row)
+    rows: list[tuple[str, str]] = []
+    try:
+        for number, line in json_lines.read_lines(path):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            row = json_lines.parse_object(line, place)
+            if not isinstance(row.get("input"), str):
+                raise UserError(
+                    f'{place}: expected an object with a text "input", such as '
+                    '{"id": "1", "input": "Anna has 3 apples …"}'
+                )
+            rows.append((line, row["input"]))
+    except FileNotFoundError:
+        raise UserError(f"--input={path}: no such file") from None
     if not rows:
         raise UserError(f"--input={path} holds no lines")
     return rows
 
 
-def _answer(rows: Sequence[dict[str, Any]], values: flags.FlagValues) -> None:
+def _answer(rows: Sequence[tuple[str, str]], values: flags.FlagValues) -> None:
     quiet_tensorflow.import_tensorflow()
-    from etils import epath
-
     from distill_sbs.cli.progress import show_progress
+    from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.inference.student import Student
 
     student = Student.load(values.checkpoint, values.num_model_partitions)
     is_first = processes.is_first()
     with show_progress("answering", len(rows), silent=not is_first) as advance:
-        answers = student.answer(
-            [row["input"] for row in rows],
+        outputs = student.decode(
+            [text for _, text in rows],
             values.task,
             student.decoder(values.batch_size, values.beam_size),
             advance,
         )
     if not is_first:
         return
-    lines = [
-        json.dumps({**row, "prediction": answer}, ensure_ascii=False) + "\n"
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    epath.Path(values.output).parent.mkdir(parents=True, exist_ok=True)
-    epath.Path(values.output).write_text("".join(lines))
-    print(f"{len(rows)} {values.task}s of {student.step_folder} written to {values.output}")
+    answers = [student.text(output) for output in outputs]
+    with files.open_replacement(values.output) as file:
+        for (line, _), answer in zip(rows, answers, strict=True):
+            file.write(json_lines.set_member(line, "prediction", answer) + "\n")
+    terminal.say(f"{len(rows)} {values.task}s of {student.step_folder} written to {values.output}")
+    if note := explain_outputs(outputs, answers, student.description.max_decode_tokens):
+        terminal.say(f"note: {note}", stderr=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
     rows = read_inputs(values.input)
+    files.check_writable(values.output)
     given = values.flag_values_dict()
     processes.check_flags(given)
     quiet_tensorflow.import_tensorflow()  # see train.py

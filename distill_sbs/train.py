@@ -180,6 +180,7 @@ def _train(
     from distill_sbs.data.batches.share import Share
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
+    from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
     from distill_sbs.training.metrics_file import read_metrics
@@ -284,11 +285,14 @@ def _train(
         model, mesh, evaluation.max_decode_tokens, evaluation.eval_batch_size
     )
 
+    remarks: dict[str, str | None] = {}
+
     def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
         """Accuracy, 0 to 1, of the decoded labels of a split."""
         examples = splits[split]
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
+        remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
         return batch_decoder.metrics_of(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
@@ -372,8 +376,10 @@ def _train(
     }
     if not is_first:
         return results
-    write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
-    run_log.print_summary(results, read_metrics(model_dir)[0], model_dir)
+    write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "
+")
+    remark = remarks.get("test", remarks.get("validation"))
+    run_log.print_summary(results, read_metrics(model_dir)[0], model_dir, remark)
     return results
 
 

@@ -6,7 +6,8 @@ Python raises `KeyboardInterrupt` in whatever the main thread is doing. Inside T
 orbax or tensorstore that came out as an ImportError, as 148 lines of another error, as a crash
 while the process ended, or not at all: raised in a callback, it was reported and forgotten. So:
 
-- before the work begins, while modules are imported, Ctrl-C ends the process at once;
+- before the work begins, and while any module is imported, Ctrl-C ends the process at once: an
+  exception out of the middle of a library's start made it abort;
 - in the work it is raised, so that half-written files are removed; whatever comes out of the work
   then is taken for the interruption (`was_noted`), and forgotten ones are raised again;
 - a second Ctrl-C, or five seconds in which the work does not end, such as in a compiler that
@@ -24,6 +25,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,12 +97,20 @@ def leave() -> None:
     os._exit(STATUS)
 
 
-def _handle(*_: Any) -> None:
+def _handle(_: int, frame: types.FrameType | None) -> None:
     global _is_noted
-    if _is_noted or not _is_working:
+    if _is_noted or not _is_working or _is_importing(frame):
         leave()
     _is_noted = True
     raise KeyboardInterrupt
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _read_signals(reading: int) -> None:

@@ -102,9 +102,18 @@ class Student:
           decoder: from `decoder()`; a new one where none is given.
           advance: told how many more are done.
         """
+        return [self.text(output) for output in self.decode(texts, task, decoder, advance)]
+
+    def decode(
+        self,
+        texts: Sequence[str],
+        task: str = "label",
+        decoder: batch_decoder.Decoder | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[np.ndarray]:
+        """The tokens [L] of every answer, with the end token where it ended; as `answer`."""
         inputs = [self.tokens(text, task) for text in texts]
-        outputs = (decoder or self.decoder())(self.params, inputs, advance)
-        return [self.text(output) for output in outputs]
+        return (decoder or self.decoder())(self.params, inputs, advance)
 
     def explain(
         self,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 from clu import metric_writers
 from etils import epath
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+from distill_sbs.cli import progress, terminal
 
 from distill_sbs.cli import terminal
 from distill_sbs.files import write_file
@@ -63,7 +62,7 @@ class RunLog:
         silent: bool = False,
     ) -> None:
         self._silent = silent
-        self.console = Console(file=sys.stderr, soft_wrap=True, quiet=silent)
+        self.console = terminal.make_console(stderr=True, soft_wrap=True, quiet=silent)
         self._examples_per_step = examples_per_step
         self._train_steps = train_steps
         if not silent:
@@ -78,16 +77,15 @@ class RunLog:
             write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = tf.io.gfile.GFile(str(self._path), "a")
         self._since = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
+        self._bar = progress.make_bar(
+            self.console,
+            "{task.description}",
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("left"),
+            "{task.fields[status]}",
+            "left",
             TimeRemainingColumn(),
-            console=self.console,
-            disable=silent or not self.console.is_terminal,
-            transient=True,
+            silent=silent,
         )
         self._bar.start()
         self._task = self._bar.add_task(
@@ -116,12 +114,12 @@ class RunLog:
         status = _status(values)
         self.advance(step, status)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self._train_steps}: {status}", highlight=False)
+            self.console.print(f"step {step}/{self._train_steps}: {status}")
         self.restart_clock()
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
-        self.console.print(terminal.clean(message), highlight=False, markup=False)
+        self.console.print(terminal.clean(message))
 
     def close(self) -> None:
         """Ends the bar and the files."""
@@ -145,16 +143,24 @@ def _status(values: Mapping[str, float]) -> str:
 
 
 def print_summary(
-    results: Mapping[str, Any], lines: Sequence[Mapping[str, float]], model_dir: str
+    results: Mapping[str, Any],
+    lines: Sequence[Mapping[str, float]],
+    model_dir: str,
+    remark: str | None = None,
 ) -> None:
-    """Prints the table at the end of a run, to standard output."""
-    table = Table(title=f"{results['mixture']}", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    """Prints the table at the end of a run, to standard output.
+
+    Args:
+      results: what `results.json` says.
+      lines: what `metrics.jsonl` says.
+      model_dir: the run's folder.
+      remark: why the outputs say nothing, if so (`inference.outputs.explain_outputs`).
+    """
+    table = terminal.make_table("", "", title=results["mixture"], right_from=1)
 
     def row(name: str, value: float | None, form: str) -> None:
         if value is not None and math.isfinite(value):
-            table.add_row(name, format(value, form))
+            terminal.add_row(table, name, format(value, form))
 
     row("data fraction", results["data_fraction"], "g")
     row("rationale rate λ", results["rationale_rate"], "g")
@@ -162,10 +168,12 @@ def print_summary(
     for task in ("label", "rationale"):
         logged = [line[f"{task}_loss"] for line in lines if f"{task}_loss" in line]
         if logged:
-            table.add_row(f"{task} loss, first → last", f"{logged[0]:.3f} → {logged[-1]:.3f}")
+            change = f"{logged[0]:.3f} → {logged[-1]:.3f}"
+            terminal.add_row(table, f"{task} loss, first → last", change)
     row("best step", results["best_step"], "d")
     for split in ("validation", "test"):
         row(f"{split} accuracy", results[split]["accuracy"], ".1%")
-    console = Console()
-    console.print(table)
-    console.print(f"written to {model_dir}", highlight=False, soft_wrap=True)
+    terminal.make_console().print(table)
+    if remark:
+        terminal.say(f"note: {remark}")
+    terminal.say(f"written to {model_dir}")

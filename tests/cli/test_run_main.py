@@ -157,13 +157,24 @@ ONE_LINE = "interrupted: nothing was written\n"
         threading.Thread(target=lambda: time.sleep(60)).start()
         print('ready', flush=True); time.sleep(60)
         """,
+        # While a module is imported, from which an exception may not come.
+        """
+        open('out', 'w').close()
+        import pathlib, importlib.util
+        loading = pathlib.Path('out').with_name('loading.py')
+        loading.write_text('print("ready", flush=True); import time, os\\n'
+                           'try: time.sleep(60)\\nfinally: os.abort()')
+        os.unlink('out')
+        sys.path.insert(0, str(loading.parent))
+        import loading
+        """,
         # Standard error is elsewhere, as while TensorFlow is imported.
         """
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         print('ready', flush=True); time.sleep(60)
         """,
     ],
-    ids="sleep file converted callback forgotten compiled leaving redirected".split(),
+    ids="sleep file converted callback forgotten compiled leaving imported redirected".split(),
 )
 def test_ctrl_c_is_one_line(program, code: str, tmp_path: pathlib.Path) -> None:
     process = program(code.replace("'out'", repr(str(tmp_path / "out"))))

@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from etils import epath
 
 from distill_sbs import files
 from distill_sbs.errors import describe_disk_error
@@ -152,3 +153,19 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path: pathlib.Path) -> None:
     with pytest.raises(NotADirectoryError), files.replace_folder(tmp_path / "data"):
         pytest.fail("nothing is to be written")
     assert (tmp_path / "data").read_text() == "precious"
+
+
+# ---------------------------------- names --------------------------------------
+
+
+@pytest.mark.parametrize("name", ["[a]", "*", "a?", "[!a]", "plain"])
+def test_a_folders_name_is_no_pattern(tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "other.json").write_text("")
+    folder = epath.Path(tmp_path) / name
+    folder.mkdir()
+    for each in ("1.json", "2.json", "3.txt", ".hidden.json"):
+        (folder / each).write_text("")
+    found = sorted(folder.glob("*.json"))
+    assert found == [folder / "1.json", folder / "2.json"]
+    assert list(epath.Path(folder / "missing").glob("*")) == []
