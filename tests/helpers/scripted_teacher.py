@@ -18,6 +18,8 @@ import random
 import signal
 import sys
 
+import hostile_answers
+
 FAULTS = (
     "429",
     "500",
@@ -77,17 +79,28 @@ class ScriptedTeacher:
             self.in_flight -= 1
 
     async def respond(self, path: str, headers: dict, request: dict, writer) -> bool:
-        if self.options.key and headers.get("authorization") != f"Bearer {self.options.key}":
-            said = headers.get("authorization", "").removeprefix("Bearer ")
+        name = self.options.key_header.lower()
+        given = headers.get(name, "")
+        said = given.removeprefix("Bearer ")
+        wanted = f"Bearer {self.options.key}" if name == "authorization" else self.options.key
+        wanted = self.options.raw_key or wanted
+        if (self.options.key or self.options.raw_key) and given != wanted:
             await self.error(writer, 401, f"Incorrect API key provided: {said}")
             return True
-        is_chat = path == "/v1/chat/completions"
-        if not is_chat and path != "/v1/completions":
+        prefix, query = self.options.address.partition("?")[::2]
+        query = f"?{query}" if query else ""
+        is_chat = path == f"{prefix}/chat/completions{query}"
+        if not is_chat and path != f"{prefix}/completions{query}":
             await self.error(writer, 404, f"no such address {path}")
             return True
         for name in self.options.refuse_parameter:
             if name in request:
-                await self.error(writer, 400, f"Unsupported parameter: '{name}'", param=name)
+                refusal = self.options.refusal
+                if refusal:
+                    body = refusal.format(name=name).encode()
+                    await self.send(writer, 400, body, head=["Content-Type: text/plain"])
+                else:
+                    await self.error(writer, 400, f"Unsupported parameter: '{name}'", param=name)
                 return True
         question = request["messages"][-1]["content"] if is_chat else request["prompt"]
         question = question.rpartition("\n\n")[2]
@@ -107,12 +120,26 @@ class ScriptedTeacher:
         answer = self.answers[text]
         if random.Random(f"run on {text}").random() < self.options.run_on:
             answer += RUN_ON
+        body = self.body(request, answer, is_chat)
+        form = hostile_answers.choose_form(
+            text, self.options.hostile, self.options.seed, self.options.forms
+        )
+        before = self.asked[text, sample] - 1
+        if form and hostile_answers.is_sent(form, before, self.options.hiccups):
+            status, head, content = hostile_answers.ALL[form](body)
+            if form in hostile_answers.ANSWERS:
+                self.count_served(text, sample)
+            await self.send(writer, status, content, head=head)
+            return True
+        self.count_served(text, sample)
+        await self.send(writer, 200, body)
+        return True
+
+    def count_served(self, text: str, sample: int) -> None:
         if self.log:
             self.log.write(json.dumps({"input": text, "sample": sample}) + "\n")
             self.log.flush()
         self.served[text] += 1
-        await self.send(writer, 200, self.body(request, answer, is_chat))
-        return True
 
     def candidates(self, question: str) -> list[str]:
         """The input in a question: without the marks of its layout, the query's end, a hint."""
@@ -175,14 +202,19 @@ class ScriptedTeacher:
         error = {"message": message, "type": "scripted", "param": param, "code": None}
         await self.send(writer, status, {"error": error}, extra=extra)
 
-    async def send(self, writer, status: int, body, length: int | None = None, extra=()) -> None:
+    async def send(
+        self,
+        writer,
+        status: int,
+        body,
+        length: int | None = None,
+        extra=(),
+        head=("Content-Type: application/json",),
+    ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        head = [
-            f"HTTP/1.1 {status} Scripted",
-            "Content-Type: application/json",
-            f"Content-Length: {len(data) if length is None else length}",
-            *extra,
-        ]
+        head = [f"HTTP/1.1 {status} Scripted", *head, *extra]
+        if status != 204:
+            head.append(f"Content-Length: {len(data) if length is None else length}")
         writer.write("\r\n".join([*head, "", ""]).encode() + data)
         await writer.drain()
 
@@ -217,6 +249,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
     parser.add_argument("--kinds", nargs="*", default=list(FAULTS), choices=FAULTS)
     parser.add_argument("--most_faults", type=int, default=4, help="per input and sample")
+    parser.add_argument("--hostile", type=float, default=0.0, help="share of inputs, see forms")
+    parser.add_argument("--hiccups", type=int, default=hostile_answers.MOST_HICCUPS)
+    parser.add_argument("--forms", nargs="*", choices=hostile_answers.ALL)
     parser.add_argument("--run_on", type=float, default=0.0, help="share of answers that run on")
     parser.add_argument("--seconds", type=float, default=0.0, help="a call takes")
     parser.add_argument("--silence", type=float, default=3.0, help="seconds of a timeout")
@@ -224,6 +259,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--key", help="the only key that is let in")
     parser.add_argument("--refuse_parameter", nargs="*", default=[])
+    parser.add_argument("--refusal", help="its words, as plain text, with {name}")
+    parser.add_argument("--raw_key", help="the whole header that is let in")
+    parser.add_argument("--key_header", default="Authorization")
+    parser.add_argument("--address", default="/v1", help="path and query that calls come to")
     parser.add_argument("--no_usage", action="store_true")
     parser.add_argument("--log", help="a line for every answer given")
     parser.add_argument("--life", type=float, default=900.0, help="seconds until it ends itself")
