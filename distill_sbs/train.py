@@ -376,8 +376,7 @@ def _train(
     }
     if not is_first:
         return results
-    write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "
-")
+    write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
     remark = remarks.get("test", remarks.get("validation"))
     run_log.print_summary(results, read_metrics(model_dir)[0], model_dir, remark)
     return results

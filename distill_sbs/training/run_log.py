@@ -17,8 +17,6 @@ from etils import epath
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from distill_sbs.cli import progress, terminal
-
-from distill_sbs.cli import terminal
 from distill_sbs.files import write_file
 from distill_sbs.training.metrics_file import METRICS_FILE, read_metrics
 
