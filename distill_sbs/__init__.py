@@ -19,6 +19,7 @@ interrupts.watch()  # here, for the modules of an entry point take a while to im
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from distill_sbs.config import TrainConfig as TrainConfig
     from distill_sbs.data.dataset import DatasetSpec as DatasetSpec
     from distill_sbs.data.jsonl import JsonlReader as JsonlReader
     from distill_sbs.data.registration import register_dataset as register_dataset
@@ -35,6 +36,7 @@ _HOMES = {
     "ExtractConfig": "distill_sbs.teacher.options",
     "JsonlReader": "distill_sbs.data.jsonl",
     "Student": "distill_sbs.inference.student",
+    "TrainConfig": "distill_sbs.config",
     "UserError": "distill_sbs.errors",
     "extract": "distill_sbs.extract",
     "prepare": "distill_sbs.prepare",

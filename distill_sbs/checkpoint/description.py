@@ -119,7 +119,12 @@ class RunDescription:
                     options["TASK_FEATURE_LENGTHS"] = values["task_feature_lengths"]
                     options["MAX_DECODE_TOKENS"] = values["max_decode_tokens"]
             else:
-                options, converted_from = values["options"], values["converted_from"]
+                options, converted_from = dict(values["options"]), values["converted_from"]
+                if converted_from is None:
+                    # An option that is newer than the run: it did what is now the default.
+                    for option in TrainConfig.options():
+                        if not option.is_required:
+                            options.setdefault(option.macro, option.default)
             return cls(
                 student=T5Config.from_dict(values["student"]),
                 vocabulary=dict(values["vocabulary"]),
