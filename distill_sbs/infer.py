@@ -108,7 +108,7 @@ def _work(argv: Sequence[str]) -> int | None:
     given = values.flag_values_dict()
     processes.check_flags(given)
     quiet_tensorflow.import_tensorflow()  # see train.py
-    with processes.joined(given, processes.settings_of(given)):
+    with processes.join_processes(given, processes.settings_of(given)):
         _answer(rows, values)
     return None
 

@@ -9,11 +9,11 @@ interrupted run, and ends with the parameters of one that was never interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,16 +21,15 @@ from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.config import TrainConfig
-from distill_sbs.distributed import processes
+from distill_sbs.distributed import processes, stop_request
 from distill_sbs.errors import UserError
+from distill_sbs.files import write_file
+from distill_sbs.folder_lock import FolderLock
 from distill_sbs.model.config import T5Config
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.gin"
-
-# A preempted process: 128 + SIGTERM, so that a scheduler starts it again.
-PREEMPTED_EXIT_STATUS = 128 + signal.SIGTERM
 
 # Above this share of cut examples a warning names the feature and the share.
 CUT_SHARE_WARNED = 0.01
@@ -158,8 +157,15 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     Raises:
       UserError: something given cannot work; nothing was compiled and nothing saved was touched.
         Or the loss stopped being finite; the last good checkpoint stays.
-      SystemExit: SIGTERM came; a checkpoint was saved first.
+      SystemExit: SIGTERM (status 143) or Ctrl-C (130) came; a checkpoint was saved first.
     """
+    with contextlib.ExitStack() as at_end:
+        return _train(config, task_files, at_end)
+
+
+def _train(
+    config: TrainConfig, task_files: Sequence[str], at_end: contextlib.ExitStack
+) -> dict[str, Any]:
     # Imported here: the command line has been checked by now, and these take seconds.
     quiet_tensorflow.import_tensorflow()
     import jax
@@ -176,6 +182,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     from distill_sbs.inference import batch_decoder
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
+    from distill_sbs.training.metrics_file import read_metrics
     from distill_sbs.training.program import training_program
     from distill_sbs.training.train_step import initial_state
 
@@ -185,6 +192,9 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     batch_size, num_microbatches = batch_config.batch_size, config.mesh.num_microbatches
     processes.check_joined()
     is_first = processes.is_first()
+    # Before anything there is read; a folder that is missing is made when all has been checked.
+    lock = at_end.enter_context(FolderLock(model_dir, "training", silent=not is_first))
+    lock.take(create=False)
     checked = check_run(config, task_files)
     mixture, evaluated_task, pretrained = (
         checked.mixture,
@@ -199,6 +209,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     schedule = optimizers.make_schedule(config.optimizer, train_steps)
     update = optimizers.make_optimizer(config.optimizer, train_steps)
     folder = epath.Path(model_dir)
+    lock.take()
     processes.check_shared(model_dir)
     for step, cause in checked.damaged.items() if is_first else ():
         place = steps.set_aside(model_dir, step)
@@ -211,8 +222,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     checkpointer = Checkpointer(model_dir, run.keep_checkpoints)
     newest = checked.continues_from
     if is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config.to_gin())
+        write_file(folder / CONFIG_FILE, config.to_gin())
 
     # ---------------------------------- data ------------------------------------
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
@@ -293,7 +303,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     log.say(data.describe())
     if first_step:
         log.say(f"continuing {model_dir} from step {first_step}")
-    stop = processes.StopRequest()
+    stop = stop_request.StopRequest()
     batches = input_pipeline.Prefetcher(data.batches(progress.position))
     window: list[Mapping[str, Any]] = []
     try:
@@ -330,12 +340,14 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
             log.restart_clock()
             if stops and not is_last:
                 checkpointer.wait()
-                log.say(f"SIGTERM: saved step {step}; the same command continues from there")
-                raise SystemExit(PREEMPTED_EXIT_STATUS)
+                log.say(
+                    f"{stop.signal_name}: saved step {step}; the same command continues from there"
+                )
+                raise SystemExit(stop.exit_status)
     finally:
+        stop.restore()
         batches.close()
         log.close()
-        stop.restore()
     checkpointer.wait()
 
     # ---------------------------------- results ---------------------------------
@@ -360,10 +372,8 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
     }
     if not is_first:
         return results
-    partial = folder / f"{RESULTS_FILE}.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.replace(folder / RESULTS_FILE)
-    run_log.print_summary(results, run_log.RunLog.read(model_dir), model_dir)
+    write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+    run_log.print_summary(results, read_metrics(model_dir)[0], model_dir)
     return results
 
 
@@ -384,7 +394,7 @@ def main(configuration: command_line.Configuration[TrainConfig]) -> None:
     processes.check_flags(configuration.flags)
     # First: it drops what is written to the terminal meanwhile, such as that a process died.
     quiet_tensorflow.import_tensorflow()
-    with processes.joined(configuration.flags, configuration.config_text, preemptible=True):
+    with processes.join_processes(configuration.flags, configuration.config_text, preemptible=True):
         train(configuration.config, task_files=configuration.task_files)
 
 

@@ -21,7 +21,7 @@ processes, only on the mesh:
   the process that has them.
 - **SIGTERM** to any process is made known to all by JAX's preemption service, which names a step
   that none has begun: there all save and stop. It costs a step nothing.
-- **A process that dies** is noticed by the others (`lifeline`).
+- **A process that dies or is stopped** is noticed by the others (`lifeline`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 import threading
 import time
@@ -42,8 +41,9 @@ from absl import flags
 
 from distill_sbs.distributed import lifeline as lifelines
 from distill_sbs.errors import UserError
+from distill_sbs.files import describe_disk_error
 
-# A machine that lost power is given up after this; a process that died is noticed at once.
+# JAX gives a process up after this: the second line, behind `lifeline`.
 HEARTBEAT_TIMEOUT_SECONDS = 100
 
 # How long processes wait for one another at the start, when machines may still be booting.
@@ -89,7 +89,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def settings_of(values: Mapping[str, Any]) -> str:
-    """The flags that all processes must have in common, one a line: `joined`'s `settings`."""
+    """The flags that all processes must have in common, one a line, for `join_processes`."""
     return "\n".join(
         f"--{name}={value}" for name, value in sorted(values.items()) if name != "process_index"
     )
@@ -131,7 +131,7 @@ def check_flags(values: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def joined(
+def join_processes(
     values: Mapping[str, Any], settings: str = "", preemptible: bool = False
 ) -> Iterator[None]:
     """Inside, this process is one of those that the flags speak of; without them nothing happens.
@@ -256,9 +256,13 @@ def _bytes_of(text: str) -> np.ndarray:
 
 def _give_up(error: BaseException, lifeline: lifelines.Lifeline) -> None:
     """Reports what was raised, here and to the others, and ends this process."""
-    if isinstance(error, UserError):
-        status, reason = lifelines.USER_ERROR_EXIT_STATUS, str(error)
-        message = f"error: {error}\n"
+    told = str(error) if isinstance(error, UserError) else describe_disk_error(error)
+    if told is not None:
+        status, reason = lifelines.USER_ERROR_EXIT_STATUS, told
+        message = f"error: {told}\n"
+    elif isinstance(error, KeyboardInterrupt):
+        status, reason = lifelines.INTERRUPTED_EXIT_STATUS, "interrupted (Ctrl-C)"
+        message = "interrupted: the same command on every host continues\n"
     else:
         status, reason = 1, f"{type(error).__name__}: {error}".splitlines()[0]
         message = traceback.format_exc()
@@ -350,34 +354,3 @@ def check_shared(folder: str) -> None:
             f"MODEL_DIR={folder} of process 0 is not that of process {', '.join(blind)}; use a "
             "folder that all hosts share: gs://, or a network file system"
         )
-
-
-class StopRequest:
-    """Notes SIGTERM, which a preempted machine gets, for the loop to act on between steps.
-
-    With several processes all of them answer the same to the same step, whichever got the signal.
-    """
-
-    def __init__(self) -> None:
-        import jax
-
-        self._several = jax.process_count() > 1
-        self._noted = False
-        # JAX's preemption service has its own handler.
-        self._before = None if self._several else signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self._noted = True
-
-    def before_end_of(self, step: int) -> bool:
-        """Whether to save and stop after `step`; asked once a step, by all processes."""
-        if not self._several:
-            return self._noted
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    def restore(self) -> None:
-        """From now on the signal does what it did before, and ends one of several processes."""
-        before = signal.SIG_DFL if self._several else self._before
-        signal.signal(signal.SIGTERM, before)

@@ -19,7 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-METRICS_FILE = "metrics.jsonl"
+from distill_sbs.cli import terminal
+from distill_sbs.files import write_file
+from distill_sbs.training.metrics_file import METRICS_FILE, read_metrics
 
 
 def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -67,8 +69,13 @@ class RunLog:
         if not silent:
             self._writer = metric_writers.SummaryWriter(model_dir)
             self._path = epath.Path(model_dir) / METRICS_FILE
-            kept = [line for line in self.read(model_dir) if line["step"] <= first_step]
-            self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            lines, wrong = read_metrics(model_dir)
+            if wrong:
+                terminal.say(
+                    f"warning: {self._path}: dropped what is no line of ours ({wrong})", True
+                )
+            kept = [line for line in lines if line["step"] <= first_step]
+            write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = tf.io.gfile.GFile(str(self._path), "a")
         self._since = time.monotonic()
         self._bar = Progress(
@@ -86,18 +93,6 @@ class RunLog:
         self._task = self._bar.add_task(
             "training", total=train_steps, completed=first_step, status="compiling …"
         )
-
-    @staticmethod
-    def read(model_dir: str) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`; a torn last line, of a killed run, is dropped."""
-        path = epath.Path(model_dir) / METRICS_FILE
-        lines: list[dict[str, float]] = []
-        for text in path.read_text().splitlines() if path.exists() else []:
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
 
     def advance(self, step: int, status: str | None = None) -> None:
         """Moves the progress bar, and changes the words beside it where `status` is given."""
@@ -126,7 +121,7 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Prints a line above the progress bar."""
-        self.console.print(message, highlight=False)
+        self.console.print(terminal.clean(message), highlight=False, markup=False)
 
     def close(self) -> None:
         """Ends the bar and the files."""

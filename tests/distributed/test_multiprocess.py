@@ -363,5 +363,5 @@ def test_exchange_alone() -> None:
 
 
 def test_what_is_raised_alone_goes_on() -> None:
-    with pytest.raises(KeyError), multiprocess.joined(ALONE):
+    with pytest.raises(KeyError), multiprocess.join_processes(ALONE):
         raise KeyError
