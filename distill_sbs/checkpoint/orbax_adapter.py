@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -198,7 +199,10 @@ class _NotOrbax(logging.Filter):
     """Drops what orbax logs: what it logs as an error, traceback and all, it raises as well."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        frames = traceback.walk_tb(error.__traceback__) if error is not None else ()
+        files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+        return not any("/orbax/" in file for file in files)
 
 
 _NOT_ORBAX = _NotOrbax()
@@ -207,5 +211,7 @@ _NOT_ORBAX = _NotOrbax()
 def quiet_orbax() -> None:
     """Orbax reports every file at INFO, and every failure twice; what it raises comes through."""
     # At the logger: absl's handler is not among those of a program that never ran `app.run`.
-    absl_logging.get_absl_logger().addFilter(_NOT_ORBAX)
+    # Futures that nobody asks, once one of them has failed, are logged by asyncio.
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_NOT_ORBAX)
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
