@@ -40,8 +40,7 @@ import numpy as np
 from absl import flags
 
 from distill_sbs.distributed import lifeline as lifelines
-from distill_sbs.errors import UserError
-from distill_sbs.files import describe_disk_error
+from distill_sbs.errors import UserError, describe_disk_error
 
 # JAX gives a process up after this: the second line, behind `lifeline`.
 HEARTBEAT_TIMEOUT_SECONDS = 100

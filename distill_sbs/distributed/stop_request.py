@@ -39,6 +39,8 @@ class StopRequest:
             return
         # With several processes SIGTERM belongs to JAX's preemption service.
         for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) == signal.SIG_IGN:  # `nohup`, or `… &` in a script
+                continue
             self._before[number] = signal.signal(number, self._note)
         self._watch_keyboard()
 

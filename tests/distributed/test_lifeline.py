@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +37,8 @@ def three() -> tuple[list[Lifeline], list[Ends]]:
 def hang_up(lifeline: Lifeline) -> None:
     """What the operating system does for a process that dies."""
     for connection in lifeline._snapshot():
-        connection.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the other end may have gone before
+            connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_dead_process_ends_the_others() -> None:
@@ -107,6 +110,51 @@ def test_a_stranger_is_not_listened_to() -> None:
     time.sleep(0.2)
     assert end.qsize() == 0
     assert first._snapshot() == []
+
+
+STOPPED = """
+import sys, time
+from distill_sbs.distributed import lifeline
+lifeline._SAY_SECONDS = 0.1
+if sys.argv[1:]:
+    lifeline.Lifeline.connect(1, 2, "localhost", int(sys.argv[1]), sys.argv[2])
+    print("connected", flush=True)
+else:
+    _, port, token = lifeline.Lifeline.listen(2)
+    print(port, token, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_given_up(victim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGSTOP closes no connection. One that goes on saying something is not given up."""
+    monkeypatch.setattr(lifeline_module, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(lifeline_module, "_SAY_SECONDS", 0.1)
+    end = Ends()
+    arguments: list[str] = []
+    if victim == 1:
+        _, port, token = Lifeline.listen(2, stop=end)
+        arguments = [str(port), token]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    words = process.stdout.readline().split()
+    if victim == 0:
+        Lifeline.connect(1, 2, "localhost", int(words[0]), words[1], stop=end)
+    time.sleep(4.0)
+    assert end.qsize() == 0
+    process.send_signal(signal.SIGSTOP)
+    message, status = end.get(timeout=30)
+    process.kill()
+    process.communicate()
+    assert status == PEER_LOST_EXIT_STATUS
+    assert message == (
+        f"error: process {victim} of 2 has said nothing for 2 s: it is stopped, or its machine or "
+        f"network is gone. Process {1 - victim} stops too; start all of them again with the same "
+        "command, and training continues from its last checkpoint"
+    )
 
 
 def test_the_process_really_ends() -> None:

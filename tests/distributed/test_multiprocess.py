@@ -241,6 +241,39 @@ def test_two_processes_killed_and_restarted_end_as_one(machines: Machines) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_of_a_stopped_process_stop(machines: Machines, victim: int) -> None:
+    """SIGSTOP: one line and status 75, no stack; the stopped one ends the same when it goes on."""
+    processes = machines.start_training(f"stopped_{victim}", 2)
+    wait_for_step(processes[0], 25)
+    processes[victim].send_signal(signal.SIGSTOP)
+    _, errors = processes[1 - victim].communicate(timeout=90)
+    assert processes[1 - victim].returncode == 75
+    last = errors.strip().splitlines()[-1]
+    assert f"error: process {victim} of 2 has said nothing for 30 s" in last
+    assert "start all of them again with the same command" in last
+    assert "Traceback" not in errors
+    assert "@ " not in errors  # a frame of C++
+    processes[victim].send_signal(signal.SIGCONT)
+    _, errors = processes[victim].communicate(timeout=60)
+    assert processes[victim].returncode == 75, errors
+    assert f"error: process {1 - victim} of 2 died" in errors
+
+
+@pytest.mark.slow
+def test_ctrl_c_to_one_process_saves_and_stops_all(machines: Machines) -> None:
+    processes = machines.start_training("interrupted", 2)
+    wait_for_step(processes[0], 25)
+    processes[1].send_signal(signal.SIGINT)
+    outputs = finish(processes)
+    assert [status for status, _, _ in outputs] == [143, 130], outputs
+    assert "saved step" in outputs[0][2]
+    assert all("Traceback" not in errors for _, _, errors in outputs)
+    machines.train("interrupted", 2)
+    machines.assert_same_end("one", "interrupted")
+
+
+@pytest.mark.slow
 def test_four_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
     """Process 0, which the others depend on most. And evaluation counts every example once."""
     kill_and_restart(machines, "four", 4, victim=0)

@@ -1,35 +1,23 @@
-"""train: the whole run, interruptions of every kind, and what it refuses."""
+"""train: the whole run, in this process, and what it refuses; `test_interruptions` has others."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-import random
 import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
-import jax
-import model_examples
 import numpy as np
 import pytest
+from quickstart_runs import STUDENT, assert_same_parameters, read_parameters
 
-from distill_sbs import evaluate, infer
 from distill_sbs.checkpoint import steps
 from distill_sbs.config import TrainConfig
 from distill_sbs.errors import UserError
 from distill_sbs.inference.student import Student
 from distill_sbs.train import train
 from distill_sbs.training import run_log
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-STUDENT = {"vocab_size": 640, **model_examples.ONE_LAYER}
-
-
-# ---------------------------------- in this process ---------------------------
 
 
 @pytest.fixture
@@ -56,12 +44,6 @@ def tiny_run(tiny_data: pathlib.Path, tmp_path: pathlib.Path):
         return train(TrainConfig.from_options(**{**arguments, **changes}))
 
     return run
-
-
-def parameters(model_dir: pathlib.Path | str) -> list[np.ndarray]:
-    steps = sorted(int(path.name) for path in (pathlib.Path(model_dir) / "checkpoints").iterdir())
-    student = Student.load(str(pathlib.Path(model_dir) / "checkpoints" / str(steps[-1])))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(student.params)]
 
 
 def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
@@ -103,9 +85,9 @@ def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
 
 def test_the_same_command_again_trains_no_further(tiny_run, tmp_path: pathlib.Path) -> None:
     first = tiny_run()
-    before = parameters(tmp_path / "run")
+    before = read_parameters(tmp_path / "run")
     assert tiny_run() == first
-    for one, other in zip(before, parameters(tmp_path / "run"), strict=True):
+    for one, other in zip(before, read_parameters(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -113,7 +95,9 @@ def test_rate_zero_is_finetuning_to_the_bit(tiny_run, tmp_path: pathlib.Path) ->
     """λ = 0 of the mixture and the finetuning mixture: same batches, same parameters."""
     tiny_run(model_dir=str(tmp_path / "zero"), rationale_rate=0.0)
     tiny_run(model_dir=str(tmp_path / "finetune"), mixture_or_task_name="tiny_finetune")
-    pairs = zip(parameters(tmp_path / "zero"), parameters(tmp_path / "finetune"), strict=True)
+    pairs = zip(
+        read_parameters(tmp_path / "zero"), read_parameters(tmp_path / "finetune"), strict=True
+    )
     for one, other in pairs:
         np.testing.assert_array_equal(one, other)
 
@@ -126,7 +110,9 @@ def test_a_run_starts_from_another_runs_parameters(tiny_run, tmp_path: pathlib.P
         learning_rate=0.0,
         train_steps=1,
     )
-    pairs = zip(parameters(tmp_path / "first"), parameters(tmp_path / "second"), strict=True)
+    pairs = zip(
+        read_parameters(tmp_path / "first"), read_parameters(tmp_path / "second"), strict=True
+    )
     for one, other in pairs:
         np.testing.assert_array_equal(one, other)
 
@@ -223,149 +209,3 @@ def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
         tiny_run(train_steps=8, eval_period=8)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
-
-
-# ---------------------------------- as a user types it ------------------------
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment of its own: data prepared on first use, compiled programs shared."""
-    folder = tmp_path_factory.mktemp("shared")
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "DISTILL_SBS_DATA_DIR": str(folder / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def shrunk_quickstart(model_dir: pathlib.Path) -> list[str]:
-    """The shipped quickstart, made small, on eight simulated devices."""
-    return [
-        sys.executable,
-        "-m",
-        "distill_sbs.train",
-        "--gin_file=gin/experiments/quickstart.gin",
-        f"--gin.MODEL_DIR='{model_dir}'",
-        f"--gin.STUDENT_OVERRIDES={STUDENT}",
-        "--gin.TRAIN_STEPS=40",
-        "--gin.EVAL_PERIOD=20",
-        "--gin.CHECKPOINT_PERIOD=5",
-        "--gin.LOG_PERIOD=5",
-        "--gin.BATCH_SIZE=32",
-        "--gin.DROPOUT_RATE=0.1",
-        "--gin.DATA_FRACTION=0.05",
-        "--gin.EVAL_EXAMPLES=64",
-        "--gin.NUM_MODEL_PARTITIONS=2",
-    ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    shared_cache: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
-    """A run that nothing interrupted."""
-    model_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = subprocess.run(
-        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "test accuracy" in done.stdout
-    return model_dir
-
-
-def assert_same_run(one: pathlib.Path, other: pathlib.Path) -> None:
-    assert (one / "results.json").read_text() == (other / "results.json").read_text()
-    for first, second in zip(parameters(one), parameters(other), strict=True):
-        np.testing.assert_array_equal(first, second)
-
-
-@pytest.mark.slow
-def test_checkpoints_are_usable_alone(
-    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
-) -> None:
-    """Evaluate gives results.json's accuracy; infer answers; on one device, from a bare copy."""
-    results = json.loads((undisturbed / "results.json").read_text())
-    copy = tmp_path / "copied"
-    (undisturbed / "checkpoints" / str(results["best_step"])).rename(copy)
-    copy_back = undisturbed / "checkpoints" / str(results["best_step"])
-    try:
-        evaluated = evaluate.evaluate(
-            str(copy), data_dir=shared_cache["DISTILL_SBS_DATA_DIR"], split="test"
-        )
-        assert evaluated["accuracy"] == pytest.approx(results["test"]["accuracy"])
-        assert evaluated["examples"] == 400
-        questions = tmp_path / "in.jsonl"
-        questions.write_text('{"id": "1", "input": "Anna has 3 apples and 4 pears."}\n')
-        for task in ("label", "rationale"):
-            answers = tmp_path / f"{task}.jsonl"
-            arguments = [f"--checkpoint={copy}", f"--input={questions}", f"--output={answers}"]
-            assert infer.main(["infer", *arguments, f"--task={task}"]) == 0
-            (row,) = (json.loads(line) for line in answers.read_text().splitlines())
-            assert row["id"] == "1"
-            assert isinstance(row["prediction"], str)
-    finally:
-        copy.rename(copy_back)
-
-
-@pytest.mark.slow
-def test_killed_three_times_ends_the_same(
-    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
-) -> None:
-    """SIGKILL at three random moments after training began; then the same command to its end."""
-    model_dir = tmp_path / "run"
-    moments = random.Random(0)
-    for _ in range(3):
-        process = subprocess.Popen(
-            shrunk_quickstart(model_dir),
-            env=shared_cache,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        for line in process.stderr:  # the first line of a step that was logged
-            if line.startswith("step "):
-                break
-        time.sleep(moments.uniform(0.0, 1.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-    done = subprocess.run(
-        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_run(undisturbed, model_dir)
-
-
-@pytest.mark.slow
-def test_preempted_saves_first(
-    undisturbed: pathlib.Path, shared_cache: dict[str, str], tmp_path: pathlib.Path
-) -> None:
-    model_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [*shrunk_quickstart(model_dir), "--gin.CHECKPOINT_PERIOD=40", "--gin.EVAL_PERIOD=20"],
-        env=shared_cache,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("step "):
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGTERM
-    assert "SIGTERM: saved step" in rest
-    done = subprocess.run(
-        shrunk_quickstart(model_dir), env=shared_cache, cwd=ROOT, capture_output=True, text=True
-    )
-    assert "continuing" in done.stderr
-    assert_same_run(undisturbed, model_dir)

@@ -1,0 +1,228 @@
+"""train, as a user types it, and whatever interrupts it: signals, full disks, damaged files."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import saved_steps
+from quickstart_runs import QuickstartRuns, assert_same_run, wait_for_step
+
+from distill_sbs import evaluate, infer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> QuickstartRuns:
+    return QuickstartRuns(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: QuickstartRuns, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run that nothing interrupted."""
+    model_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = runs.finish(model_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "test accuracy" in done.stdout
+    return model_dir
+
+
+@pytest.mark.slow
+def test_checkpoints_are_usable_alone(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
+) -> None:
+    """Evaluate gives results.json's accuracy; infer answers; on one device, from a bare copy."""
+    results = json.loads((undisturbed / "results.json").read_text())
+    copy = tmp_path / "copied"
+    (undisturbed / "checkpoints" / str(results["best_step"])).rename(copy)
+    copy_back = undisturbed / "checkpoints" / str(results["best_step"])
+    try:
+        evaluated = evaluate.evaluate(
+            str(copy), data_dir=runs.environment["DISTILL_SBS_DATA_DIR"], split="test"
+        )
+        assert evaluated["accuracy"] == pytest.approx(results["test"]["accuracy"])
+        assert evaluated["examples"] == 400
+        questions = tmp_path / "in.jsonl"
+        questions.write_text('{"id": "1", "input": "Anna has 3 apples and 4 pears."}\n')
+        for task in ("label", "rationale"):
+            answers = tmp_path / f"{task}.jsonl"
+            arguments = [f"--checkpoint={copy}", f"--input={questions}", f"--output={answers}"]
+            assert infer.main(["infer", *arguments, f"--task={task}"]) == 0
+            (row,) = (json.loads(line) for line in answers.read_text().splitlines())
+            assert row["id"] == "1"
+            assert isinstance(row["prediction"], str)
+    finally:
+        copy.rename(copy_back)
+
+
+@pytest.mark.slow
+def test_killed_three_times_ends_the_same(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
+) -> None:
+    """SIGKILL at three random moments after training began; then the same command to its end.
+
+    `benchmarks/kill_campaign.py` kills twenty times, in saves and in the test at the end, too.
+    """
+    model_dir = tmp_path / "run"
+    moments = random.Random(0)
+    for _ in range(3):
+        process = runs.start(model_dir)
+        wait_for_step(process)
+        time.sleep(moments.uniform(0.0, 1.0))
+        process.kill()
+        process.communicate()
+    done = runs.finish(model_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(undisturbed, model_dir)
+    lines = (model_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(5, 41, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "name", "status"),
+    [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_signal_saves_first(
+    undisturbed: pathlib.Path,
+    runs: QuickstartRuns,
+    tmp_path: pathlib.Path,
+    number: signal.Signals,
+    name: str,
+    status: int,
+) -> None:
+    model_dir = tmp_path / "run"
+    process = runs.start(model_dir, "CHECKPOINT_PERIOD=40", "EVAL_PERIOD=20")
+    wait_for_step(process)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=300)
+    assert process.returncode == status
+    (told,) = (line for line in rest.splitlines() if not line.startswith("step "))
+    assert told.startswith(f"{name}: saved step ")
+    done = runs.finish(model_dir)
+    assert "continuing" in done.stderr
+    assert_same_run(undisturbed, model_dir)
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_and_a_killed_one_blocks_nobody(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
+) -> None:
+    model_dir = tmp_path / "run"
+    first = runs.start(model_dir)
+    wait_for_step(first)
+    first.send_signal(signal.SIGSTOP)  # so that it is surely there while the second one starts
+    before = {path: path.read_bytes() for path in model_dir.rglob("*") if path.is_file()}
+    second = runs.finish(model_dir)
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert f"error: {model_dir} is in use: process {first.pid} on " in line
+    assert line.endswith("wait for it, end it, or choose another folder")
+    assert {path: path.read_bytes() for path in before} == before
+    first.kill()
+    first.communicate()
+    done = runs.finish(model_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(undisturbed, model_dir)
+    assert not (model_dir / ".lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["one byte of the arrays", "an empty folder", "no progress"])
+def test_a_damaged_newest_step_and_a_torn_log(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path, damage: str
+) -> None:
+    """The run goes on from the step before, and ends as it did."""
+    model_dir = pathlib.Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    saved_steps.DAMAGES[damage](model_dir / "checkpoints/40")
+    with open(model_dir / "metrics.jsonl", "ab") as file:
+        file.write(b'\xff\xfe\n5\n{"step": 41, "lo')
+    done = runs.finish(model_dir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert f"warning: step 40 of {model_dir} is damaged (" in warnings[0]
+    assert warnings[0].endswith(
+        f"it was moved to {model_dir}/damaged/40, and training goes on from step 35"
+    )
+    assert "metrics.jsonl: dropped what is no line of a run (line 9: not UTF-8" in warnings[1]
+    assert "continuing" in done.stderr
+    assert (model_dir / "damaged/40").exists()
+    assert_same_run(undisturbed, model_dir)
+    lines = (model_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(5, 41, 5))
+
+
+@pytest.mark.slow
+def test_a_damaged_step_is_refused_by_what_only_reads(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
+) -> None:
+    step = pathlib.Path(shutil.copytree(undisturbed / "checkpoints", tmp_path / "steps")) / "40"
+    saved_steps.flip_byte(saved_steps.files_of(step)[-2])
+    (tmp_path / "in.jsonl").write_text('{"id": "1", "input": "a"}\n')
+    for arguments in (
+        [f"evaluate --checkpoint={step}"],
+        [f"infer --checkpoint={step}", f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out"],
+        [f"convert --to=hf --input={step}", f"--output={tmp_path}/hf"],
+        ["train", f"--gin.INITIAL_CHECKPOINT_PATH='{step}'", f"--gin.MODEL_DIR='{tmp_path}/new'"],
+    ):
+        program, *flags = " ".join(arguments).split()
+        command = [sys.executable, "-m", f"distill_sbs.{program}", *flags]
+        if program == "train":
+            command.append("--gin_file=gin/experiments/quickstart.gin")
+        done = subprocess.run(
+            command,
+            env=runs.environment,
+            cwd=str(pathlib.Path(__file__).parent.parent.parent),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert f"{step} cannot be read (" in line
+        assert "its checksum differs" in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A disk of 2.5 MB: two steps of the run fit, three do not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, small_disk: pathlib.Path
+) -> None:
+    model_dir = small_disk / "run"
+    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+    assert lines[-1].startswith(f"error: {model_dir}/")
+    assert lines[-1].endswith(": No space left on device; make room on that disk")
+    assert len(lines) == 2, done.stderr  # the other one describes the data
+    assert list((model_dir / "checkpoints").glob("[0-9]*[05]"))
+    remount = ["mount", "-o", "remount,size=40m", str(small_disk)]
+    subprocess.run(remount, check=True)
+    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "continuing" in done.stderr
+    assert_same_run(undisturbed, model_dir)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "Read-only file system; that disk can only be read; choose a folder on" in line
