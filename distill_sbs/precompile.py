@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -249,7 +250,7 @@ def dry_run(configuration: command_line.Configuration[PrecompileConfig]) -> Iter
       UserError: there is no such slice.
     """
     if configuration.config.topology is not None:
-        topologies.parse(configuration.config.topology)
+        chips.parse(configuration.config.topology)
     yield "nothing was compiled; whether the batch divides over the devices was not looked at"
 
 
