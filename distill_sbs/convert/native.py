@@ -78,7 +78,7 @@ class NativeSource(ParameterSource):
             if f"/{STACKED}/" in path
         ]
         self._context = orbax_adapter.reading_context(_KEPT_CHUNKS * max(spans, default=0))
-        self._opened: dict[str, Any] = {}
+        self._opened: dict[str, tensorstore.TensorStore] = {}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `ParameterSource`."""
@@ -147,11 +147,14 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
         super().__init__()
         self._stopped = threading.Event()
         self._context = orbax_adapter.writing_context()
-        self._writing: list[Any] = []
+        self._writing: list[ocp.future.Future] = []
 
     async def serialize(
-        self, values: Sequence[_Leaf], infos: Sequence[Any], args: Sequence[Any] | None = None
-    ) -> Sequence[Any]:
+        self,
+        values: Sequence[_Leaf],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> Sequence[ocp.future.Future]:
         """See `orbax.checkpoint.type_handlers.TypeHandler`."""
         args = args or [ocp.SaveArgs()] * len(values)
         # In a thread of its own, which waits until orbax has made the folder.
@@ -162,7 +165,10 @@ class _LeafHandler(ocp.type_handlers.NumpyHandler):
         return [writing]
 
     async def _write(
-        self, values: Sequence[_Leaf], infos: Sequence[Any], args: Sequence[Any]
+        self,
+        values: Sequence[_Leaf],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs],
     ) -> None:
         for leaf, info, arg in zip(values, infos, args, strict=True):
             await info.await_path_creation()

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from distill_sbs.convert.source import Index, ParameterSource
-from distill_sbs.model.parameters import STACKED
+from distill_sbs.model.parameters import STACKED, Params
 
 _STACKED_PATH = re.compile(rf"(encoder|decoder)/{STACKED}/(.+)")
 
 
 def read_sharded(
-    source: ParameterSource, abstract_params: Any, progress: Callable[[int], None] | None = None
-) -> Any:
+    source: ParameterSource, abstract_params: Params, progress: Callable[[int], None] | None = None
+) -> Params:
     """The parameters as arrays, every device's shard read by itself.
 
     Args:

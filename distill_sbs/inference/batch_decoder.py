@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from distill_sbs import constants
 from distill_sbs.distributed import sharding
 from distill_sbs.model import decoding
 from distill_sbs.model.network import Transformer
+from distill_sbs.model.parameters import Params
 
 # Inputs are padded to a multiple of this many tokens, so that few shapes are compiled.
 WIDTH_MULTIPLE = 16
@@ -61,7 +61,7 @@ class Decoder:
             out_shardings=sharding.replicated(mesh),
         )
 
-    def lower(self, params: Any, input_tokens: int) -> Any:
+    def lower(self, params: Params, input_tokens: int) -> jax.stages.Lowered:
         """Traces the decoding of one batch of `input_tokens` positions a row, to compile it.
 
         Args:
@@ -79,7 +79,7 @@ class Decoder:
 
     def __call__(
         self,
-        params: Any,
+        params: Params,
         inputs: Sequence[np.ndarray],
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[np.ndarray]:
@@ -110,7 +110,7 @@ class Decoder:
 
 def metrics_of(
     metric_functions: Sequence[Callable[..., Mapping[str, float]]],
-    postprocess: Callable[..., Any],
+    postprocess: Callable[..., object],
     references: Sequence[str],
     predictions: Sequence[str],
 ) -> dict[str, float]:

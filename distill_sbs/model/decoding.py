@@ -9,7 +9,6 @@ are computed once, the beams of a row share them. Decoding starts from token 0, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +17,9 @@ import jax.numpy as jnp
 from distill_sbs import constants
 from distill_sbs.model import attention, layers, network
 from distill_sbs.model.config import T5Config
-from distill_sbs.model.parameters import find_axes
+from distill_sbs.model.parameters import Params, find_axes
 
-Params = Mapping[str, Any]
+Cache = Any  # keys and values of earlier positions, by layer; stacked where layers are
 # What is added to the log-probability of a hypothesis that must not be chosen (transformers).
 EXCLUDED = -1e9
 
@@ -29,7 +28,7 @@ class _Decoder(NamedTuple):
     """What a step needs and no step changes."""
 
     params: Params
-    cross: Any  # keys and values of the encoder, by layer
+    cross: Cache  # keys and values of the encoder, by layer
     cross_mask: jax.Array  # bool [B, 1, 1, S]
 
 
@@ -40,7 +39,7 @@ def _gather_once(params: Params, config: T5Config) -> Params:
     for every token.
     """
 
-    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def gather(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return leaf
         name = "/".join(["decoder", *(each.key for each in path)])
@@ -53,7 +52,7 @@ def _gather_once(params: Params, config: T5Config) -> Params:
 
 def _prepare(
     model: network.Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
-) -> tuple[_Decoder, Any]:
+) -> tuple[_Decoder, Cache]:
     """Runs the encoder; returns what steps need, and an empty cache for `length` positions."""
     config = model.config
     encoded = model.apply({"params": params}, tokens, method="encode")
@@ -68,7 +67,7 @@ def _prepare(
     if config.scan_layers:
         cross = jax.lax.map(cross_of, decoder["layers"])
         empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
-        cache: Any = (empty, empty)
+        cache: Cache = (empty, empty)
     else:
         indices = range(config.num_decoder_layers)
         cross = [cross_of(decoder[f"layers_{index}"]) for index in indices]
@@ -80,11 +79,11 @@ def _prepare(
 def _step(
     config: T5Config,
     decoder: _Decoder,
-    cache: Any,
+    cache: Cache,
     tokens: jax.Array,
     position: jax.Array,
     length: int,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Cache]:
     """Tokens [B, G] at `position` -> logits float32 [B, G, V] of the next, and the cache."""
     stack = decoder.params["decoder"]
     bias = attention.RelativePositionBias(config, bidirectional=False).apply(
@@ -95,7 +94,7 @@ def _step(
     )
     layer = layers.DecoderLayer(config)
 
-    def run(hidden: jax.Array, per_layer: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
+    def run(hidden: jax.Array, per_layer: tuple[Params, Cache, Cache]) -> tuple[jax.Array, Cache]:
         layer_params, past, cross = per_layer
         return layer.apply(
             {"params": layer_params},
@@ -161,7 +160,7 @@ def greedy_decode(
         last: jax.Array  # [B]
         ended: jax.Array  # [B]
         output: jax.Array  # [B, L]
-        cache: Any
+        cache: Cache
 
     def unfinished(state: State) -> jax.Array:
         return (state.position < max_decode_tokens) & ~jnp.all(state.ended)
@@ -204,7 +203,7 @@ class _Beams(NamedTuple):
     ended_scores: jax.Array  # [B, G], divided by length ** length_penalty
     is_ended: jax.Array  # bool [B, G], whether `ended` holds a hypothesis there
     open: jax.Array  # bool [B], whether running ones may still improve the ended
-    cache: Any
+    cache: Cache
 
 
 def _gather(values: jax.Array, indices: jax.Array) -> jax.Array:
@@ -213,7 +212,7 @@ def _gather(values: jax.Array, indices: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, indices.reshape(shape), axis=1)
 
 
-def _reorder_cache(cache: Any, beams: jax.Array, stacked: bool) -> Any:
+def _reorder_cache(cache: Cache, beams: jax.Array, stacked: bool) -> Cache:
     """Takes the past of hypothesis `beams[b, g]` for hypothesis g of row b."""
 
     def reorder(leaf: jax.Array) -> jax.Array:

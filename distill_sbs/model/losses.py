@@ -23,6 +23,7 @@ from flax import linen as nn
 from distill_sbs import constants
 from distill_sbs.model import network
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.parameters import Params
 
 
 class TokenLosses(NamedTuple):
@@ -214,7 +215,7 @@ def token_cross_entropy(
 
 def batch_token_losses(
     model: network.Transformer,
-    params: Mapping[str, Any],
+    params: Params,
     batch: Mapping[str, jax.Array],
     dropout_rng: jax.Array | None = None,
     label_smoothing: float = 0.0,
@@ -258,7 +259,7 @@ def batch_token_losses(
 
 def batch_cross_entropy(
     model: network.Transformer,
-    params: Mapping[str, Any],
+    params: Params,
     batch: Mapping[str, jax.Array],
     dropout_rng: jax.Array | None = None,
     label_smoothing: float = 0.0,

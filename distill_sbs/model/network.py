@@ -11,8 +11,6 @@ them is the caller's business, by path.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -27,6 +25,7 @@ from distill_sbs.model.layers import (
     RootMeanSquareNorm,
     fan_in_truncated,
 )
+from distill_sbs.model.parameters import Params
 
 
 def _layer_stack(
@@ -118,7 +117,7 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
     return logits * jnp.float32(config.emb_dim**-0.5)
 
 
-def output_weights(params: Any, config: T5Config) -> jax.Array:
+def output_weights(params: Params, config: T5Config) -> jax.Array:
     """The parameter that `vocabulary_logits` takes, out of the whole tree."""
     if config.logits_via_embedding:
         return params["token_embedder"]["embedding"]
@@ -334,7 +333,7 @@ class Transformer(nn.Module):
         )
 
 
-def initial_parameters(config: T5Config, rng: jax.Array) -> dict[str, Any]:
+def initial_parameters(config: T5Config, rng: jax.Array) -> Params:
     """A fresh parameter tree, drawn by T5X's initialisers; jit with out_shardings to shard it."""
     tokens = jnp.ones((1, 1), jnp.int32)
     return Transformer(config).init({"params": rng}, tokens, tokens, tokens)["params"]

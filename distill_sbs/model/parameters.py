@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 from distill_sbs.model.config import T5Config
 
+# A tree of parameters: dictionaries down to arrays, or to `jax.ShapeDtypeStruct`s.
+Params = Mapping[str, Any]
+
 # The subtree that holds a side's layers where they are stacked, and the name of their axis.
 STACKED = "layers"
 
@@ -137,7 +140,7 @@ def find_axes(path: str, ndim: int) -> tuple[str, ...]:
     return axes
 
 
-def find_logical_axes(params: Mapping[str, Any]) -> dict[str, Any]:
+def find_logical_axes(params: Params) -> dict[str, Any]:
     """The tree of `params` with a tuple of logical names, one a dimension, for every leaf.
 
     Raises:

@@ -37,6 +37,11 @@ _CHUNK_BYTES = 64 * 2**20
 _COMPRESSOR = {"id": "zstd", "level": 1}
 
 
+# A tensor that is in memory, or on disk; TensorStore's specification of one.
+Handle = np.ndarray | tensorstore.TensorStore
+_Spec = dict[str, Any]
+
+
 def make_absolute(path: str) -> epath.Path:
     """As `epath.Path`, local paths absolute, which a kvstore's must be."""
     return epath.Path(path) if "://" in path else epath.Path(path).absolute()
@@ -69,7 +74,7 @@ def find_checkpoint(location: str) -> epath.Path:
     )
 
 
-def open_tensors(folder: epath.Path) -> dict[str, Any]:
+def open_tensors(folder: epath.Path) -> dict[str, Handle]:
     """Handles of all the model's tensors, 'encoder/layers_0/mlp/wo/kernel' → array.
 
     Returns:
@@ -100,17 +105,21 @@ def open_tensors(folder: epath.Path) -> dict[str, Any]:
             "another program, or one that was never finished?"
         )
     # All at once: each is a request of its own where the checkpoint lies far away.
-    handles: dict[str, Any] = {
+    opening = {
         path: leaf if isinstance(leaf, np.ndarray) else tensorstore.open(_read_spec(state, leaf))
         for path, leaf in leaves.items()
     }
-    for path, handle in handles.items():
-        if not isinstance(handle, np.ndarray):
+    handles: dict[str, Handle] = {}
+    for path, opened in opening.items():
+        if isinstance(opened, np.ndarray):
+            handles[path] = opened
+        else:
             try:
-                handles[path] = handle.result()
+                stored = opened.result()
             except Exception as error:
                 raise DamagedError(f"{folder}: tensor {path}", shorten_error(error)) from error
-            _check_chunks(f"{folder}: tensor {path}", handles[path])
+            _check_chunks(f"{folder}: tensor {path}", stored)
+            handles[path] = stored
         dtype = handles[path].dtype.name
         if dtype not in FLOAT_TYPES:
             raise UserError(
@@ -209,7 +218,7 @@ def _refuse_mesh_tensorflow(path: epath.Path) -> UserError:
     )
 
 
-def _kvstore(state: epath.Path, name: str | None) -> dict[str, Any]:
+def _kvstore(state: epath.Path, name: str | None) -> _Spec:
     """Where the files of one array lie; of the whole database where `name` is None."""
     base = _folder_kvstore(state)
     if name is None or (state / _DATABASE).exists():
@@ -217,7 +226,7 @@ def _kvstore(state: epath.Path, name: str | None) -> dict[str, Any]:
     return base | {"path": f"{base['path']}{name}/"}
 
 
-def _folder_kvstore(folder: epath.Path) -> dict[str, Any]:
+def _folder_kvstore(folder: epath.Path) -> _Spec:
     path = f"{folder}".rstrip("/") + "/"
     if path.startswith("gs://"):
         bucket, _, inside = path.removeprefix("gs://").partition("/")
@@ -225,7 +234,7 @@ def _folder_kvstore(folder: epath.Path) -> dict[str, Any]:
     return {"driver": "file", "path": path}
 
 
-def _read_spec(state: epath.Path, name: str) -> dict[str, Any]:
+def _read_spec(state: epath.Path, name: str) -> _Spec:
     return {
         "driver": "zarr",
         "kvstore": _kvstore(state, name),
@@ -238,7 +247,7 @@ def _read_spec(state: epath.Path, name: str) -> dict[str, Any]:
 
 def create_array(
     folder: epath.Path, tensor: str, shape: tuple[int, ...], layers_axis: int | None
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[tensorstore.TensorStore, _Spec]:
     """Creates a float32 zarr array as T5X's `Checkpointer` does.
 
     Args:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_sbs.convert.source import Index
+from distill_sbs.convert.t5x.layouts import Handle
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import MOST_LAYERS, T5Config
 from distill_sbs.model.parameters import list_parameters
@@ -39,7 +40,7 @@ class Part(NamedTuple):
       heads_axis: which axis of ours is two of the tensor's, heads and their width.
     """
 
-    values: Any
+    values: Handle
     layer: int | None
     heads_axis: int | None
 
@@ -79,7 +80,7 @@ def _merge(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
     return (*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
 
 
-def list_parts(name: str, values: Any) -> Iterator[tuple[str, Part]]:
+def list_parts(name: str, values: Handle) -> Iterator[tuple[str, Part]]:
     """The parameters, with their paths, that T5X's tensor `name` holds: one, or one a layer.
 
     Raises:
