@@ -7,6 +7,7 @@ one line, which entry points print before they exit with status 2 (`distill_sbs.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -16,6 +17,28 @@ from collections.abc import Iterable, Iterator
 
 class UserError(ValueError):
     """Something the user gave that cannot work; the message says what to give instead."""
+
+
+class UnreachableError(UserError):
+    """A bucket that does not answer, or not to us: nothing is known of what lies in it."""
+
+
+@contextlib.contextmanager
+def explain_unreachable() -> Iterator[None]:
+    """Tells what TensorFlow's file system says of a bucket in one line; also as a decorator.
+
+    Raises:
+      UnreachableError: a bucket could not be read for want of a network or of permission.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("tensorflow") or "gs://" not in str(error):
+            raise
+        raise UnreachableError(
+            f"a bucket cannot be reached: {' '.join(str(error).split())[:300]}; see to the "
+            "network and to `gcloud auth application-default login`"
+        ) from error
 
 
 class SourceError(UserError):

@@ -22,7 +22,7 @@ from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes, stop_request
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UnreachableError, UserError, explain_unreachable
 from distill_sbs.files import write_file
 from distill_sbs.folder_lock import FolderLock
 from distill_sbs.model.config import T5Config
@@ -62,6 +62,7 @@ class CheckedRun:
     notes: tuple[str, ...]
 
 
+@explain_unreachable()
 def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun:
     """Checks all that can be wrong with a run before it starts, but for its devices and its data.
 
@@ -410,7 +411,11 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
       UserError: what `train` would raise.
     """
     processes.check_flags(configuration.flags)
-    checked = check_run(configuration.config, configuration.task_files)
+    try:
+        checked = check_run(configuration.config, configuration.task_files)
+    except UnreachableError as error:
+        yield f"warning: {error}. What lies in it was not checked; nothing was started"
+        return
     from distill_sbs.data import registration, settings
     from distill_sbs.data.records import tfrecords
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import socket
 import sys
+import threading
 
 import hostile_answers
 import pytest
@@ -276,8 +278,19 @@ def test_an_endpoint_that_is_not_there_is_told_of_at_once(
 
 
 def test_tls_where_there_is_none_is_told_of(folder: pathlib.Path, capsys) -> None:
-    with running(folder / "answers.jsonl") as server:
-        url = server.url.replace("http://", "https://")
+    """A server without TLS answers its first bytes with an error in plain HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # the listener is closed at the end
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
         assert run(folder, url, "--outage_seconds=0.5") == 4
     assert "TLS: " in capsys.readouterr().err
 
@@ -287,7 +300,7 @@ def test_tls_where_there_is_none_is_told_of(folder: pathlib.Path, capsys) -> Non
 
 def test_nothing_that_is_data_is_obeyed_by_the_terminal(tmp_path: pathlib.Path, capsys) -> None:
     folder = tmp_path / "[red]x[/y]"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_inputs(folder / "in.jsonl", problems(4))
     rows = read_rows(write_answers(folder / "answers.jsonl", problems(4)))
     hostile = "\x1b]0;owned\x07\x9b2J [/z] \u202e"

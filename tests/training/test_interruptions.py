@@ -66,10 +66,7 @@ def test_checkpoints_are_usable_alone(
 def test_killed_three_times_ends_the_same(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
 ) -> None:
-    """SIGKILL at three random moments after training began; then the same command to its end.
-
-    `benchmarks/kill_campaign.py` kills twenty times, in saves and in the test at the end, too.
-    """
+    """SIGKILL at three random moments after training began; then the same command to its end."""
     model_dir = tmp_path / "run"
     moments = random.Random(0)
     for _ in range(3):
