@@ -11,20 +11,24 @@ seeds. Runs that have finished are not run again, so the same command continues 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import math
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from distill_sbs.cli import command_line
+from distill_sbs import files, json_lines
+from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
@@ -101,19 +105,111 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _run_one(command: list[str], model_dir: pathlib.Path, environment: dict[str, str]) -> int:
-    model_dir.mkdir(parents=True, exist_ok=True)
-    with (model_dir / LOG_FILE).open("a") as log:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        ).returncode
+class Children:
+    """The runs under way: a signal to the sweep is passed on to them, and they are waited for.
+
+    Each is in a session of its own, so that a Ctrl-C typed in the terminal reaches it once, through
+    the sweep. `train` saves a checkpoint when it is told to stop; a second signal ends it at once.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        self._lock = threading.RLock()  # the handler may come while this thread holds it
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, command: list[str], model_dir: pathlib.Path, environment: dict[str, str]) -> int:
+        """Runs a command whose output is appended to the log in `model_dir`; its exit status."""
+        model_dir.mkdir(parents=True, exist_ok=True)
+        with (model_dir / LOG_FILE).open("a") as log:
+            with self._lock:
+                if self.stopped_by is not None:
+                    return 128 + self.stopped_by
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    start_new_session=True,
+                )
+                self._running.add(child)
+            status = child.wait()
+        with self._lock:
+            self._running.discard(child)
+        return status
+
+    def stop(self, number: int, _: Any = None) -> None:
+        """Passes a signal on; no further run begins."""
+        with self._lock:
+            passed_on = number if self.stopped_by is None else signal.SIGKILL
+            if self.stopped_by is None:
+                terminal.say("stopping: waiting for the runs to save …", stderr=True)
+            self.stopped_by = self.stopped_by or number
+            for child in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(passed_on)
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Inside, SIGTERM, SIGINT and SIGHUP go to the children."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, self.stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _reason(log: str) -> str:
+    """What a run says of its end: its last line that begins with `error:`, or its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it printed nothing"])[-1]
+
+
+def _check_cells(cells: Mapping[str, list[str]], environment: dict[str, str]) -> None:
+    """Asks `train --dry_run` about one run of every mixture, before any begins.
+
+    Raises:
+      UserError: what `train` says.
+    """
+    for mixture, command in cells.items():
+        done = subprocess.run(
+            [*command, "--dry_run"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise UserError(f"{mixture}: {_reason(done.stderr)}; nothing was started")
+
+
+def _numbers(texts: Sequence[str], flag: str, kind: type[int] | type[float]) -> list[Any]:
+    try:
+        return [kind(text) for text in texts]
+    except ValueError:
+        example = "0,1,2" if kind is int else "0.25,1"
+        raise UserError(f"--{flag}={','.join(texts)}: expected numbers, {example}") from None
+
+
+def _accuracy(model_dir: pathlib.Path) -> float | None:
+    results = json_lines.read_json(model_dir / "results.json")
+    accuracy = results["test"]["accuracy"]
+    return None if accuracy is None else float(accuracy)
 
 
 def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
     """Runs what is missing, and returns the summary.
 
     Raises:
-      UserError: a run failed; the message names its log.
+      UserError: a run cannot begin, or failed; the message gives its reason and its log.
+      SystemExit: a signal came; the runs were told, and have ended.
     """
     output = pathlib.Path(values.output)
     given = [f"--gin_file={path}" for path in values.gin_file]
@@ -133,37 +229,61 @@ def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
         environment.setdefault("OMP_NUM_THREADS", "1")
 
     runs: dict[pathlib.Path, list[str]] = {}
+    cells: dict[str, list[str]] = {}
     # Seeds outermost: an interrupted sweep has all methods at the seeds that it has.
     for seed, fraction, mixture in itertools.product(
-        values.seeds, values.data_fractions, values.mixtures
+        _numbers(values.seeds, "seeds", int),
+        _numbers(values.data_fractions, "data_fractions", float),
+        values.mixtures,
     ):
-        model_dir = output / mixture / f"fraction_{float(fraction):.4g}" / f"seed_{int(seed)}"
+        model_dir = output / mixture / f"fraction_{fraction:.4g}" / f"seed_{seed}"
         runs[model_dir] = [
             sys.executable,
             "-m",
             "distill_sbs.train",
             *given,
             f"--gin_bindings=MIXTURE_OR_TASK_NAME = {mixture!r}",
-            f"--gin_bindings=DATA_FRACTION = {float(fraction)}",
-            f"--gin_bindings=RANDOM_SEED = {int(seed)}",
+            f"--gin_bindings=DATA_FRACTION = {fraction}",
+            f"--gin_bindings=RANDOM_SEED = {seed}",
             f"--gin_bindings=MODEL_DIR = {str(model_dir)!r}",
         ]
     missing = {path: run for path, run in runs.items() if not (path / "results.json").exists()}
-    print(f"{len(runs)} runs, {len(missing)} to do, {values.parallel} at a time", flush=True)
-    with concurrent.futures.ThreadPoolExecutor(values.parallel) as pool:
+    for path, command in missing.items():
+        cells.setdefault(str(path.relative_to(output)).split("/fraction_")[0], command)
+    _check_cells(cells, environment)
+    terminal.say(f"{len(runs)} runs, {len(missing)} to do, {values.parallel} at a time")
+    if values.dry_run:
+        for path in missing:
+            terminal.say(str(path))
+        return []
+    children = Children()
+    with children.listen(), concurrent.futures.ThreadPoolExecutor(values.parallel) as pool:
         futures = {
-            pool.submit(_run_one, command, path, environment): path
+            pool.submit(children.run, command, path, environment): path
             for path, command in missing.items()
         }
         for number, future in enumerate(concurrent.futures.as_completed(futures), start=1):
             path = futures[future]
+            if children.stopped_by is not None:
+                continue
             if future.result() != 0:
-                pool.shutdown(cancel_futures=True)
-                raise UserError(f"a run failed; its log is {path / LOG_FILE}")
-            accuracy = json.loads((path / "results.json").read_text())["test"]["accuracy"]
-            print(f"[{number}/{len(missing)}] {path}: test {accuracy:.1%}", flush=True)
-    rows = summarise([json.loads((path / "results.json").read_text()) for path in runs])
-    (output / SUMMARY_FILE).write_text(json.dumps(rows, indent=2) + "\n")
+                pool.shutdown(wait=False, cancel_futures=True)
+                reason = _reason((path / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
+                raise UserError(f"a run failed: {reason}; its log is {path / LOG_FILE}")
+            accuracy = _accuracy(path)
+            shown = "no test split" if accuracy is None else f"test {accuracy:.1%}"
+            terminal.say(f"[{number}/{len(missing)}] {path}: {shown}")
+    if children.stopped_by is not None:
+        terminal.say("stopped: the same command goes on with what is left", stderr=True)
+        raise SystemExit(128 + children.stopped_by)
+    rows = summarise(
+        [
+            json_lines.read_json(path / "results.json")
+            for path in runs
+            if _accuracy(path) is not None
+        ]
+    )
+    files.write_file(output / SUMMARY_FILE, json.dumps(rows, indent=2) + "\n")
     return rows
 
 
@@ -177,7 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    print(table(sweep(values)))
+    rows = sweep(values)
+    if not values.dry_run:
+        terminal.say(table(rows))
     return None
 
 
