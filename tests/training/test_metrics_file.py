@@ -18,7 +18,7 @@ LINES = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": 2}]
         (b"", None),
         (b"\n\n", None),
         (b'{"step": 15, "lo', "line 3: broken JSON"),
-        (b"\xff\xfe\x00\n", "line 3: not UTF-8"),
+        (b"\xff\xfe\x00\n", "line 3: UTF-16, not UTF-8"),
         (b"5\n", "line 3: int found, expected an object"),
         (b"[]\nnull\n", "line 3: list found, expected an object, and 1 more"),
         (b'{"loss": 1.0}\n', "line 3: its step is None"),
