@@ -36,9 +36,11 @@ def three() -> tuple[list[Lifeline], list[Ends]]:
 
 def hang_up(lifeline: Lifeline) -> None:
     """What the operating system does for a process that dies."""
-    for connection in lifeline._snapshot():
-        with contextlib.suppress(OSError):  # the other end may have gone before
-            connection.socket.shutdown(socket.SHUT_RDWR)
+    connections = lifeline._snapshot()
+    with lifeline._lock:  # all at once: its own thread, which lives on here, is told of nothing
+        for connection in connections:
+            with contextlib.suppress(OSError):  # the other end may have gone before
+                connection.socket.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_dead_process_ends_the_others() -> None:
