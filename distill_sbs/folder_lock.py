@@ -13,11 +13,11 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from typing import Any
 
 from etils import epath
 
+from distill_sbs.cli import terminal
 from distill_sbs.errors import UserError
 
 
@@ -111,10 +111,10 @@ class FolderLock:
         if owner.get("host") == socket.gethostname() and _is_running(owner.get("process")):
             raise self._refusal(owner)
         if owner:
-            print(
+            terminal.say(
                 f"warning: {self._told(owner)}, and did not say that it ended. This folder knows "
                 "no locks: if that process still runs, end it, or both write the same files",
-                file=sys.stderr,
+                stderr=True,
             )
         self._path.write_text(json.dumps(_describe_process()))
         self._is_marked = True

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import processor_time
 import pytest
+from disks import mount_disk
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -116,6 +117,13 @@ def real_settings(real_data: pathlib.Path, source_dir: pathlib.Path):
     settings.use(settings.DataSettings(str(real_data), vocabulary_file=str(vocabulary)))
     yield
     settings.provide(settings.DataSettings)
+
+
+@pytest.fixture
+def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A disk of 1 MiB; skips where none can be mounted."""
+    with mount_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 @pytest.fixture

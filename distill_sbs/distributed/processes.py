@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from distill_sbs.cli import terminal
 from distill_sbs.distributed import lifeline as lifelines
 from distill_sbs.errors import UserError, describe_disk_error
 
@@ -218,10 +219,10 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
     try:
         return lifelines.Lifeline.connect(index, count, host, int(port), token)
     except OSError as error:
-        print(
+        terminal.say(
             f"warning: no connection to {host}:{port} ({error}); should another process die, this "
             f"one stops only after {HEARTBEAT_TIMEOUT_SECONDS} s",
-            file=sys.stderr,
+            stderr=True,
         )
         return lifelines.Lifeline(index, count)
 

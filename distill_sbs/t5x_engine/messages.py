@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
 from tensorflow import errors as tensorflow_errors
 
+from distill_sbs.cli import terminal
 from distill_sbs.errors import UserError
 
 Arguments = ParamSpec("Arguments")
@@ -39,7 +39,7 @@ def one_line_errors(function: Callable[Arguments, Result]) -> Callable[Arguments
 
 
 def _stop(message: str, cause: Exception) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    terminal.say(f"error: {message}", stderr=True)
     raise SystemExit(2) from cause
 
 

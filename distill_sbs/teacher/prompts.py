@@ -20,7 +20,6 @@ ends where the teacher has to go on. In a chat each is a turn of the user and on
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.util
 import pathlib
@@ -30,7 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_sbs import resources
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UserError, nearest_names
 
 # Tasks that are asked with the prompt of another.
 SAME_PROMPT_AS = {"asdiv": "svamp"}
@@ -213,7 +212,7 @@ def find(task: str) -> pathlib.Path:
         raise UserError(
             f"--task={task}: expected prompt.toml or one *.toml in that folder; found: {found}"
         )
-    near = difflib.get_close_matches(task, known_tasks(), n=1)
+    near = nearest_names(task, known_tasks(), most=1)
     hint = f"did you mean {near[0]}?" if near else f"the names are {', '.join(known_tasks())}"
     raise UserError(
         f"--task={task} is no prompt of ours, no file and no folder; {hint} A prompt of your own "
@@ -293,7 +292,7 @@ def _checked(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: s
     known = {field.name for field in dataclasses.fields(Prompt)} - ours
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = nearest_names(key, known, most=1)
             hint = (
                 f"did you mean {near[0]}?" if near else f"the keys are {', '.join(sorted(known))}"
             )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_sbs import files, json_lines
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, TeacherOutput
 from distill_sbs.data.readers import published, responses, thinking
@@ -310,7 +311,7 @@ def write_results(
         "test": {"accuracy": None},
     }
     if path.exists():
-        earlier = json.loads(path.read_text("utf-8"))
+        earlier = json_lines.read_json(path)
         same = ("mixture", "method")
         if all(earlier.get(key) == results[key] for key in same):
             results.update(earlier)
@@ -319,8 +320,5 @@ def write_results(
         "examples": quality.examples,
         "unparsed": quality.examples - quality.parsed,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("results.json.partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    files.write_file(path, json.dumps(results, indent=2) + "\n")
     return results

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
+from disks import mount_disk
 from source_examples import BYTE_SIZED, Memory, write_folder
 
 from distill_sbs.convert import __main__ as command
@@ -29,23 +28,6 @@ def arguments(form: str, given: pathlib.Path, output: pathlib.Path) -> list[str]
 def given(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("given")
     return write_folder(folder, Memory(**(BYTE_SIZED | {"vocab_size": LARGE})))
-
-
-@contextlib.contextmanager
-def mounted(folder: pathlib.Path, size: str) -> Iterator[None]:
-    """A disk of its own, in memory."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True)
-    except OSError:
-        pytest.skip("there is no mount here")
-    if done.returncode:
-        pytest.skip("a disk can be mounted by root alone")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def assert_refused(
@@ -74,7 +56,7 @@ def assert_refused(
 def test_a_full_disk(
     form: str, given: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with mounted(tmp_path / "disk", "1m"):
+    with mount_disk(tmp_path / "disk", "1m"):
         output = tmp_path / "disk" / "out"
         assert_refused(form, given, output, "No space left on device; make room", capfd)
 
@@ -96,7 +78,7 @@ def test_a_disk_that_can_only_be_read(
     form: str, given: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     disk = tmp_path / "disk"
-    with mounted(disk, "1m"):
+    with mount_disk(disk, "1m"):
         (disk / "precious").write_text("kept")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for output in (disk / "new", disk / "a" / "new"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
-import shutil
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import tensorflow as tf
@@ -266,20 +264,6 @@ def test_one_bad_line_of_a_teachers_outputs(kind: str, tmp_path: pathlib.Path, c
 
 
 # ---------------------------------- disks -------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A disk of 1 MiB; skips where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def read_folder(folder: pathlib.Path) -> dict[str, bytes]:

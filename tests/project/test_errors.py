@@ -6,11 +6,9 @@ import errno
 import importlib
 import os
 import pathlib
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -93,20 +91,6 @@ def told(write, path: pathlib.Path) -> str:
     # Rust names no path, nor does Python where a file is open already.
     assert message.startswith((str(path), os.strerror(errno.ENOSPC), "Perm", "Read-only"))
     return message
-
-
-@pytest.fixture
-def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A disk of 1 MiB; skips where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("write", WRITERS)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 import saved_steps
+from disks import mount_disk
 from quickstart_runs import QuickstartRuns, assert_same_run, wait_for_step
 
 from distill_sbs import evaluate, infer
@@ -191,13 +192,8 @@ def test_a_damaged_step_is_refused_by_what_only_reads(
 @pytest.fixture
 def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A disk of 2.5 MB: two steps of the run fit, three do not."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mount_disk(tmp_path / "disk", "2500k") as disk:
+        yield disk
 
 
 @pytest.mark.slow

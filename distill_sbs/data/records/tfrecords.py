@@ -200,8 +200,8 @@ def read_info(data_dir: epath.PathLike, dataset: str) -> dict[str, Any]:
     if not path.exists():
         raise _unprepared(dataset, data_dir, f"{dataset} is not prepared: {path} is missing.")
     try:
-        info = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        info = json_lines.read_json(path)
+    except SourceError as error:
         raise _unprepared(dataset, data_dir, f"{path} is broken ({error}).") from error
     if info.get("format_version") != FORMAT_VERSION:
         raise _unprepared(
