@@ -148,6 +148,13 @@ def describe_disk_error(error: BaseException) -> str | None:
     return None
 
 
+def name_disk(error: BaseException, folder: str) -> None:
+    """Notes `folder` in a disk's error that names no path: its file was open already."""
+    for each in _chain(error):
+        if isinstance(each, OSError) and each.errno in _OF_THE_DISK and each.filename is None:
+            each.filename = os.path.join(folder, "")
+
+
 def _read_number(error: BaseException) -> tuple[int, str] | None:
     """(error number, path or '') of an error that Python itself raised."""
     if not isinstance(error, OSError) or error.errno is None:

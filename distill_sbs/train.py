@@ -22,7 +22,7 @@ from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes, stop_request
-from distill_sbs.errors import UnreachableError, UserError, explain_unreachable
+from distill_sbs.errors import UnreachableError, UserError, explain_unreachable, name_disk
 from distill_sbs.files import write_file
 from distill_sbs.folder_lock import FolderLock
 from distill_sbs.model.config import T5Config
@@ -160,8 +160,12 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
         Or the loss stopped being finite; the last good checkpoint stays.
       SystemExit: SIGTERM (status 143) or Ctrl-C (130) came; a checkpoint was saved first.
     """
-    with contextlib.ExitStack() as at_end:
-        return _train(config, task_files, at_end)
+    try:
+        with contextlib.ExitStack() as at_end:
+            return _train(config, task_files, at_end)
+    except Exception as error:
+        name_disk(error, config.run.model_dir)  # all that a run writes lies there
+        raise
 
 
 def _train(

@@ -69,7 +69,7 @@ class RunLog:
             lines, wrong = read_metrics(model_dir)
             if wrong:
                 terminal.say(
-                    f"warning: {self._path}: dropped what is no line of ours ({wrong})", True
+                    f"warning: {self._path}: dropped what is no line of a run ({wrong})", True
                 )
             kept = [line for line in lines if line["step"] <= first_step]
             write_file(self._path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from distill_sbs.errors import DamagedError, UserError, describe_disk_error, did_you_mean
+from distill_sbs.errors import DamagedError, UserError, describe_disk_error, did_you_mean, name_disk
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -203,3 +203,13 @@ def test_a_disk_error_is_found_behind_what_was_made_of_it() -> None:
         assert describe_disk_error(raised(work)) == (
             "/a/b: No space left on device; make room on that disk"
         )
+
+
+def test_a_disk_without_a_path_is_named_by_its_folder() -> None:
+    cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error = ValueError("a library's own words")
+    error.__cause__ = cause
+    name_disk(error, "runs/a")
+    assert describe_disk_error(error) == (
+        "runs/a/: No space left on device; make room on that disk"
+    )

@@ -150,7 +150,9 @@ def test_a_damaged_newest_step_and_a_torn_log(
     assert warnings[0].endswith(
         f"it was moved to {model_dir}/damaged/40, and training goes on from step 35"
     )
-    assert "metrics.jsonl: dropped what is no line of a run (line 9: not UTF-8" in warnings[1]
+    assert (
+        "metrics.jsonl: dropped what is no line of a run (line 9: UTF-16, not UTF-8" in warnings[1]
+    )
     assert "continuing" in done.stderr
     assert (model_dir / "damaged/40").exists()
     assert_same_run(undisturbed, model_dir)
