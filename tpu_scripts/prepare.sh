@@ -28,6 +28,9 @@ needs project zone bucket
 [[ $dataset =~ ^[a-z0-9_]+(,[a-z0-9_]+)*$ ]] ||
   fail "--dataset=$dataset: expected a dataset such as cqa, or several with commas"
 
+# From nothing: the embedded datasets have no published files.
+is_generated() { [[ $1 == wordproblems || $1 == comparisons ]]; }
+
 IFS=, read -ra names <<<"$dataset"
 wanted=()
 for each in "${names[@]}"; do
@@ -35,7 +38,7 @@ for each in "${names[@]}"; do
     say "$bucket/data/$each is there already; --overwrite prepares it again"
     continue
   fi
-  if [[ $each != wordproblems ]]; then # generated, from nothing
+  if ! is_generated "$each"; then
     [[ -n $source_dir ]] || fail "--source_dir is not set; it is the folder of the published files"
     [[ -n $dry_run || -d $source_dir/$each ]] || fail "--source_dir=$source_dir has no folder $each"
   fi
@@ -55,7 +58,7 @@ fi
 
 for each in "${wanted[@]}"; do
   [[ -n $overwrite ]] || note "unless it is prepared already:"
-  [[ $each == wordproblems ]] ||
+  is_generated "$each" ||
     run gcloud storage rsync --recursive "$source_dir/$each" "$bucket/raw/$each"
   on_workers 0 "distill_sbs/venv/bin/python -m distill_sbs.prepare $(quoted --dataset="$each" \
     --source_dir="$bucket/raw" --data_dir="$bucket/data")"

@@ -426,7 +426,7 @@ def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
 
 
 def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
-    """Prepares what is missing and needs no source folder (`wordproblems`); checks the rest.
+    """Prepares what is missing and can be generated, as `wordproblems` can; checks the rest.
 
     Raises:
       tfrecords.UnpreparedDataError: see `check_prepared`.

@@ -32,8 +32,8 @@ class DataSettings:
       data_fraction: share in (0, 1] of the training examples that is used.
       fraction_seed: seed of the permutation that chooses them.
       rationale_rate: λ, the mixing rate of the rationale task (label task: 1).
-      vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (wordproblems). The
-        default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
+      vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (of the embedded
+        datasets). The default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
 
     Raises:

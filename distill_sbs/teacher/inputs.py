@@ -111,7 +111,7 @@ def _example(row: dict[str, Any], place: str) -> Example:
 
 
 def from_records(dataset: str, split: str, data_dir: str, task_files: tuple[str, ...]) -> Inputs:
-    """Inputs in prepared records; `wordproblems` is prepared first where it is not.
+    """Inputs in prepared records; a dataset that is generated is prepared first where it is not.
 
     Raises:
       UserError: no such data set or split, or it is not prepared.

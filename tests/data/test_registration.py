@@ -34,6 +34,7 @@ def test_every_fixed_name_exists() -> None:
         ("anli1", "palm"),
         ("asdiv", "palm"),
         ("wordproblems", "template"),
+        ("comparisons", "template"),
     ]:
         assert {
             f"{dataset}_label",

@@ -27,12 +27,10 @@ from etils import epath
 from distill_sbs import constants
 from distill_sbs.data import dataset
 from distill_sbs.data.readers import wordproblem_stories
+from distill_sbs.data.readers.shuffled_rationales import add_shuffled_teacher
 from distill_sbs.data.readers.wordproblem_stories import Difficulty, Operand, Result, Step, Story
 
 TEACHER = "template"
-# The control: each problem with the rationale of another, so that only what a rationale says of
-# its own problem is missing.
-SHUFFLED_TEACHER = "shuffled"
 SPLIT_SIZES = {"train": 8_000, "validation": 400, "test": 400}
 SEED = 2305
 VOCABULARY_FILE = pathlib.Path(__file__).with_suffix(".model")
@@ -164,25 +162,6 @@ def generate(
     return tuple(examples)
 
 
-def with_shuffled_rationales(
-    examples: Sequence[dataset.Example], seed: int = SEED
-) -> tuple[dataset.Example, ...]:
-    """Adds the teacher `shuffled`: `template`'s label, and the rationale of another example.
-
-    The rationales go round in one seeded cycle, so none stays where it belongs.
-    """
-    order = np.random.default_rng(seed).permutation(len(examples)).tolist()
-    rationale_of = dict(zip(order, [*order[1:], order[0]], strict=True))
-    shuffled = []
-    for number, example in enumerate(examples):
-        own = example.teacher_outputs[TEACHER]
-        other = examples[rationale_of[number]].teacher_outputs[TEACHER]
-        wrong = dataclasses.replace(own, rationale=other.rationale)
-        outputs = {TEACHER: own, SHUFFLED_TEACHER: wrong}
-        shuffled.append(dataclasses.replace(example, teacher_outputs=outputs))
-    return tuple(shuffled)
-
-
 def read(source_dir: epath.Path, split: str) -> dataset.RawSplit:
     """The dataset's `Reader`; nothing is read, so `source_dir` does not matter.
 
@@ -193,7 +172,7 @@ def read(source_dir: epath.Path, split: str) -> dataset.RawSplit:
     if split not in SPLIT_SIZES:
         raise ValueError(f"split {split!r} is unknown; expected one of {list(SPLIT_SIZES)}")
     return dataset.RawSplit(
-        SPLIT_SIZES[split], lambda: iter(with_shuffled_rationales(generate(split)))
+        SPLIT_SIZES[split], lambda: iter(add_shuffled_teacher(generate(split), TEACHER, SEED))
     )
 
 
