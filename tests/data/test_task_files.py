@@ -125,17 +125,17 @@ def test_an_error_in_a_reader_is_told_by_line(tmp_path: pathlib.Path) -> None:
         raise KeyError("not a task file's")
 
 
-@pytest.mark.parametrize("name", ["array.py", "random.py", "json.py", "typing.py"])
-def test_a_task_file_named_like_a_module_of_pythons_library(
-    tmp_path: pathlib.Path, name: str
-) -> None:
-    """In the working folder, where `python -m` would import it in the library's place."""
-    write(tmp_path, "NAMES = ['array_set']\n", "sibling.py")
-    text = REGISTERS.format(name="array_set") + "\nimport sibling\nassert sibling.NAMES\n"
-    write(tmp_path, text, name)
-    command = [sys.executable, "-m", "distill_sbs.prepare", "--dataset=array_set"]
+def test_task_files_named_like_modules_of_pythons_library(tmp_path: pathlib.Path) -> None:
+    """In the working folder, where `python -m` would import them in the library's place."""
+    names = ["array", "random", "json", "typing"]
+    write(tmp_path, f"NAMES = {names}\n", "sibling.py")
+    for name in names:
+        text = REGISTERS.format(name=f"{name}_set")
+        write(tmp_path, f"{text}\nimport sibling\nassert {name!r} in sibling.NAMES\n", f"{name}.py")
+    datasets = ",".join(f"{name}_set" for name in names)
+    command = [sys.executable, "-m", "distill_sbs.prepare", f"--dataset={datasets}"]
     done = subprocess.run(
-        [*command, f"--task_file={name}", "--data_dir=data"],
+        [*command, *(f"--task_file={name}.py" for name in names), "--data_dir=data"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -143,4 +143,5 @@ def test_a_task_file_named_like_a_module_of_pythons_library(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "data" / "array_set" / "info.json").is_file()
+    for name in names:
+        assert (tmp_path / "data" / f"{name}_set" / "info.json").is_file()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -47,15 +50,35 @@ def train_tiny(model_dir: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Any
     )
 
 
+@dataclasses.dataclass
+class Trained:
+    """A run, and what was shown on both streams by it and by the same command once more."""
+
+    model_dir: pathlib.Path
+    first: tuple[str, str]
+    again: tuple[str, str]
+
+
 @pytest.fixture(scope="module")
-def model_dir(tiny_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def trained(tiny_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run in a folder of hostile name: markup that ends, that vanishes, a cleared screen.
 
     MODEL_DIR may not hold what nobody can type, but a folder can be renamed.
     """
     folder = tmp_path_factory.mktemp("runs") / "[/x]" / "[red]"
-    train_tiny(folder, tiny_data)
-    return folder.rename(folder.with_name("[red]\x1b[2J\x9b2J"))
+    shown = []
+    for _ in range(2):
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            train_tiny(folder, tiny_data)
+        shown.append((out.getvalue(), error.getvalue()))
+    return Trained(folder.rename(folder.with_name("[red]\x1b[2J\x9b2J")), *shown)
+
+
+@pytest.fixture
+def model_dir(trained: Trained) -> pathlib.Path:
+    """The run's folder."""
+    return trained.model_dir
 
 
 def run_infer(model_dir: pathlib.Path, tmp_path: pathlib.Path, content: bytes, *flags: str) -> int:
@@ -194,13 +217,12 @@ SHOWN_NAME = r"[/x]/[red]\x1b[2J\x9b2J"
 
 
 def test_a_hostile_folder_is_shown_as_it_is(
-    model_dir: pathlib.Path, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
+    trained: Trained, tmp_path: pathlib.Path, capsys
 ) -> None:
     """Training, answering, and refusing."""
-    for _ in range(2):
-        train_tiny(tmp_path / "[/x]" / "[red]", tiny_data)
-    trained = capsys.readouterr()
-    assert "[/x]/[red]\n" in trained.out and "[/x]/[red] from step 2\n" in trained.err
+    model_dir = trained.model_dir
+    assert "[/x]/[red]\n" in trained.first[0] and "[/x]/[red]\n" in trained.again[0]
+    assert "[/x]/[red] from step 2\n" in trained.again[1]
     assert run_infer(model_dir, tmp_path, b'{"input": "question 1"}') == 0
     answered = capsys.readouterr()
     assert f"{SHOWN_NAME}/checkpoints/2 written to" in answered.out
@@ -209,8 +231,8 @@ def test_a_hostile_folder_is_shown_as_it_is(
     assert r"--split=\x1b[2Jtset" in refused.err
     assert infer.main(["infer", f"--checkpoint={model_dir}/no", f"--input={__file__}"]) == 2
     missing = capsys.readouterr()
-    for each in (trained, answered, refused, missing):
-        assert OBEYED.search(each.out + each.err) is None
+    for out, error in (trained.first, trained.again, answered, refused, missing):
+        assert OBEYED.search(out + error) is None
 
 
 END, A = 1, 100
@@ -249,16 +271,15 @@ def test_outputs_that_say_nothing_are_explained(
 
 
 def test_the_three_programs_say_why_nothing_is_right(
-    model_dir: pathlib.Path, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
+    trained: Trained, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
 ) -> None:
     """Two steps teach nobody to end."""
-    train_tiny(tmp_path / "run", tiny_data)
-    trained = capsys.readouterr().out
+    model_dir = trained.model_dir
     assert run_infer(model_dir, tmp_path, b'{"input": "question 1"}') == 0
     answered = capsys.readouterr().err
     evaluate.main(["evaluate", f"--checkpoint={model_dir}", f"--data_dir={tiny_data}"])
     evaluated = capsys.readouterr().err
-    assert "note: all 8 outputs are " in trained
+    assert "note: all 8 outputs are " in trained.first[0]
     assert "note: the only output is " in answered
     assert "note: all 8 outputs are " in evaluated
 

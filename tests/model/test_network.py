@@ -160,6 +160,7 @@ def test_the_list_of_parameters_is_what_the_network_makes(changes):
     assert by_stack[first + 1] == "decoder/layers_1/mlp/wo/kernel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scan_layers", "policies"), [(False, ("none", "minimal")), (True, ("none", "full"))]
 )

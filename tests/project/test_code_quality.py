@@ -55,6 +55,7 @@ def test_tools_find_nothing(hook: dict[str, str]) -> None:
         names = [path.relative_to(ROOT).as_posix() for path in paths]
         arguments += [name for name in names if re.search(hook["files"], name)]
         assert {".ci/run", "tpu_scripts/train.sh", "tpu_scripts/slurm.sbatch"} <= set(arguments)
+        assert len(arguments) >= 12
     done = subprocess.run(
         [found, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

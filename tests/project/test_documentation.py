@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import os
 import pathlib
@@ -55,8 +56,9 @@ def comments(path: pathlib.Path) -> Iterator[str]:
         yield line.partition("#")[2]
 
 
+@functools.cache
 def texts() -> dict[str, str]:
-    """Everything that is there to be read: file -> its words."""
+    """Everything that is there to be read: file -> its words. Parsed once for all tests."""
     found = {name(path): path.read_text(encoding="utf-8") for path in PAGES}
     for path in SOURCES:
         found[name(path)] = "\n".join([*docstrings(path), *comments(path)])

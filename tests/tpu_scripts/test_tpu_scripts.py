@@ -42,11 +42,6 @@ def shellcheck(*arguments: str, text: str | None = None) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_shellcheck_finds_nothing() -> None:
-    assert len(SHELL_FILES) >= 11
-    shellcheck(*(str(path) for path in SHELL_FILES))
-
-
 @pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
 def test_scripts_are_short_strict_and_runnable(path: pathlib.Path) -> None:
     text = path.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 from typing import Any
 
@@ -20,36 +21,58 @@ from distill_sbs.train import train
 from distill_sbs.training import run_log
 
 
+def train_tiny(data_dir: pathlib.Path, model_dir: pathlib.Path, **changes: Any) -> dict[str, Any]:
+    """Trains a very small student on `tiny`; keyword arguments change the run.
+
+    What a program is compiled for (TRAIN_STEPS among it: the learning rate's schedule) is best left
+    alone where a test does not need another: runs that are alike are compiled once.
+    """
+    arguments = {
+        "model_dir": str(model_dir),
+        "mixture_or_task_name": "tiny_dss_gpt",
+        "task_feature_lengths": {"inputs": 32, "targets": 16, "task_ids": 16},
+        "train_steps": 4,
+        "batch_size": 8,
+        "initial_checkpoint_path": None,
+        "vocabulary_file": "bytes",
+        "data_dir": str(data_dir),
+        "student": "t5_1_1_tiny",
+        "student_overrides": STUDENT,
+        "learning_rate": 1e-2,
+        "eval_period": 2,
+        "log_period": 1,
+        "max_decode_tokens": 8,
+    }
+    return train(TrainConfig.from_options(**{**arguments, **changes}))
+
+
 @pytest.fixture
 def tiny_run(tiny_data: pathlib.Path, tmp_path: pathlib.Path):
-    """Trains a very small student on `tiny`; keyword arguments change the run."""
+    """Trains in the test's own folder `run`."""
 
     def run(**changes: Any) -> dict[str, Any]:
-        arguments = {
-            "model_dir": str(tmp_path / "run"),
-            "mixture_or_task_name": "tiny_dss_gpt",
-            "task_feature_lengths": {"inputs": 32, "targets": 16, "task_ids": 16},
-            "train_steps": 4,
-            "batch_size": 8,
-            "initial_checkpoint_path": None,
-            "vocabulary_file": "bytes",
-            "data_dir": str(tiny_data),
-            "student": "t5_1_1_tiny",
-            "student_overrides": STUDENT,
-            "learning_rate": 1e-2,
-            "eval_period": 2,
-            "log_period": 1,
-            "max_decode_tokens": 8,
-        }
-        return train(TrainConfig.from_options(**{**arguments, **changes}))
+        return train_tiny(tiny_data, **{"model_dir": tmp_path / "run", **changes})
 
     return run
 
 
-def test_a_run_leaves_its_files(tiny_run, tmp_path: pathlib.Path) -> None:
-    results = tiny_run()
-    folder = tmp_path / "run"
-    assert json.loads((folder / "results.json").read_text()) == results
+@pytest.fixture(scope="module")
+def finished(tiny_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run that has ended, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train_tiny(tiny_data, folder)
+    return folder
+
+
+@pytest.fixture
+def finished_here(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The same run, where `tiny_run` trains."""
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_leaves_its_files(finished: pathlib.Path) -> None:
+    folder = finished
+    results = json.loads((folder / "results.json").read_text())
     assert set(results) == {
         "mixture",
         "data_fraction",
@@ -78,19 +101,20 @@ def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
 
 def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
     """Nothing is ever right here, so the first evaluation stays the best."""
-    results = tiny_run(train_steps=6, eval_period=1, keep_checkpoints=2)
+    results = tiny_run(eval_period=1, keep_checkpoints=2)
     kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [results["best_step"], 5, 6]
+    assert kept == [results["best_step"], 3, 4] == [1, 3, 4]
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
-def test_the_same_command_again_trains_no_further(tiny_run, tmp_path: pathlib.Path) -> None:
-    first = tiny_run()
-    before = read_parameters(tmp_path / "run")
-    assert tiny_run() == first
-    for one, other in zip(before, read_parameters(tmp_path / "run"), strict=True):
+def test_the_same_command_again_trains_no_further(tiny_run, finished_here: pathlib.Path) -> None:
+    before = read_parameters(finished_here)
+    assert tiny_run() == json.loads((finished_here / "results.json").read_text())
+    for one, other in zip(before, read_parameters(finished_here), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_rate_zero_is_finetuning_to_the_bit(tiny_run, tmp_path: pathlib.Path) -> None:
     """λ = 0 of the mixture and the finetuning mixture: same batches, same parameters."""
     tiny_run(model_dir=str(tmp_path / "zero"), rationale_rate=0.0)
@@ -102,17 +126,16 @@ def test_rate_zero_is_finetuning_to_the_bit(tiny_run, tmp_path: pathlib.Path) ->
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_run_starts_from_another_runs_parameters(tiny_run, tmp_path: pathlib.Path) -> None:
-    tiny_run(model_dir=str(tmp_path / "first"))
+@pytest.mark.slow
+def test_a_run_starts_from_another_runs_parameters(
+    tiny_run, finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     tiny_run(
-        model_dir=str(tmp_path / "second"),
-        initial_checkpoint_path=str(tmp_path / "first" / "checkpoints" / "4"),
+        initial_checkpoint_path=str(finished / "checkpoints" / "4"),
         learning_rate=0.0,
         train_steps=1,
     )
-    pairs = zip(
-        read_parameters(tmp_path / "first"), read_parameters(tmp_path / "second"), strict=True
-    )
+    pairs = zip(read_parameters(finished), read_parameters(tmp_path / "run"), strict=True)
     for one, other in pairs:
         np.testing.assert_array_equal(one, other)
 
@@ -121,10 +144,11 @@ def test_a_checkpoint_is_found_by_a_relative_path(
     tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tiny_run(model_dir="run", train_steps=2)
+    tiny_run(model_dir="run")
     assert len(Student.load("run").answer(["question 1"])) == 1
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"the loss of step \d+ is (nan|inf).*LEARNING_RATE"):
         tiny_run(learning_rate=1e30, gradient_clip_norm=None, train_steps=8, eval_period=8)
@@ -132,14 +156,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Pat
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_label_smoothing_z_loss_and_adafactor_train(tiny_run) -> None:
     results = tiny_run(label_smoothing=0.1, z_loss=1e-4, optimizer="adafactor", num_microbatches=2)
     assert results["train_steps"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixture", ["tiny_joint_gpt", "tiny_pinto_gpt", "tiny_dss_distill_gpt"])
 def test_every_method_trains(tiny_run, mixture: str) -> None:
-    assert tiny_run(mixture_or_task_name=mixture, train_steps=2)["mixture"] == mixture
+    assert tiny_run(mixture_or_task_name=mixture)["mixture"] == mixture
 
 
 @pytest.mark.parametrize(
@@ -184,14 +210,13 @@ def test_refuses_before_anything_is_written(
     ],
 )
 def test_a_folder_with_another_run_is_left_alone(
-    tiny_run, tmp_path: pathlib.Path, changes: dict[str, Any], difference: str
+    tiny_run, finished_here: pathlib.Path, changes: dict[str, Any], difference: str
 ) -> None:
-    tiny_run()
-    first = (tmp_path / "run" / "config.gin").read_text()
+    first = (finished_here / "config.gin").read_text()
     with pytest.raises(UserError) as error:
         tiny_run(**changes)
     assert difference in str(error.value)
-    assert (tmp_path / "run" / "config.gin").read_text() == first
+    assert (finished_here / "config.gin").read_text() == first
 
 
 def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
@@ -206,6 +231,6 @@ def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
 
     monkeypatch.setattr(run_log.RunLog, "write", write_and_signal)
     with pytest.raises(SystemExit) as stopped:
-        tiny_run(train_steps=8, eval_period=8)
+        tiny_run(eval_period=4)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
