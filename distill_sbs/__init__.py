@@ -12,9 +12,11 @@ working_folder.put_working_folder_last()
 import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from distill_sbs.cli import interrupts  # noqa: E402
+from distill_sbs.cli import interrupts, python_messages  # noqa: E402
 
-interrupts.watch()  # here, for the modules of an entry point take a while to import
+# Here, for the modules of an entry point take a while to import.
+python_messages.watch()
+interrupts.watch()
 
 __version__ = "0.2.0"
 

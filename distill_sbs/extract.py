@@ -158,7 +158,7 @@ def _report(config: ExtractConfig, results_folder: str | None, json_file: str | 
     recorded = _recorded([config.output])
     judged, title, prompt = _judged(config, recorded)
     equations = prompt.answers == "equation"
-    with console.working(f"reading {title}"):
+    with terminal.show_status(f"reading {title}"):
         measured = quality.measure(judged, equations)
     console.print_report(title, measured)
     dataset = config.dataset or (recorded.inputs or {}).get("dataset") or prompt.name
@@ -254,7 +254,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
     from distill_sbs.teacher.budget import Budget, Prices
     from distill_sbs.teacher.client import Endpoint, RequestParameters
     from distill_sbs.teacher.collect import Extraction, Settings
-    from distill_sbs.teacher.console import ProgressBar, working
+    from distill_sbs.teacher.console import ProgressBar
 
     temperature = config.temperature
     if temperature is None:
@@ -273,7 +273,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         bar.say(f"note: {message}")
 
     endpoint = Endpoint(config.base_url, parameters, config.timeout_seconds, note)
-    with working("checking the inputs"):
+    with terminal.show_status("checking the inputs"):
         inputs = _inputs(config, prompt.name, RequestDescription())
     _check_first_input(prompt, inputs, config.rationalise)
     export.check_llm_folder(output, inputs.split)
@@ -295,7 +295,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         rationales=config.rationales,
         inputs=inputs.described,
     )
-    with working(f"reading {output}"):
+    with terminal.show_status(f"reading {output}"):
         out = journal.Journal(output, asked, config.retry_failed)
     prices = Prices(config.price_per_million_input_tokens, config.price_per_million_output_tokens)
     budget = Budget(out.totals, prices, config.max_tokens_total, config.max_cost)
@@ -360,7 +360,7 @@ def _print_outcome(
 ) -> Quality:
     from distill_sbs.teacher import console, quality
 
-    with console.working(f"counting {output}"):
+    with terminal.show_status(f"counting {output}"):
         index = responses.AnswerIndex([output])
         selection = responses.Selection.of(output)
         judged = quality.judge_index(inputs.examples(), index, selection, prompt)
@@ -372,9 +372,9 @@ def _print_outcome(
 
 def _finish(output: str, inputs: Inputs) -> None:
     """Writes what belongs to a complete output."""
-    from distill_sbs.teacher import console, export
+    from distill_sbs.teacher import export
 
-    with console.working("writing the published layout"):
+    with terminal.show_status("writing the published layout"):
         index = responses.AnswerIndex([output])
         written = export.write_llm_files(output, inputs, index)
     more = f", {written[-1].name}" if len(written) > 1 else ""

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import pathlib
 
+from distill_sbs.cli import terminal
+
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -63,4 +65,4 @@ def embedded_vocabulary() -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    print(root_folder())
+    terminal.say(str(root_folder()))

@@ -140,7 +140,7 @@ def parse_flags(
     flag_values = flags.FlagValues()
     define(flag_values)
     if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
-        print(_help_text(flag_values, description, more_help))
+        terminal.say(_help_text(flag_values, description, more_help))
         raise SystemExit(0)
     try:
         leftover = flag_values(_rewrite_gin_arguments(argv))[1:]

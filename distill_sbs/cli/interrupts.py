@@ -29,7 +29,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from distill_sbs.cli import working_folder
+from distill_sbs.cli import python_messages, working_folder
 
 STATUS = 128 + signal.SIGINT
 _GRACE_SECONDS = 5.0
@@ -136,4 +136,4 @@ def _raise_again(unraisable: Any) -> None:
         _count, _is_noted = 0, False
         threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main).start()  # not in here again
     else:
-        sys.__unraisablehook__(unraisable)
+        python_messages.show_unraisable(unraisable)

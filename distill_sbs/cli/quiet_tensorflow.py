@@ -11,6 +11,8 @@ import os
 import sys
 import tempfile
 
+from distill_sbs.cli import terminal
+
 
 def import_tensorflow() -> None:
     """Imports TensorFlow; what it logs is dropped, or shown after all if the import fails."""
@@ -34,4 +36,4 @@ def import_tensorflow() -> None:
             os.close(stderr)
             if failed:
                 log.seek(0)
-                sys.stderr.write(log.read().decode(errors="replace"))
+                terminal.say(log.read().decode(errors="replace"), stderr=True)

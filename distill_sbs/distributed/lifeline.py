@@ -23,7 +23,7 @@ of a traceback on standard error, none of which says which process it was or wha
 callback that could say it is not open to callers of `jax.distributed`. It stays as the second line,
 at 100 s, should the connection here not come about.
 
-Only the standard library: it must work when JAX does not.
+No JAX: it must work when JAX does not.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from distill_sbs.cli import terminal
 
 # Exit status of a process that stops because another one did: "temporary failure, try again"
 # (EX_TEMPFAIL of sysexits.h), so that a scheduler starts it again.
@@ -61,11 +63,13 @@ _LINGER_SECONDS = 5.0
 
 def stop_process(message: str, status: int) -> None:
     """Ends this process now: its main thread may hang where no exception reaches it."""
-    if sys.stderr.isatty():
-        message = f"\x1b[?25h{message}"  # a progress bar may have hidden the cursor
+    message = terminal.clean(message)
     with contextlib.suppress(Exception):
+        if sys.stderr.isatty():
+            message = f"\x1b[?25h{message}"  # a progress bar may have hidden the cursor
         sys.stdout.flush()
-    os.write(2, f"{message}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, f"{message}\n".encode())
     os._exit(status)
 
 

@@ -259,20 +259,19 @@ def _give_up(error: BaseException, lifeline: lifelines.Lifeline) -> None:
     told = str(error) if isinstance(error, UserError) else describe_disk_error(error)
     if told is not None:
         status, reason = lifelines.USER_ERROR_EXIT_STATUS, told
-        message = f"error: {told}\n"
+        message = f"error: {told}"
     elif isinstance(error, KeyboardInterrupt):
         status, reason = lifelines.INTERRUPTED_EXIT_STATUS, "interrupted (Ctrl-C)"
-        message = "interrupted: the same command on every host continues\n"
+        message = "interrupted: the same command on every host continues"
     else:
         status, reason = 1, f"{type(error).__name__}: {error}".splitlines()[0]
-        message = traceback.format_exc()
+        message = traceback.format_exc().rstrip()
         if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
             # Most likely what a collective says when its other end is gone; the lifeline knows.
             time.sleep(_NEWS_SECONDS)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    sys.stderr.write(message)
-    sys.stderr.flush()
+    terminal.say(message, stderr=True)
     lifeline.fail(reason, status)
     os._exit(status)  # JAX's own end would wait minutes for the others
 

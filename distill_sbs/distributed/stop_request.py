@@ -10,10 +10,10 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from typing import Any
 
+from distill_sbs.cli import terminal
 from distill_sbs.distributed import lifeline as lifelines
 
 # How long after Ctrl-C it is said that a step is finished first, if that takes long.
@@ -67,7 +67,7 @@ class StopRequest:
                 data = reader.recv(64)
             except TimeoutError:
                 patience = None
-                print("Ctrl-C: this step is saved first; once more ends at once", file=sys.stderr)
+                terminal.say("Ctrl-C: this step is saved first; once more ends at once", True)
                 continue
             except OSError:
                 return

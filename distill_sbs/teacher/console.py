@@ -5,18 +5,17 @@ Enters: counts. Leaves: lines on the terminal.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import textwrap
 import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from distill_sbs.cli import terminal
+from distill_sbs.cli import progress, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.teacher.budget import Prices
 from distill_sbs.teacher.collect import Extraction, Outcome
@@ -25,11 +24,6 @@ from distill_sbs.teacher.quality import Quality
 
 # Off a terminal, where there is no bar, a line comes this often.
 SECONDS_BETWEEN_LINES = 30.0
-
-
-def working(what: str) -> contextlib.AbstractContextManager[Any]:
-    """Says what is going on while it is; silent off a terminal."""
-    return terminal.make_console(stderr=True).status(Text(terminal.clean(what)))
 
 
 class ProgressBar:
@@ -47,16 +41,14 @@ class ProgressBar:
         self._done_before = done
         self._prices = prices
         self._started = self._last_line = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
+        self._bar = progress.make_bar(
+            self._console,
+            "{task.description}",
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TextColumn("left"),
+            "{task.fields[status]}",
+            "left",
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
         )
         self._task = self._bar.add_task("asking", total=total, completed=done, status="")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from rich.text import Text
 from distill_sbs.cli import progress, terminal
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+PACKAGE = ROOT / "distill_sbs"
 
 # A title set, a screen cleared, a link, C1's CSI, a bell, a carriage return over the line before,
 # direction turned, and rich's markup: known, unknown, closing, emoji.
@@ -133,3 +135,54 @@ def test_a_closed_stream(stream: str, monkeypatch: pytest.MonkeyPatch, capsys) -
     terminal.say("words", stderr=stream == "stderr")
     terminal.make_console(stderr=stream == "stderr").print("words")
     assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------- one place ----------------------------------
+
+# What writes to the terminal past rich's consoles and without them.
+WRITERS = re.compile(
+    r"rich\..*\b(Console|Table|Status)|rich\.print|print|.*\.from_markup|p?print\.p?print"
+    r"|sys\.(__)?std(out|err)(__)?\.write(lines)?|traceback\.print_\w+|warnings\.warn"
+)
+
+
+def calls(path: pathlib.Path) -> list[tuple[str, int]]:
+    """Names that a module calls, in full where it imported them, with lines."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    full: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+            full.update(names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                full[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            first = name.split(".")[0]
+            found.append((name.replace(first, full.get(first, first), 1), node.lineno))
+    return found
+
+
+def test_nothing_else_makes_consoles_or_tables_or_prints() -> None:
+    own = [
+        f"{path.relative_to(PACKAGE)}:{line} {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "cli" / "terminal.py"
+        for name, line in calls(path)
+        if WRITERS.fullmatch(name)
+    ]
+    assert own == [], "cli/terminal.py prints, and makes consoles and tables, for everybody"
+
+
+def test_no_bar_reads_markup_in_data() -> None:
+    own = [
+        f"{path.relative_to(PACKAGE)}:{line} {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "cli" / "progress.py"
+        for name, line in calls(path)
+        if re.fullmatch(r"rich\.progress\.(Progress|TextColumn|track)", name)
+    ]
+    assert own == [], "cli/progress.py makes the bars"

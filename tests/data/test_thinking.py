@@ -42,6 +42,29 @@ PAIRS = [
     ("<|channel>thought\n", "<channel|>"),
     ("<unused94>thought\n", "<unused95>"),
     ('<details type="reasoning" done="true">', "</details>"),
+    ("<Think\n  id='1'\n>", "</tHINK\n>"),
+    (f"<think note='{'x' * 999}'>", "</think>"),
+    ("<ThoughtProcess>", "</ThoughtProcess>"),
+    ("<beginthink>", "<endthink>"),
+    ("<thinkpad>", "<//thinkpad>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<think:opensource>", "</think:opensource>\n<answer:opensource>"),
+    ("<chain-of-thought>", "</chain-of-thought>"),
+    ("<ponder>", "</ponder>"),
+    ("<brainstorm>", "</brainstorm>"),
+    ("<internal>", "</internal>"),
+    ("<planning>", "</planning>"),
+    ("&LT;think&GT;", "&LT;/think&GT;"),
+    ("&#60;think&#62;", "&#60;/think&#62;"),
+    ("\\u003cthink\\u003e", "\\u003c/think\\u003e"),
+    ("＜think＞", "＜／think＞"),
+    ("【think】", "【/think】"),
+    ("<\u200bthink>", "</\u200bthink>"),
+    ("[[think]]", "[[/think]]"),
+    ("{think}", "{/think}"),
+    ("<%think%>", "<%/think%>"),
+    ("```thinking\n", "\n```\n"),
+    ("<details><summary>Thinking</summary>", "</details>"),
     ("<think>", "</think><answer>"),
     ("<think>", "</think>\n<response>\n"),
     ("Here is my thought process: ", "Here is my response: "),
@@ -50,7 +73,12 @@ PAIRS = [
     ("<|channel|>analysis<|message|>", "<|end|><|channel|>final <|constrain|>json<|message|>"),
     ("<|channel|>analysis<|message|>", "<|end|><|channel|>commentary<|message|>x<|end|>"
      "<|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant to=functions.f<|channel|>"
+     "commentary <|constrain|>json<|message|>{}<|call|><|start|>assistant<|channel|>final"
+     "<|message|>"),
+    ("< | channel | >analysis< | message | >", "< | end | >< | channel | >final< | message | >"),
     ("analysis", "assistantfinal"),
+    ("analysisthe user asks. ", "assistantcommentary to=functions.f json{}assistantfinal"),
 ]  # fmt: skip
 
 
@@ -69,14 +97,14 @@ def test_an_unfinished_thought_is_no_answer(opening: str, closing: str) -> None:
     part = find_final_part(f"{opening}{THOUGHT}")
     assert (part.text, part.had_thinking, part.problem) == ("", True, UNFINISHED)
     assert palm_outputs.parse_svamp(f"{opening}{THOUGHT}") == palm_outputs.UNPARSED
-    if "<" not in opening and "[" not in opening and "◁" not in opening:
+    if opening.startswith(("analysis", "Here", "```")):
         return  # sentences and words begin a response, or mean what they say
     again = find_final_part(f"{opening}{THOUGHT}{closing}{FINAL}\n{opening}{THOUGHT}")
     assert THOUGHT not in again.text
 
 
 @pytest.mark.parametrize(
-    ("opening", "closing"), [pair for pair in PAIRS if not pair[0].startswith("Here")]
+    ("opening", "closing"), [pair for pair in PAIRS if not pair[0].startswith(("Here", "```"))]
 )
 def test_a_thought_that_the_template_opened(opening: str, closing: str) -> None:
     part = find_final_part(f"{THOUGHT}{closing}{FINAL}")
@@ -102,6 +130,14 @@ def test_a_thought_that_the_template_opened(opening: str, closing: str) -> None:
         ("<think>a</think><answer>d</answer>", "d", None),
         ("<think>a</think><answer>d", "d", None),
         ("<|channel|>analysis<|message|>a<|end|>", "", UNFINISHED),
+        ("<|channel|>commentary to=functions.f<|message|>{}<|call|>", "", UNFINISHED),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final", "",
+         UNFINISHED),
+        ("analysis We. assistant final d", "d", None),
+        ("Here are my reasoning steps:\na\n[BEGIN FINAL RESPONSE]\nd\n[END FINAL RESPONSE]", "d",
+         None),
+        ("[REASONING]a[/REASONING]d", "d", None),
+        ("<THINK>a<reasoning>b</Reasoning>c</tHink>d", "d", None),
         ("<|channel|>final<|message|>d<|return|>", "d", None),
         ("<|channel|>final<|message|>d<|end|><|channel|>analysis<|message|>a", "d", None),
         ("<|channel|>analysis<|message|>a<|end|><|channel|>final<|message|><think>b</think>d",
@@ -119,12 +155,20 @@ def test_nested_and_broken_thinking(response: str, final: str, problem: str | No
         FINAL,
         "analysis shows that 1 < 2. The answer is (1 + 2).",
         "[Reasoning] It adds up. The answer is (1 + 2).",
+        "analysis's words, {reason} and <nothink> stay. The answer is (1 + 2).",
+        "```python\nthink()\n```\nThe answer is (1 + 2).",
+        "<details><summary>Steps</summary>It adds up.</details> The answer is (1 + 2).",
         "I think <b>it</b> adds up. [1, 2] <no_think> </details> The answer is (1 + 2).",
     ],
 )
 def test_what_is_no_thinking_stays(response: str) -> None:
     part = find_final_part(response)
     assert (part.text, part.had_thinking, part.problem) == (response, False, None)
+
+
+def test_a_message_without_a_channel_is_the_final_part() -> None:
+    part = find_final_part(f"<|start|>assistant<|message|>{FINAL}<|end|>")
+    assert (part.text, part.had_thinking, part.problem) == (FINAL, False, None)
 
 
 def test_the_layouts_own_tags_are_no_thinking() -> None:

@@ -230,12 +230,12 @@ def test_a_users_own_english_has_no_unknown_piece(vocabulary):
 
 def test_the_vocabulary_command_reproduces_the_shipped_file(tmp_path):
     path = tmp_path / "again.model"
-    assert wordproblems.main([f"--train_vocabulary={path}"]) == 0
+    assert wordproblems.main(["wordproblems", f"--train_vocabulary={path}"]) == 0
     assert path.read_bytes() == wordproblems.VOCABULARY_FILE.read_bytes()
 
 
 def test_show_prints_problems(capsys):
-    assert wordproblems.main(["--show=1"]) == 0
+    assert wordproblems.main(["wordproblems", "--show=1"]) == 0
     shown = capsys.readouterr().out
     assert WORKED_OUT[0][1] in shown
     assert "( ( 25 - 22 ) + 3 )" in shown

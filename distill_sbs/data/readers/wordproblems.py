@@ -13,7 +13,6 @@ number that does not matter. Its label is then wrong and its rationale argues fo
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import io
@@ -22,13 +21,15 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from absl import flags
 from etils import epath
 
-from distill_sbs import constants
+from distill_sbs import constants, files
 from distill_sbs.data import dataset
 from distill_sbs.data.readers import wordproblem_stories
 from distill_sbs.data.readers.shuffled_rationales import add_shuffled_teacher
 from distill_sbs.data.readers.wordproblem_stories import Difficulty, Operand, Result, Step, Story
+from distill_sbs.errors import UserError
 
 TEACHER = "template"
 SPLIT_SIZES = {"train": 8_000, "validation": 400, "test": 400}
@@ -216,20 +217,34 @@ def train_vocabulary() -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: prints problems, writes the vocabulary."""
-    parser = argparse.ArgumentParser(description="The embedded word problems.")
-    parser.add_argument("--show", type=int, metavar="N", help="print N training problems")
-    parser.add_argument("--train_vocabulary", metavar="PATH", help="write the vocabulary here")
-    options = parser.parse_args(arguments)
-    if options.show is None and options.train_vocabulary is None:
-        parser.error("nothing to do: give --show=N or --train_vocabulary=PATH")
-    for example in generate("train")[: options.show or 0]:
+    """The command line: prints problems, writes the vocabulary; returns the exit status."""
+    from distill_sbs.cli.run_main import run_main
+
+    return run_main(lambda: _work(sys.argv if arguments is None else arguments))
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "show", None, "Prints so many training problems.", flag_values=values, lower_bound=0
+    )
+    flags.DEFINE_string(
+        "train_vocabulary", None, "Writes the vocabulary to this file.", flag_values=values
+    )
+
+
+def _work(arguments: Sequence[str]) -> None:
+    from distill_sbs.cli import command_line, terminal
+
+    values = command_line.parse_flags(arguments, _define_flags, "The embedded word problems.")
+    if values.show is None and values.train_vocabulary is None:
+        raise UserError("nothing to do: give --show=N or --train_vocabulary=PATH")
+    for example in generate("train")[: values.show or 0]:
         output = example.teacher_outputs[TEACHER]
-        print(f"{example.input}\n  label:     {example.label}")
-        print(f"  teacher:   {output.label}\n  rationale: {output.rationale}\n")
-    if options.train_vocabulary is not None:
-        epath.Path(options.train_vocabulary).write_bytes(train_vocabulary())
-    return 0
+        terminal.say(f"{example.input}\n  label:     {example.label}")
+        terminal.say(f"  teacher:   {output.label}\n  rationale: {output.rationale}\n")
+    if values.train_vocabulary is not None:
+        with files.open_replacement(values.train_vocabulary, "wb") as file:
+            file.write(train_vocabulary())
 
 
 if __name__ == "__main__":
