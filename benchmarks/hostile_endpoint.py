@@ -26,7 +26,7 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "helpers")]
 import hostile_answers  # noqa: E402  (beside the tests)
 import teacher_server  # noqa: E402
 
-KEY = "sk-a-key-that-nobody-may-see"
+KEY = hostile_answers.KEY
 MOST_RUNS = 60
 
 
@@ -87,6 +87,9 @@ def find_mistakes(folder: pathlib.Path, examples: tuple, share: float) -> list[s
         elif form in hostile_answers.FAILURES:
             if not row.get("error") or row["label"] is not None:
                 mistakes.append(f"{example.id} ({form}): not marked as failed")
+        elif form in hostile_answers.UNPARSED:
+            if row.get("error") or row["label"] is not None or row["rationale"] is not None:
+                mistakes.append(f"{example.id} ({form}): {row.get('error') or row['label']!r}")
         elif row.get("error") or row["label"] != label:
             mistakes.append(f"{example.id} ({form}): {row.get('error') or row['label']!r}")
         elif min(row["usage"]["prompt_tokens"], row["usage"]["completion_tokens"]) < 1:
@@ -96,7 +99,13 @@ def find_mistakes(folder: pathlib.Path, examples: tuple, share: float) -> list[s
         for path in folder.rglob("*")
         if path.name != "answers.jsonl" and path.is_file()
     )
-    return [*mistakes, *(["the key stands in a file"] if KEY in everything else [])]
+    if hostile_answers.THOUGHT in json.dumps([row["rationale"] for row in rows]):
+        mistakes.append("a thought stands in a rationale")
+    keys = (KEY, KEY.replace("-", "%2D"))
+    return [
+        *mistakes,
+        *(["the key stands in a file"] if any(key in everything for key in keys) else []),
+    ]
 
 
 def run_campaign(folder: pathlib.Path, count: int, share: float, kills: int) -> dict:
@@ -133,8 +142,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         figures = run_campaign(pathlib.Path(folder), options.examples, options.share, options.kills)
     print(figures["printed"][-1])
-    kinds = (hostile_answers.ANSWERS, hostile_answers.FAILURES, hostile_answers.HICCUPS)
-    for name, kind in zip(("answers", "failures", "hiccups"), kinds, strict=True):
+    kinds = {
+        "answers": hostile_answers.ANSWERS,
+        "responses without a label": hostile_answers.UNPARSED,
+        "failures": hostile_answers.FAILURES,
+        "hiccups": hostile_answers.HICCUPS,
+    }
+    for name, kind in kinds.items():
         count = sum(figures["forms"][form] for form in kind)
         print(f"{count:,} inputs in {len(kind)} forms of {name}")
     stops = {form: figures["forms"][form] for form in hostile_answers.STOPS}

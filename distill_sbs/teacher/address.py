@@ -14,7 +14,7 @@ import urllib.parse
 from distill_sbs.errors import UserError
 
 _AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
-_CALLS = ("/chat/completions", "/completions", "/responses", "/messages")
+_CALLS = ("/chat/completions", "/completions", "/chat", "/responses", "/messages", "/embeddings")
 # Ends a URL for nobody, and is cut out of it by Python's parser without a word.
 _BLANK = re.compile(r"[\s\x00-\x20\x7f-\x9f\\]")
 
@@ -57,7 +57,14 @@ def parse_address(url: str, name: str = "--base_url") -> Address:
         parts = urllib.parse.urlsplit(url)
         port = parts.port
     except ValueError as error:
+        if "@" in url:  # the error would quote what may be half of a password
+            raise UserError(
+                f"{shown} is no address; in a user or password, write / as %2F, ? as %3F and # as "
+                "%23"
+            ) from None
         raise UserError(f"{shown} is no address ({error}); expected http://HOST:PORT/v1") from None
+    if parts.path.startswith("//") and parts.hostname in ("http", "https"):
+        raise UserError(f"{shown} begins with http:// twice; give it once")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise UserError(
             f"{shown} is no http:// or https:// address; local servers are mostly "
@@ -66,7 +73,7 @@ def parse_address(url: str, name: str = "--base_url") -> Address:
     if "#" in url:
         raise UserError(f"{shown} has a part after '#', which no server gets to see; leave it out")
     for call in _CALLS:
-        if parts.path.rstrip("/").endswith(call):
+        if parts.path.rstrip("/").lower().endswith(call):
             raise UserError(
                 f"{shown} names the call as well; leave {call} out, it is added to every request"
             )
@@ -93,5 +100,5 @@ def parse_address(url: str, name: str = "--base_url") -> Address:
 
 def _hide_secrets(url: str) -> str:
     """The address without user, password and the values of its query."""
-    url = re.sub(r"(?<=//)[^/?#]*@", "[user]@", url)
+    url = re.sub(r"(?<=//).*@", "[user]@", url, flags=re.DOTALL)
     return re.sub(r"(?<==)[^&#]+", "…", url) if "?" in url else url

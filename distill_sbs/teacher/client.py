@@ -204,7 +204,7 @@ class Endpoint:
         return dataclasses.replace(
             response,
             text=hide(response.text),
-            model=hide(response.model or self._parameters.model),
+            model=self.redactor.shorten(response.model or self._parameters.model),
             finish_reason=response.finish_reason and self.redactor.shorten(response.finish_reason),
         )
 

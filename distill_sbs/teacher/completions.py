@@ -7,6 +7,7 @@ as UTF-8 and whose token counts can be counted with; or a failure that names wha
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from distill_sbs import json_lines
@@ -21,9 +22,25 @@ from distill_sbs.teacher.failures import (
 
 # Blocks of a content list that are the answer, and those that are thoughts on the way to it.
 _TEXT_BLOCKS = ("text", "output_text")
-_THINKING_BLOCKS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", "thought")
+_THINKING_BLOCKS = re.compile(r"think|thought|reason|summary_text")
+# Where else endpoints put thoughts.
+_THINKING_FIELDS = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "thinking",
+    "thinking_blocks",
+)
+
+# Finish reasons of answers that were taken back, in the words of the endpoints there are.
+_WITHHELD = re.compile(
+    r"content.?filter|safety|recitation|blocklist|prohibited|spii|sensitive|guardrail|moderat|"
+    r"refusal",
+    re.IGNORECASE,
+)
 
 _START_OF_BODY = 2_000
+_REMEDY = "; save it as UTF-8"  # of files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +111,11 @@ def read_completion(body: bytes, media_type: str, is_chat: bool) -> Response:
 
 
 def _read_text(choice: dict[str, Any], finish_reason: Any, is_chat: bool) -> str:
-    if finish_reason == "content_filter":
-        raise PermanentFailure("withheld by the endpoint's content filter")
+    if isinstance(finish_reason, str) and _WITHHELD.search(finish_reason):
+        shown = (
+            "" if finish_reason == "content_filter" else f" (finish reason {finish_reason[:40]})"
+        )
+        raise PermanentFailure(f"withheld by the endpoint's content filter{shown}")
     holder: Any = choice.get("message") if is_chat else choice
     if not isinstance(holder, dict):
         raise TemporaryFailure("no message in the response", unusable=True)
@@ -105,8 +125,12 @@ def _read_text(choice: dict[str, Any], finish_reason: Any, is_chat: bool) -> str
     refusal = holder.get("refusal")
     if refusal:
         raise PermanentFailure(f"refused: {refusal}")
-    shown = str(finish_reason)[:40]
-    raise TemporaryFailure(f"empty answer (finish reason {shown})", answered=True)
+    shown = f"finish reason {str(finish_reason)[:40]}"
+    if any(holder.get(field) for field in _THINKING_FIELDS):
+        shown += ", thinking only"
+    elif holder.get("tool_calls") or holder.get("function_call"):
+        shown += ", a tool was called"
+    raise TemporaryFailure(f"empty answer ({shown})", answered=True)
 
 
 def join_blocks(content: Any) -> str:
@@ -125,15 +149,22 @@ def join_blocks(content: Any) -> str:
         raise PermanentFailure(f"the content is no text but {_kind(content)}")
     texts = []
     for block in content:
-        kind = block.get("type", "text") if isinstance(block, dict) else None
         if isinstance(block, str):
             texts.append(block)
-        elif kind in _TEXT_BLOCKS and isinstance(block.get("text"), str):
-            texts.append(block["text"])
-        elif isinstance(kind, str) and kind not in _THINKING_BLOCKS:
-            raise PermanentFailure(f"the content holds a block of type {kind[:40]!r}")
-        elif not isinstance(kind, str):
+            continue
+        kind = block.get("type", "text") if isinstance(block, dict) else None
+        if not isinstance(kind, str):
             raise PermanentFailure(f"the content holds {_kind(block)} in place of a block")
+        if _THINKING_BLOCKS.search(kind.lower()) or block.get("thought") is True:
+            continue
+        if kind.lower() == "refusal":
+            raise PermanentFailure(f"refused: {block.get('refusal')}")
+        text = block.get("text")
+        if isinstance(text, dict):
+            text = text.get("value")
+        if kind.lower() not in _TEXT_BLOCKS or not isinstance(text, str):
+            raise PermanentFailure(f"the content holds a block of type {kind[:40]!r}")
+        texts.append(text)
     return "".join(texts)
 
 
@@ -146,7 +177,7 @@ def _unreadable(body: bytes, media_type: str, error: SourceError) -> Exception:
     """What a body is that is no JSON, or JSON that nothing further on could take."""
     if not body.strip():
         return TemporaryFailure("an empty response", unusable=True)
-    said = str(error).removeprefix("the response: ")
+    said = re.sub(r"^the response(, line \d+)?: ", "", str(error)).removesuffix(_REMEDY)
     if not said.startswith(("broken JSON", "not UTF-8")):
         return PermanentFailure(f"the response cannot be read: {said}")
     if body.lstrip()[:1] in b"{[" and "json" in media_type:

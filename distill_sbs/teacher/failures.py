@@ -6,6 +6,7 @@ three exceptions, each with its reason in words.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import email.utils
 import re
@@ -165,7 +166,7 @@ def find_error(value: Any) -> ErrorDetails | None:
 
 def _describe(error: Any) -> ErrorDetails | None:
     if isinstance(error, str):
-        return ErrorDetails(error, status=_status_of(error)) if error.strip() else None
+        return _describe_text(error) if error.strip() else None
     if isinstance(error, list):
         return _describe(error[0]) if error else None
     if not isinstance(error, dict):
@@ -188,6 +189,16 @@ def _describe(error: Any) -> ErrorDetails | None:
         )
     status = _status_of(error.get("code"), error.get("status"), error.get("type"))
     return ErrorDetails(str(error), status=status)
+
+
+def _describe_text(error: str) -> ErrorDetails:
+    """An error that is a text: words, a code, or another endpoint's body that a proxy hands on."""
+    if error.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(SourceError):
+            inner = find_error(json_lines.parse_json(error, "the error"))
+            if inner is not None:
+                return inner
+    return ErrorDetails(error, status=_status_of(error, error.strip()[:3]))
 
 
 def _status_of(*codes: Any) -> int | None:

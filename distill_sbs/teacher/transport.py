@@ -125,6 +125,8 @@ def describe_connection_error(error: BaseException) -> str:
             return "connection reset"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
+        if type(cause).__name__ == "RemoteProtocolError":
+            return f"it broke off, or is no HTTP: {cause}"
     last = list(_causes(error))[-1]
     return type(last).__name__
 

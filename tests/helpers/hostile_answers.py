@@ -20,6 +20,7 @@ Sent = tuple[int, list[str], bytes]
 Form = Callable[[dict[str, Any]], Sent]
 
 JSON = "Content-Type: application/json"
+KEY = "sk-a-key-that-nobody-may-see"  # of the campaign, which a server may echo
 BIG = 20 * 2**20
 
 
@@ -105,8 +106,59 @@ def thoughts(body: dict[str, Any]) -> Sent:
     return with_content(body, [thinking, said], reasoning_content="Hm. The answer is ( 9 ).")
 
 
-# The answer is there, and is taken.
+THOUGHT = "Hm. The answer is ( 9 - 9 )."
+
+
+def with_text(form: str, finish_reason: str = "stop") -> Form:
+    """The text in a form that names `{said}` and `{thought}`."""
+
+    def make(body: dict[str, Any]) -> Sent:
+        body = copy.deepcopy(body)
+        body["choices"][0]["finish_reason"] = finish_reason
+        said = form.replace("{said}", text_of(body)).replace("{thought}", THOUGHT)
+        return with_content(body, said)
+
+    return make
+
+
+def cut(body: dict[str, Any]) -> Sent:
+    """A limit ends the answer in its label: `( 3 + 4` of `( 3 + 45 )`."""
+    body = copy.deepcopy(body)
+    body["choices"][0]["finish_reason"] = "length"
+    return with_content(body, text_of(body).rstrip(" .)")[:-1])
+
+
+def without_content(**message: Any) -> Form:
+    return lambda body: with_content(body, None, **message)
+
+
+HARMONY = (
+    "<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant to=functions.f<|channel|>"
+    "commentary <|constrain|>json<|message|>{}<|call|><|start|>assistant<|channel|>final<|message|>"
+)
+
+# The answer is there, with something round it, and is taken.
+TEXTS: dict[str, Form] = {
+    "harmony": with_text(HARMONY + "{said}<|return|>"),
+    "harmony without tokens": with_text("analysis{thought}assistantfinal{said}"),
+    "think": with_text("<think>{thought}</think>{said}"),
+    "Thinking nested": with_text("<Thinking a='1'>x<think>{thought}</think>y</THINKING>{said}"),
+    "[THINK]": with_text("[THINK]{thought}[/THINK]{said}"),
+    "closing tag alone": with_text("{thought}</think>{said}"),
+    "cut after the label": with_text("{said}\n\nAnd so", "length"),
+    "key in the answer": with_text(f"{KEY} and {KEY.replace('-', '%2D')} say so. {{said}}"),
+}
+
+# The answer is there, in an odd body, and is taken.
 ANSWERS: dict[str, Form] = {
+    **TEXTS,
+    "key as the model": lambda body: changed(body, model=KEY),
+    "block in other letters": lambda body: with_content(
+        body, [{"type": "Text", "text": {"value": text_of(body)}}]
+    ),
+    "thought block of Gemini's": lambda body: with_content(
+        body, [{"text": THOUGHT, "thought": True}, {"text": text_of(body)}]
+    ),
     "blocks": blocks,
     "thoughts": thoughts,
     "usage many": with_usage({"prompt_tokens": "many", "completion_tokens": "more"}),
@@ -129,8 +181,25 @@ ANSWERS: dict[str, Form] = {
     ),
 }
 
+# The answer is there, and no label can be read from it: unparsed.
+UNPARSED: dict[str, Form] = {
+    "cut in the label": cut,
+    "thought without an end": with_text("<think>{thought} {said}", "length"),
+    "thought after the answer": with_text("{said}\n<reasoning>{thought}", "max_tokens"),
+    "harmony without a final part": with_text(
+        "<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant<|channel|>commentary"
+        "<|message|>{said}"
+    ),
+    "nothing but thinking": with_text("<think>{said}</think>"),
+}
+
 # No answer, however often it is asked for.
 FAILURES: dict[str, Form] = {
+    "refusal": without_content(refusal="I cannot help with that \x1b[2J."),
+    "refusal block": lambda body: with_content(body, [{"type": "refusal", "refusal": "No."}]),
+    "safety": with_text("{said}", "SAFETY"),
+    "text with status 400": raw(b"Bad request: too odd", "text/plain", 400),
+    "a list with status 422": lambda body: as_json([{"msg": "too odd", "loc": ["body"]}], 422),
     "lone surrogate": lambda body: with_content(body, "So \ud83d. The answer is ( 1 + 1 )."),
     "surrogate in a key": lambda body: changed(body, **{"\udc00": 1}),
     "200,000 brackets": raw(b"[" * 200_000),
@@ -154,6 +223,20 @@ FAILURES: dict[str, Form] = {
 }
 # Asked again, the endpoint answers.
 HICCUPS: dict[str, Form] = {
+    "reasoning_content alone": without_content(reasoning_content=THOUGHT),
+    "tool call alone": without_content(tool_calls=[{"id": "1", "function": {"name": "f"}}]),
+    "content missing": lambda body: as_json({**body, "choices": [{"index": 0, "message": {}}]}),
+    "JSON in an error's words": error(None, '{"error": {"code": 503, "message": "no backend"}}'),
+    "JSON cut over lines": raw(b'{"choices": [\n{"index": 0,\n'),
+    "parameter refused in words": raw(
+        b"Argument not supported on this model: stop", "text/plain", 400
+    ),
+    "1 MB of headers": lambda body: (
+        200,
+        [JSON, "X-Big: " + "y" * 10**6],
+        json.dumps(body).encode(),
+    ),
+    "length that is none": lambda body: (200, [JSON, "Content-Length: -5"], b"{}"),
     "429 inside 200": error(429, "slow down"),
     "503 inside 200": error("503", "overloaded"),
     "rate limit in words": error("rate_limit_exceeded", "slow down"),
@@ -190,7 +273,7 @@ STOPS: dict[str, Form] = {
     "redirect": raw(b"", "text/plain", 302, "Location: http://127.0.0.1:9/login?next=[red]"),
 }
 
-ALL = {**ANSWERS, **FAILURES, **HICCUPS, **STOPS}
+ALL = {**ANSWERS, **UNPARSED, **FAILURES, **HICCUPS, **STOPS}
 MOST_HICCUPS = 2
 
 

@@ -127,7 +127,7 @@ class ScriptedTeacher:
         before = self.asked[text, sample] - 1
         if form and hostile_answers.is_sent(form, before, self.options.hiccups):
             status, head, content = hostile_answers.ALL[form](body)
-            if form in hostile_answers.ANSWERS:
+            if form in hostile_answers.ANSWERS or form in hostile_answers.UNPARSED:
                 self.count_served(text, sample)
             await self.send(writer, status, content, head=head)
             return True

@@ -7,6 +7,7 @@ import json
 import hostile_answers
 import pytest
 
+from distill_sbs.teacher import parsing, prompts
 from distill_sbs.teacher.completions import ErrorInBody, join_blocks, read_completion
 from distill_sbs.teacher.failures import (
     EndpointUnusable,
@@ -32,13 +33,50 @@ def read(form: str):
     return read_completion(content, head[0].removeprefix("Content-Type: "), is_chat=True)
 
 
-@pytest.mark.parametrize("form", [name for name in hostile_answers.ANSWERS if name != "gzip"])
+ODD_BODIES = hostile_answers.ANSWERS.keys() - hostile_answers.TEXTS.keys() - {"gzip"}
+
+
+@pytest.mark.parametrize("form", sorted(ODD_BODIES))
 def test_an_odd_body_with_an_answer_is_an_answer(form: str) -> None:
     response = read(form)
     assert response.text == "Both. The answer is ( 1 )."
     if form.startswith("usage"):
         assert response.prompt_tokens is None and response.completion_tokens is None
-    assert response.finish_reason in ("stop", None) and response.model in ("m", None)
+    assert response.finish_reason in ("stop", None)
+    assert response.model in ("m", None, hostile_answers.KEY)
+
+
+@pytest.mark.parametrize("form", sorted(hostile_answers.TEXTS))
+def test_an_answer_with_something_round_it_is_an_answer(form: str) -> None:
+    response = read(form)
+    answer = parsing.parse(prompts.load("svamp"), "x", response.text, response.finish_reason)
+    assert answer.label == "( 1 )" and answer.rationale is not None
+    assert answer.rationale.endswith("Both.") and hostile_answers.THOUGHT not in answer.rationale
+
+
+@pytest.mark.parametrize("form", sorted(hostile_answers.UNPARSED))
+def test_a_response_without_an_answer_gives_none(form: str) -> None:
+    response = read(form)
+    answer = parsing.parse(prompts.load("svamp"), "x", response.text, response.finish_reason)
+    assert (answer.label, answer.rationale) == (None, None) and answer.problem
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking_blocks"])
+def test_thinking_alone_is_told(field: str) -> None:
+    body = {"choices": [{"finish_reason": "stop", "message": {"content": None, field: "Hm."}}]}
+    with pytest.raises(TemporaryFailure, match="finish reason stop, thinking only"):
+        read_completion(json.dumps(body).encode(), "application/json", True)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["content_filter", "CONTENT_FILTER", "content-filtered", "SAFETY", "RECITATION", "sensitive",
+     "PROHIBITED_CONTENT", "guardrail_intervened", "refusal"],
+)  # fmt: skip
+def test_an_answer_that_was_taken_back_is_none(reason: str) -> None:
+    body = {"choices": [{"finish_reason": reason, "message": {"content": "The answer is ( 1 )."}}]}
+    with pytest.raises(PermanentFailure, match="withheld by the endpoint's content filter"):
+        read_completion(json.dumps(body).encode(), "application/json", True)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +91,8 @@ def test_an_odd_body_with_an_answer_is_an_answer(form: str) -> None:
         ("content true", "no text but true or false"),
         ("unknown block", "a block of type 'image_url'"),
         ("content filter", "content filter"),
+        ("refusal", "refused: I cannot help"),
+        ("refusal block", "refused: No."),
     ],
 )
 def test_what_no_answer_is_fails_its_example(form: str, reason: str) -> None:
@@ -75,14 +115,17 @@ def test_what_no_answer_is_fails_its_example(form: str, reason: str) -> None:
         ("no UTF-8", "malformed response", "not UTF-8"),
         ("JSON of its own", "no completion but application/json", '["ok"]'),
         ("JSON null", "no completion but application/json", "null"),
+        ("JSON cut over lines", "malformed response", "broken JSON"),
+        ("content missing", r"empty answer \(finish reason None\)", ""),
+        ("tool call alone", "a tool was called", ""),
     ],
 )
 def test_what_may_come_out_better_is_asked_again(form: str, reason: str, detail: str) -> None:
     with pytest.raises(TemporaryFailure, match=reason) as raised:
         read(form)
     assert detail in raised.value.detail
-    assert raised.value.answered == (form == "only thoughts")
-    assert raised.value.unusable == (form != "only thoughts")
+    is_empty = reason.startswith(("empty answer", "a tool"))
+    assert (raised.value.answered, raised.value.unusable) == (is_empty, not is_empty)
 
 
 def test_a_failed_call_that_was_paid_for_says_so() -> None:
@@ -101,6 +144,7 @@ def test_a_failed_call_that_was_paid_for_says_so() -> None:
         ("wrong key inside 200", 401, "this key is gone"),
         ("error without a code", None, "something went wrong"),
         ("error a text", None, "something went wrong"),
+        ("JSON in an error's words", 503, "no backend"),
         ("detail", None, "try again"),
     ],
 )
@@ -130,6 +174,13 @@ def test_an_error_inside_a_choice() -> None:
         ),
         (b'{"message": "no", "type": "BadRequest", "code": 400}', "no", "400", ""),
         (b"plain words", "plain words", "", ""),
+        (
+            b'{"error": "{\\"error\\": {\\"message\\": \\"no\\", \\"code\\": 402}}"}',
+            "no",
+            "402",
+            "",
+        ),
+        (b'{"error": "{broken"}', "{broken", "", ""),
         (b"<html><b>Bad</b> Gateway</html>", "Bad  Gateway", "", ""),
         (b"", "", "", ""),
         (b'"quoted"', "quoted", "", ""),
@@ -168,6 +219,10 @@ def test_blocks() -> None:
     assert join_blocks([{"type": "text", "text": "a"}, "b", {"text": "c"}]) == "abc"
     assert join_blocks({"type": "output_text", "text": "a"}) == "a"
     assert join_blocks([{"type": "redacted_thinking", "data": "x"}]) == join_blocks([]) == ""
+    assert join_blocks([{"type": "Text", "text": {"value": "a"}}]) == "a"
+    for kind in ("Thinking", "reasoning_text", "summary_text", "thought"):
+        assert join_blocks([{"type": kind, "text": "Hm."}, "a"]) == "a"
+    assert join_blocks([{"text": "Hm.", "thought": True}, {"text": "a"}]) == "a"
     with pytest.raises(PermanentFailure, match="holds a number in place of a block"):
         join_blocks([5])
     with pytest.raises(PermanentFailure, match="of type 'text'"):
