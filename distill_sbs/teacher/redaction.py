@@ -32,11 +32,11 @@ class Redactor:
         for each in list(found):
             for encode in (base64.b64encode, base64.urlsafe_b64encode):
                 found.add(encode(each.encode("utf-8", "surrogateescape")).decode().rstrip("="))
-        secrets = sorted(found, key=len, reverse=True)  # one may hold another
-        self._whole = [re.compile(_pattern(secret), re.IGNORECASE) for secret in secrets]
+        longest_first = sorted(found, key=len, reverse=True)  # one may hold another
+        self._whole = [re.compile(_pattern(secret), re.IGNORECASE) for secret in longest_first]
         self._parts = [
             secret[start : start + size]
-            for secret in secrets
+            for secret in longest_first
             if (size := max(_SHORTEST_PART, len(secret) // 2)) <= len(secret)
             for start in range(len(secret) - size + 1)
         ]

@@ -127,7 +127,7 @@ def test_the_embedded_vocabulary_holds_every_number_as_one_piece(examples) -> No
 
 
 def test_show_prints_questions(capsys) -> None:
-    assert comparisons.main(["--show=1"]) == 0
+    assert comparisons.main(["comparisons", "--show=1"]) == 0
     assert capsys.readouterr().out == (
         "Which is heavier, box 16 or box 54?\n  label:     box 16\n"
         "  rationale: box 16 weighs 5 and box 54 weighs 4.\n\n"

@@ -18,7 +18,6 @@ box is named first in exactly half of the questions, so answering by place is ri
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -26,6 +25,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from absl import flags
 from etils import epath
 
 from distill_sbs.data.dataset import Example, RawSplit, TeacherOutput
@@ -117,16 +117,30 @@ def read(source_dir: epath.Path, split: str) -> RawSplit:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: prints questions."""
-    parser = argparse.ArgumentParser(description="The embedded comparisons.")
-    parser.add_argument(
-        "--show", type=int, metavar="N", required=True, help="print N training questions"
+    """The command line: prints questions; returns the exit status."""
+    from distill_sbs.cli.run_main import run_main
+
+    return run_main(lambda: _work(sys.argv if arguments is None else arguments))
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "show",
+        None,
+        "Prints so many training questions.",
+        flag_values=values,
+        lower_bound=0,
+        required=True,
     )
-    options = parser.parse_args(arguments)
-    for example in generate("train")[: options.show]:
-        print(f"{example.input}\n  label:     {example.label}")
-        print(f"  rationale: {example.teacher_outputs[TEACHER].rationale}\n")
-    return 0
+
+
+def _work(arguments: Sequence[str]) -> None:
+    from distill_sbs.cli import command_line, terminal
+
+    values = command_line.parse_flags(arguments, _define_flags, "The embedded comparisons.")
+    for example in generate("train")[: values.show]:
+        terminal.say(f"{example.input}\n  label:     {example.label}")
+        terminal.say(f"  rationale: {example.teacher_outputs[TEACHER].rationale}\n")
 
 
 if __name__ == "__main__":
