@@ -21,6 +21,8 @@ INSTALL_REQUIRES = [
     # Asked only where a hub id is given in the place of a folder.
     "huggingface_hub>=2.4,<3",
     f"jax{JAX}",
+    # The figures of a report.
+    "matplotlib>=3.10,<4",
     "numpy>=2.0,<3",
     # The teacher's client; small, and whoever has a key needs nothing else.
     "openai>=3.54,<4",
@@ -28,6 +30,8 @@ INSTALL_REQUIRES = [
     "orbax-checkpoint>=0.12,<0.14",
     "rich>=13.9,<16",
     "safetensors>=0.8,<1",  # the first that reads without mapping
+    # Student's t, for a report; JAX needs it too.
+    "scipy>=1.13,<2",
     "sentencepiece>=0.2,<0.3",
     "seqio>=0.0.20,<0.1",
     # SeqIO needs tensorflow-text, which needs `tensorflow` by that name: tensorflow-cpu would be a

@@ -119,7 +119,11 @@ def define_decoding_flags(values: flags.FlagValues) -> None:
 
 
 def parse_flags(
-    argv: Sequence[str], define: DefineFlags, description: str = "", more_help: str = ""
+    argv: Sequence[str],
+    define: DefineFlags,
+    description: str = "",
+    more_help: str = "",
+    word: str | None = None,
 ) -> flags.FlagValues:
     """Parses the flags of an entry point, gin-driven or not.
 
@@ -128,6 +132,7 @@ def parse_flags(
       define: defines the flags on the `FlagValues` it is given.
       description: what the entry point does, the first lines of `--help`.
       more_help: the last lines of `--help`.
+      word: the flag whose value may stand on the command line without its name.
 
     Returns:
       The flags; `flag_values.NAME` reads one.
@@ -143,12 +148,15 @@ def parse_flags(
         terminal.say(_help_text(flag_values, description, more_help))
         raise SystemExit(0)
     try:
+        flag_values.set_gnu_getopt(True)  # flags may follow a word
         leftover = flag_values(_rewrite_gin_arguments(argv))[1:]
     except flags.UnrecognizedFlagError as error:
         near = did_you_mean(f"--{error.flagname}", (f"--{name}" for name in flag_values))
         raise UserError(f"unknown flag --{error.flagname}{near}; --help lists the flags") from None
     except flags.Error as error:
         raise UserError(f"{error}; --help lists the flags") from None
+    if word is not None and leftover and flag_values[word].value is None:
+        flag_values[word].value = leftover.pop(0)
     if leftover:
         raise UserError(
             f"{leftover[0]!r} belongs to no flag; flags are typed --name=value, and --help lists"

@@ -145,6 +145,12 @@ def test_data_side_never_reaches_jax() -> None:
     assert chains(modules, JAX_SIDE) == []
 
 
+def test_reports_need_neither_side() -> None:
+    modules = [name for name in imports() if belongs(name, "distill_sbs.reporting")]
+    assert "distill_sbs.reporting.findings" in modules
+    assert chains([*modules, "distill_sbs.report"], JAX_SIDE | TENSORFLOW_SIDE) == []
+
+
 def test_only_the_t5x_engine_imports_t5x() -> None:
     users = {
         name

@@ -1,0 +1,182 @@
+"""A report as one HTML page that needs nothing else: no network, no other file.
+
+Enters: a `Document`. Leaves: the page's text. It is built as a tree, so that whatever comes from
+data is escaped by the library that writes the tree; the script and the style are fixed texts, and
+a content security policy lets the browser run and load nothing else. Figures are images, in which
+a browser runs no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from xml.etree import ElementTree
+
+from distill_sbs.reporting import words
+from distill_sbs.reporting.document import Document
+from distill_sbs.reporting.figures import Figure
+from distill_sbs.reporting.tables import Entry, Table
+
+Element = ElementTree.Element
+
+# A click on a heading sorts by its column; a second one the other way round. Empty cells are last.
+_SCRIPT = """
+"use strict";
+function sortBy(header) {
+  const table = header.closest("table");
+  const body = table.tBodies[0];
+  const column = header.cellIndex;
+  const isDown = header.getAttribute("aria-sort") === "ascending";
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+  const sign = isDown ? -1 : 1;
+  const rows = Array.from(body.rows, (row, index) => {
+    const cell = row.cells[column];
+    const isNumber = "number" in cell.dataset;
+    const isEmpty = "empty" in cell.dataset;
+    return { row, index, isEmpty, key: isNumber ? Number(cell.dataset.number) : cell.textContent };
+  });
+  rows.sort((one, other) => {
+    if (one.isEmpty !== other.isEmpty) return one.isEmpty ? 1 : -1;
+    let order = 0;
+    if (typeof one.key === "number" && typeof other.key === "number") order = one.key - other.key;
+    else order = String(one.key).localeCompare(String(other.key), "en", { numeric: true });
+    return sign * order || one.index - other.index;
+  });
+  for (const { row } of rows) body.append(row);
+}
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => sortBy(button.closest("th")));
+}
+"""
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; margin: 0 auto; max-width: 76rem;
+  padding: 1.5rem; color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid #d5d5d5; text-align: left;
+  vertical-align: top; overflow-wrap: break-word; max-width: 26rem; }
+td:not(.number) { min-width: 7rem; }
+th { border-bottom: 2px solid #777; vertical-align: bottom; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th button { all: unset; cursor: pointer; font-weight: 600; overflow-wrap: normal; }
+th button:focus-visible { outline: 2px solid #0072B2; }
+th button::after { content: " \\2195"; color: #888; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: #0072B2; }
+th[aria-sort=descending] button::after { content: " \\2193"; color: #0072B2; }
+.note, figcaption { color: #444; max-width: 60rem; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .5rem;
+  margin: .3rem 0; max-width: 44rem; font-size: .8rem; }
+summary { cursor: pointer; color: #0055a0; white-space: nowrap; }
+"""
+
+
+def write_page(document: Document) -> str:
+    """The page."""
+    html = Element("html", lang="en")
+    _head(html, "Report on runs")
+    body = ElementTree.SubElement(html, "body")
+    _add(body, "h1", "Report on runs")
+    _add(body, "p", document.summary)
+    if document.headlines:
+        _add(body, "h2", "Findings")
+        _list(body, document.headlines)
+    for table in document.tables:
+        if table.is_overview:
+            _table(body, table)
+    if document.figures:
+        _add(body, "h2", "Figures")
+        for figure in document.figures:
+            _figure(body, figure)
+    for table in document.tables:
+        if not table.is_overview:
+            _table(body, table)
+    if document.problems:
+        _add(body, "h2", "Passed over")
+        _list(body, document.problems)
+    _add(body, "script", _SCRIPT)
+    text = ElementTree.tostring(html, encoding="unicode", method="html")
+    return f"<!DOCTYPE html>\n{text}\n"
+
+
+def _head(html: Element, title: str) -> None:
+    head = ElementTree.SubElement(html, "head")
+    ElementTree.SubElement(head, "meta", charset="utf-8")
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    ElementTree.SubElement(
+        head, "meta", {"http-equiv": "Content-Security-Policy", "content": policy}
+    )
+    ElementTree.SubElement(
+        head, "meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}
+    )
+    _add(head, "title", title)
+    _add(head, "style", _STYLE)
+
+
+def _add(parent: Element, tag: str, text: str, **attributes: str) -> Element:
+    element = ElementTree.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _list(parent: Element, lines: Iterable[str]) -> None:
+    items = ElementTree.SubElement(parent, "ul")
+    for line in lines:
+        _add(items, "li", words.one_line(line))
+
+
+def _figure(parent: Element, figure: Figure) -> None:
+    element = ElementTree.SubElement(parent, "figure", id=figure.name)
+    data = base64.b64encode(figure.svg.encode()).decode()
+    title = words.one_line(figure.title)
+    ElementTree.SubElement(element, "img", src=f"data:image/svg+xml;base64,{data}", alt=title)
+    _add(element, "figcaption", words.one_line(f"{figure.title}. {figure.caption}"))
+
+
+def _table(parent: Element, table: Table) -> None:
+    _add(parent, "h2", words.one_line(table.title))
+    _add(parent, "p", words.one_line(table.note), **{"class": "note"})
+    box = ElementTree.SubElement(parent, "div", {"class": "scroll"})
+    element = ElementTree.SubElement(box, "table", id=table.name)
+    head = ElementTree.SubElement(ElementTree.SubElement(element, "thead"), "tr")
+    for column in table.columns:
+        attributes = {"class": "number"} if column.is_number else {}
+        header = ElementTree.SubElement(head, "th", {"scope": "col", **attributes})
+        _add(header, "button", words.one_line(column.title), type="button")
+    has_commands = any(table.commands)
+    if has_commands:
+        _add(head, "th", "command", scope="col")
+    body = ElementTree.SubElement(element, "tbody")
+    for number, row in enumerate(table.rows):
+        line = ElementTree.SubElement(body, "tr")
+        for column, entry in zip(table.columns, row, strict=True):
+            _cell(line, entry, column.is_number)
+        if has_commands:
+            _commands(ElementTree.SubElement(line, "td"), table.commands[number])
+
+
+def _cell(row: Element, entry: Entry, is_number: bool) -> None:
+    attributes = {"class": "number"} if is_number else {}
+    if isinstance(entry.value, int | float):
+        attributes["data-number"] = repr(entry.value)
+    elif entry.value is None:
+        attributes["data-empty"] = ""
+    _add(row, "td", entry.text, **attributes)
+
+
+def _commands(cell: Element, commands: tuple[str, ...]) -> None:
+    if not commands:
+        return
+    details = ElementTree.SubElement(cell, "details")
+    _add(details, "summary", "show" if len(commands) == 1 else f"show {len(commands)}")
+    for command in commands:
+        _add(details, "pre", words.printable(command))

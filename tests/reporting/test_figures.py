@@ -1,0 +1,153 @@
+"""The figures: which are drawn, of what, the same bytes each time, and nothing of data in code."""
+
+from __future__ import annotations
+
+import io
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill_sbs.reporting import figures as drawn
+from distill_sbs.reporting.drawing import Figure, choose_styles, with_one_rate
+from distill_sbs.reporting.figures import draw_figures
+from distill_sbs.reporting.findings import find
+from distill_sbs.reporting.run import Curve, Model, Run, Scores
+
+SMALL, LARGE = Model("small", 60_000_000), Model("large", 770_000_000)
+CURVES: dict[str, Curve] = {
+    "label_loss": ((10, 2.0), (20, 1.0)),
+    "validation_accuracy": ((20, 0.25),),
+}
+
+
+def make_run(
+    method: str,
+    accuracy: float,
+    seed: int = 0,
+    fraction: float = 1.0,
+    rate: float | None = None,
+    model: Model = SMALL,
+    curves: dict[str, Curve] | None = None,
+    dataset: str = "cqa",
+) -> Run:
+    teacher = None if method == "finetune" else "palm"
+    return Run(
+        f"{method}{seed}{fraction}{rate}{model.name}",
+        dataset,
+        method,
+        teacher,
+        model,
+        fraction,
+        rate,
+        seed,
+        scores={"test": Scores(accuracy, 400)},
+        curves=curves or {},
+    )
+
+
+LINE = Run("t", "cqa", "few_shot_cot", "palm", scores={"test": Scores(0.5)})
+RUNS = [
+    LINE,
+    *(make_run("finetune", 0.4 + 0.1 * seed, seed, curves=CURVES) for seed in range(2)),
+    make_run("finetune", 0.3, fraction=0.25),
+    make_run("finetune", 0.55, model=LARGE),
+    *(
+        make_run("dss", 0.5 + rate / 10, rate=rate, fraction=fraction)
+        for rate in (0.5, 1.0)
+        for fraction in (0.25, 1.0)
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Figure]:
+    """The figures of `RUNS`."""
+    figures, notes = draw_figures(find(RUNS, "test"))
+    assert notes == []
+    return figures
+
+
+def test_every_figure_of_the_paper_is_drawn_where_there_are_points(made: list[Figure]) -> None:
+    assert [each.name for each in made] == [
+        "data_fraction_1",
+        "model_size_1",
+        "least_size_and_data_1",
+        "rationale_rate_1",
+        "rationale_rate_2",
+        "training_1",
+    ]
+    fraction, size, least, *_, training = made
+    assert fraction.title == "cqa, small (60 M): accuracy against data"
+    assert fraction.caption == (
+        "Accuracy: mean over n = 1 to 2 seeds, 400 test examples. Bands: ± standard error. "
+        "Dotted: standard finetuning on 100 %. Shown is λ = 1."
+    )
+    assert size.title == "cqa, 100 % of the data: accuracy against size"
+    assert "above the teacher's 50.0 %" in least.caption
+    assert training.caption.startswith("Losses and accuracy: mean over n = 2 seeds, 400")
+
+
+def test_one_point_is_no_figure() -> None:
+    figures, _ = draw_figures(find([make_run("finetune", 0.5)], "test"))
+    assert figures == []
+
+
+def test_the_same_runs_give_the_same_bytes(made: list[Figure]) -> None:
+    (again,), _ = draw_figures(find([run for run in RUNS if run.curves], "test"))
+    assert again == made[-1]
+
+
+def test_files_are_whole(made: list[Figure]) -> None:
+    for one in made:
+        with Image.open(io.BytesIO(one.png)) as image:
+            assert image.format == "PNG"
+            pixels = np.asarray(image.convert("L"))
+        assert pixels.shape[0] > 400 and pixels.shape[1] > 900
+        # Nothing is cut: the edges are white.
+        for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (edge == 255).all(), one.name
+        assert not re.search(r"\d{4}-\d\d-\d\d", one.svg)
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "$x^2$ \\frac{1}{0}", "a\nb\x1b[31m", "名前😀", "x" * 200]
+)
+def test_names_are_data_in_an_svg(name: str) -> None:
+    runs = [make_run("finetune", 0.5, fraction=each, dataset=name) for each in (0.5, 1.0)]
+    (figure,) = draw_figures(find(runs, "test"))[0]
+    tree = ElementTree.fromstring(figure.svg.encode())
+    tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
+    assert "script" not in tags and "foreignObject" not in tags
+    assert not any(
+        key.lower().startswith("on") for element in tree.iter() for key in element.attrib
+    )
+
+
+def test_colours_are_told_apart_and_stay_with_their_method() -> None:
+    styles = choose_styles(find(RUNS, "test").cells)
+    looks = {(each.colour, each.marker, each.dash) for each in styles.values()}
+    assert len(looks) == len(styles) == 3
+    by_name = {(key[1].method, key[1].rate): each.colour for key, each in styles.items()}
+    assert by_name["finetune", None] == "#000000"
+    assert "#0072B2" in (by_name["dss", 0.5], by_name["dss", 1.0])
+
+
+def test_of_several_rates_the_one_with_most_points_is_shown() -> None:
+    cells = find([*RUNS, make_run("dss", 0.6, rate=2.0)], "test").cells
+    kept, note = with_one_rate(cells)
+    assert {cell.series.rate for cell in kept} == {None, 1.0}
+    assert note == " Shown is λ = 1."
+
+
+def test_more_than_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "MOST_FIGURES", 1)
+    monkeypatch.setattr(drawn, "MOST_LINES", 1)
+    figures, notes = draw_figures(find(RUNS, "test"))
+    assert len(figures) == 1
+    assert notes == [
+        "a figure shows 1 of its 2 lines; the tables have all",
+        "5 figures more are not drawn; report on fewer runs to see them",
+    ]
