@@ -146,8 +146,8 @@ class Findings:
       cells: see `Cell`.
       lines: of the teachers.
       differences: see `Difference`.
-      data_headlines: see there.
-      size_headlines: see there.
+      data_headlines: by dataset, student and series.
+      size_headlines: by teacher and series.
       problems: a line for each run that was left out.
     """
 

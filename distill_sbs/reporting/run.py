@@ -79,7 +79,7 @@ class Run:
       teacher_accuracy: what the results say of the teacher's accuracy on test.
       train_steps: steps in all.
       last_step: the last step that was logged.
-      cost: see there.
+      cost: of an answer and of the training.
       settings: what else makes it what it is, macro → value as text.
       state: 'finished', or why it is not.
       command: what reproduces it.
