@@ -3,13 +3,15 @@
     python benchmarks/answer_index.py --examples=549367
 
 Enters: a number of examples (the default is e-SNLI's training split). Leaves: for the index of
-answers alone, for `extract --report` and for `prepare --teacher_outputs` the CPU time and the peak
-memory, each in a process of its own. The rows are made up, as long as e-SNLI's.
+answers alone, for an `extract` that has 300 answers to go, for `extract --report` and for `prepare
+--teacher_outputs` the CPU time and the peak memory, each in a process of its own. The rows are made
+up, as long as e-SNLI's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -21,12 +23,14 @@ import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+import teacher_server  # noqa: E402  (beside the tests)
 
 from distill_sbs.data.readers import responses  # noqa: E402  (beside this folder)
-from distill_sbs.data.readers.request_description import RequestDescription  # noqa: E402
 
-LABELS = ("entailment", "neutral", "contradiction")
+LABELS = ("( 1 + 2 )", "( 2 + 3 )", "( 3 * 4 )")
+TO_GO = 300
 
 TASK_FILE = """
 from distill_sbs.data import metrics, registration
@@ -61,8 +65,8 @@ def write_lines(path: pathlib.Path, rows: Iterator[dict]) -> None:
 
 
 def make_answers(count: int) -> Iterator[dict]:
-    """What `extract` would have written."""
-    for number, example in enumerate(make_examples(count)):
+    """What `extract` would have written, but for the first and the last ones."""
+    for number, example in enumerate(make_examples(count - TO_GO - 1, 1), 1):
         rationale = (
             f"The people look at fruit, and looking is not buying {number % 97} of them, so nothing"
             " can be said of it."
@@ -105,7 +109,10 @@ def measure(name: str, arguments: list[str], environment: dict[str, str]) -> Non
         raise SystemExit(f"{name} failed:\n{done.stdout}{done.stderr}")
     peak = done.stderr.rpartition("PEAK ")[2].split()[0]
     cpu = sum(after[:2]) - sum(before[:2])
-    print(f"{name}: {cpu:.0f} s of CPU time ({time.monotonic() - started:.0f} s), {peak} MiB")
+    print(
+        f"{name}: {cpu:.0f} s of CPU time ({time.monotonic() - started:.0f} s), {peak} MiB",
+        flush=True,
+    )
 
 
 def measure_index(path: pathlib.Path) -> None:
@@ -139,17 +146,32 @@ def main() -> int:
         write_lines(folder / "pairs.jsonl", make_examples(options.examples))
         write_lines(folder / "few.jsonl", make_examples(10, options.examples))
         write_lines(folder / "few2.jsonl", make_examples(10, options.examples + 10))
-        answers = folder / "answers.jsonl"
-        write_lines(answers, make_answers(options.examples))
-        RequestDescription(task="esnli", model="made-up").write(str(answers))
         (folder / "pairs.py").write_text(TASK_FILE)
-        size = answers.stat().st_size / 2**20
-        print(f"{options.examples:,} answers, {size:,.0f} MiB", flush=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        answers = folder / "answers.jsonl"
+        served = folder / "served.jsonl"
+        first = itertools.chain(make_examples(1), make_examples(TO_GO, options.examples - TO_GO))
+        said = "Looking is not buying. The answer is"
+        write_lines(
+            served,
+            ({"input": each["input"], "answer": f"{said} {each['label']}."} for each in first),
+        )
+        extract = [sys.executable, "-m", "distill_sbs.extract", "--task=wordproblems", "--model=made-up"]
+        extract += [f"--output={answers}", f"--input={folder / 'pairs.jsonl'}"]
+        with teacher_server.running(served) as server:
+            extract.append(f"--base_url={server.url}")
+            subprocess.run(
+                [*extract, "--limit=1"], env=environment, check=True, capture_output=True
+            )
+            with answers.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in make_answers(options.examples))
+            size = answers.stat().st_size / 2**20
+            print(f"{options.examples - TO_GO:,} answers, {size:,.0f} MiB", flush=True)
+            measure(f"extract, {TO_GO} to go", extract[2:], environment)
         subprocess.run(
             [sys.executable, __file__, f"--index={answers}"], env=environment, check=True
         )
-        report = ["--report", "--task=esnli", f"--output={answers}"]
+        report = ["--report", "--task=wordproblems", f"--output={answers}"]
         report += [f"--input={folder / 'pairs.jsonl'}"]
         measure("extract --report", ["distill_sbs.extract", *report], environment)
         prepare = ["distill_sbs.prepare", "--dataset=pairs", f"--task_file={folder / 'pairs.py'}"]
