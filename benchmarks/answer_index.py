@@ -156,7 +156,8 @@ def main() -> int:
             served,
             ({"input": each["input"], "answer": f"{said} {each['label']}."} for each in first),
         )
-        extract = [sys.executable, "-m", "distill_sbs.extract", "--task=wordproblems", "--model=made-up"]
+        extract = [sys.executable, "-m", "distill_sbs.extract", "--task=wordproblems"]
+        extract += ["--model=made-up"]
         extract += [f"--output={answers}", f"--input={folder / 'pairs.jsonl'}"]
         with teacher_server.running(served) as server:
             extract.append(f"--base_url={server.url}")
