@@ -110,6 +110,8 @@ def _evaluate(node: ast.expr, path: pathlib.Path) -> str | None:
         text = eval(compile(ast.Expression(node), str(path), "eval"), {}, _Names(names))
     except AttributeError:
         return None
+    if isinstance(text, bytes):
+        return text.decode("latin-1")
     return text if isinstance(text, str) else None
 
 
