@@ -106,10 +106,11 @@ _WORDS = "|".join(re.escape(words) for words in _NUMBERS)
 _WRITTEN_AS = (
     # TensorFlow: "/a/b; No space left on device".
     (re.compile(rf"^(?P<path>.+); (?P<words>{_WORDS})$"), "tensorflow."),
-    # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…'.
+    # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…',
+    # 'RESOURCE_EXHAUSTED: Failed writing: "/a/b": …: No space left on device [os_error…'.
     (
         re.compile(
-            r'^[A-Z_]+: .{0,999}?local file "(?P<path>[^"\\]++).{0,9999}?: '
+            r'^[A-Z_]+: (?>.{0,999}?"(?P<path>/[^"\\]++)).{0,9999}?: '
             rf"(?P<words>{_WORDS})(?: \[|$)",
             re.DOTALL,
         ),

@@ -10,10 +10,11 @@ handlers of leaf types. Another version of orbax is tried by `tests/checkpoint` 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
 from etils import epath
+from orbax.checkpoint._src import asyncio_utils
 
 from distill_sbs.checkpoint import checksums, steps
 from distill_sbs.checkpoint.description import RunDescription
@@ -193,6 +195,38 @@ def write_step(
     }
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
         writer.save(steps.absolute(folder), args=ocp.args.Composite(**items))
+
+
+# ---------------------------------- failures ----------------------------------
+
+# How long what fails waits for what was begun beside it: a disk that is full says so at once.
+_END_SECONDS = 60.0
+
+_run_of_orbax = asyncio_utils.run_sync
+
+
+async def _run_to_the_end(work: Coroutine[Any, Any, Any]) -> Any:
+    """Does the work; where it fails, everything that it began has ended before that is told."""
+    before = asyncio.all_tasks()
+    try:
+        return await work
+    except Exception:
+        while begun := asyncio.all_tasks() - before:
+            ends = asyncio.gather(*begun, return_exceptions=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ends, _END_SECONDS)
+        raise
+
+
+def _run(work: Coroutine[Any, Any, Any], *args: Any, **options: Any) -> Any:
+    return _run_of_orbax(_run_to_the_end(work), *args, **options)
+
+
+# Orbax writes all arrays at once, and closes the loop in which it waits for them as soon as one has
+# failed. On a full disk the others fail a moment later, and tensorstore prints for each, from C++,
+# that its loop is closed; which ones is a matter of luck. One that does not fail goes on writing
+# into a folder that its owner may be about to remove.
+asyncio_utils.run_sync = _run
 
 
 class _NotOrbax(logging.Filter):

@@ -118,6 +118,22 @@ def test_another_users_folder(imported, another_users_folder: pathlib.Path, writ
     assert "Permission denied; you may not write or read there" in message
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        # As tensorstore 0.1.86 told them, of an array and of its database.
+        'RESOURCE_EXHAUSTED: Error writing "a/c/0" in OCDBT database at local file "/disk/d/": Error '
+        'writing local file "/disk/d/12": Failed to write 40113 bytes to file 14: No space left on '
+        "device [os_error_code='28'] [source locations='tensorstore/internal/os/file_util_posix.cc:1']",
+        'RESOURCE_EXHAUSTED: Failed writing: "/disk/d/": Failed to write 40113 bytes to file 14: No '
+        "space left on device [os_error_code='28']",
+    ],
+)
+def test_both_forms_of_tensorstores_words(message: str) -> None:
+    told = describe_disk_error(ValueError(message))
+    assert told == "/disk/d/: No space left on device; make room on that disk"
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").write_text("")
     for write in WRITERS[:3]:
