@@ -58,9 +58,13 @@ class ChecksumHandler(ocp.AsyncCheckpointHandler):
         """See `orbax.checkpoint.AsyncCheckpointHandler`; orbax waits for futures in their order."""
         return [_OwnFiles(directory)] if jax.process_count() > 1 else []
 
-    def restore(self, directory: epath.Path, args: Any = None) -> None:
-        """Orbax need not know: `find_damage` reads the sums without it."""
-        raise NotImplementedError
+    def restore(self, directory: epath.Path, args: Any = None) -> dict[str, tuple[int, int]]:
+        """The sums of a step, as `find_damage` reads them without orbax: {file: (bytes, CRC-32)}.
+
+        Raises:
+          SourceError: a file there holds no sums.
+        """
+        return _read_all_sums(directory)
 
     def finalize(self, directory: epath.Path) -> None:
         """Sums up, in process 0, what no process has summed up: all others have finished."""
@@ -166,9 +170,7 @@ def find_damage(step_folder: epath.Path, only: str = "") -> str | None:
 
 
 def _find_damage(step_folder: epath.Path, only: str, index: int, count: int) -> str | None:
-    sums: dict[str, tuple[int, int]] = {}
-    for file in sorted((step_folder / FOLDER).glob("*.json")):
-        sums.update(_read_sums(file))
+    sums = _read_all_sums(step_folder / FOLDER)
     if not any(name.startswith("state/") for name in sums):
         return f"{FOLDER}/ lists no files"
     # The largest first, dealt out in turn, so that processes and threads end together.
@@ -188,6 +190,13 @@ def _compare(step_folder: epath.Path, name: str, bytes_then: int, sum_then: int)
     if size != bytes_then:
         return f"{name} has {size:,} bytes, {bytes_then:,} were written"
     return None if total == sum_then else f"{name} has changed: its checksum differs"
+
+
+def _read_all_sums(folder: epath.Path) -> dict[str, tuple[int, int]]:
+    sums: dict[str, tuple[int, int]] = {}
+    for file in sorted(folder.glob("*.json")):
+        sums.update(_read_sums(file))
+    return sums
 
 
 def _read_sums(file: epath.Path) -> dict[str, tuple[int, int]]:

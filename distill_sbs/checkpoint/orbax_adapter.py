@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import math
+import threading
 import traceback
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging as absl_logging
@@ -151,35 +155,131 @@ def reading_context(kept_bytes: int) -> tensorstore.Context:
     )
 
 
-def writing_context() -> tensorstore.Context:
-    """What handles share that write array after array, none of which is read again.
+# ---------------------------------- writing -----------------------------------
 
-    Orbax's own keeps up to 100 MB of the database's nodes, more with each array.
+# Of an array's chunk; slices of a stack lie in chunks of their own.
+_CHUNK_BYTES = 2**25
+
+
+@dataclasses.dataclass(frozen=True)
+class UnreadArray:
+    """An array that is read when it is written: as one, or slice by slice of its first axis.
+
+    Attributes:
+      shape: of the whole.
+      readers: each reads a part, float32: the whole, or one slice a reader, in their order.
+      is_stack: whether the parts are slices.
     """
-    nodes = {"cache_pool#ocdbt": {"total_bytes_limit": 0}}
-    return tensorstore.Context(
-        tensorstore.Context.Spec(nodes), ocp.type_handlers.get_ts_context(use_ocdbt=True)
-    )
+
+    shape: tuple[int, ...]
+    readers: tuple[Callable[[], np.ndarray], ...]
+    is_stack: bool
+    dtype: np.dtype[np.float32] = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
+
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return self.size * self.dtype.itemsize
+
+
+class _UnreadHandler(ocp.type_handlers.NumpyHandler):
+    """Lets orbax write `UnreadArray`s, of which only one part is in memory at a time."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        super().__init__()
+        self._advance = advance
+        self._stopped = threading.Event()
+        self._writing: list[ocp.future.Future] = []
+        # Orbax's own context keeps up to 100 MB of the database's nodes, more with each array, none
+        # of which is read again.
+        nodes = {"cache_pool#ocdbt": {"total_bytes_limit": 0}}
+        self._context = tensorstore.Context(
+            tensorstore.Context.Spec(nodes), ocp.type_handlers.get_ts_context(use_ocdbt=True)
+        )
+
+    async def serialize(
+        self,
+        values: Sequence[UnreadArray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> Sequence[ocp.future.Future]:
+        """See `orbax.checkpoint.type_handlers.TypeHandler`."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        # In a thread of its own, which waits until orbax has made the folder.
+        writing = ocp.future.CommitFutureAwaitingContractedSignals(
+            self._write(values, infos, args), name="part_by_part"
+        )
+        self._writing.append(writing)
+        return [writing]
+
+    async def _write(
+        self,
+        values: Sequence[UnreadArray],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs],
+    ) -> None:
+        for value, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                global_shape=value.shape,
+                local_shape=value.shape,
+                dtype=value.dtype,
+                process_index=0,
+                arg=arg,
+            )
+            array = await tensorstore.open(
+                tensorstore.Spec(spec), create=True, open=True, context=self._context
+            )
+            for number, read in enumerate(value.readers):
+                if self._stopped.is_set():
+                    return
+                part = array[number] if value.is_stack else array
+                await part.write(read())
+                self._advance(math.prod(part.shape))
+
+    def stop(self) -> None:
+        """Ends writing before the next part, and waits for that; the folder is to be removed."""
+        self._stopped.set()
+        for writing in self._writing:
+            with contextlib.suppress(Exception):
+                writing.result()
 
 
 def write_step(
     folder: str,
     params: Any,
-    save_args: Any,
-    leaf: tuple[type, ocp.type_handlers.TypeHandler],
     description: RunDescription,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Writes one step's folder that belongs to no run; it must not exist.
 
+    What fails or is interrupted writes nothing more when this raises; `FOLDER.orbax-…` beside it is
+    to be removed.
+
     Args:
       folder: local or gs://.
-      params: a tree of leaves of one type.
-      save_args: the same tree of `ocp.SaveArgs`.
-      leaf: that type, and what writes it.
+      params: a tree of `UnreadArray`s.
       description: what the checkpoint says of itself.
+      advance: called with the values written since the last call.
     """
     quiet_orbax()
-    registry = ocp.type_handlers.create_type_handler_registry(leaf)
+    handler = _UnreadHandler(advance or (lambda _: None))
+    registry = ocp.type_handlers.create_type_handler_registry((UnreadArray, handler))
+    save_args = jax.tree.map(
+        # Orbax divides a stack by its first axis before any other.
+        lambda array: ocp.SaveArgs(
+            chunk_byte_size=min(_CHUNK_BYTES, array.nbytes // len(array.readers)),
+            shard_axes=(0,) if array.is_stack else (),
+        ),
+        params,
+    )
     # Finished in this order: the checksums are of all others.
     handlers = {
         steps.STATE: ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
@@ -193,8 +293,12 @@ def write_step(
         steps.DESCRIPTION: ocp.args.JsonSave(description.to_json()),
         checksums.FOLDER: checksums.ChecksumSave(),
     }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
-        writer.save(steps.absolute(folder), args=ocp.args.Composite(**items))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as writer:
+            writer.save(steps.absolute(folder), args=ocp.args.Composite(**items))
+    except BaseException:  # an interruption, too
+        handler.stop()
+        raise
 
 
 # ---------------------------------- failures ----------------------------------

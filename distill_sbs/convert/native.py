@@ -9,18 +9,15 @@ continues from it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import shutil
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore
 
 from distill_sbs import constants
@@ -41,9 +38,6 @@ MAX_DECODE_TOKENS = 64
 
 # Decoded chunks that are kept: a chunk may hold all layers, and is decoded whole for any of them.
 _KEPT_CHUNKS = 2
-
-# Of an array's chunk where we write it; layers lie in chunks of their own.
-_CHUNK_BYTES = 2**25
 
 
 class NativeSource(ParameterSource):
@@ -120,85 +114,6 @@ class NativeSource(ParameterSource):
 # ---------------------------------- writing ----------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """A parameter that is read when it is written: one tensor, or one a layer."""
-
-    source: ParameterSource
-    shape: tuple[int, ...]
-    paths: tuple[str, ...]
-    stacked: bool
-    advance: Callable[[int], None]
-    dtype: np.dtype[np.float32] = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-
-class _LeafHandler(ocp.type_handlers.NumpyHandler):
-    """Lets orbax write `_Leaf`s, of which only one layer's tensor is in memory at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._stopped = threading.Event()
-        self._context = orbax_adapter.writing_context()
-        self._writing: list[ocp.future.Future] = []
-
-    async def serialize(
-        self,
-        values: Sequence[_Leaf],
-        infos: Sequence[ocp.type_handlers.ParamInfo],
-        args: Sequence[ocp.SaveArgs] | None = None,
-    ) -> Sequence[ocp.future.Future]:
-        """See `orbax.checkpoint.type_handlers.TypeHandler`."""
-        args = args or [ocp.SaveArgs()] * len(values)
-        # In a thread of its own, which waits until orbax has made the folder.
-        writing = ocp.future.CommitFutureAwaitingContractedSignals(
-            self._write(values, infos, args), name="tensor_by_tensor"
-        )
-        self._writing.append(writing)
-        return [writing]
-
-    async def _write(
-        self,
-        values: Sequence[_Leaf],
-        infos: Sequence[ocp.type_handlers.ParamInfo],
-        args: Sequence[ocp.SaveArgs],
-    ) -> None:
-        for leaf, info, arg in zip(values, infos, args, strict=True):
-            await info.await_path_creation()
-            spec = ocp.type_handlers.get_json_tspec_write(
-                info,
-                use_ocdbt=info.is_ocdbt_checkpoint,
-                global_shape=leaf.shape,
-                local_shape=leaf.shape,
-                dtype=leaf.dtype,
-                process_index=0,
-                arg=arg,
-            )
-            array = await tensorstore.open(
-                tensorstore.Spec(spec), create=True, open=True, context=self._context
-            )
-            for layer, path in enumerate(leaf.paths):
-                if self._stopped.is_set():
-                    return
-                part = array[layer] if leaf.stacked else array
-                await part.write(leaf.source.read(path))
-                leaf.advance(math.prod(part.shape))
-
-    def stop(self) -> None:
-        """Ends writing before the next tensor, and waits for that; the folder is to be removed."""
-        self._stopped.set()
-        for writing in self._writing:
-            with contextlib.suppress(Exception):
-                writing.result()
-
-
 def write_native(
     source: ParameterSource,
     output: str,
@@ -237,22 +152,13 @@ def write_native(
         *parents, last = path.split("/")
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = _Leaf(source, shape, paths, stacked, advance or (lambda _: None))
-    save_args = jax.tree.map(
-        # Orbax divides a stack by its first axis before any other.
-        lambda leaf: ocp.SaveArgs(
-            chunk_byte_size=min(_CHUNK_BYTES, leaf.nbytes // len(leaf.paths)),
-            shard_axes=(0,) if leaf.stacked else (),
-        ),
-        params,
-    )
-    handler = _LeafHandler()
+        readers = tuple(functools.partial(source.read, path) for path in paths)
+        node[last] = orbax_adapter.UnreadArray(shape, readers, stacked)
     if "://" not in output and pathlib.Path(output).is_dir():
         pathlib.Path(output).rmdir()  # orbax makes it
     try:
-        orbax_adapter.write_step(output, params, save_args, (_Leaf, handler), description)
+        orbax_adapter.write_step(output, params, description, advance)
     except BaseException:  # an interruption, too
-        handler.stop()
         _remove_unfinished(output)
         raise
 

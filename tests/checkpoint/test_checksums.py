@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import zlib
 
+import orbax.checkpoint as ocp
 import pytest
 import saved_steps
 from etils import epath
@@ -38,6 +40,13 @@ def test_every_file_has_its_sum(step: pathlib.Path) -> None:
     ]
     assert any(name.startswith("state/ocdbt.process_0/d/") for name in files)
     assert find_damage(step) is None
+
+
+def test_orbax_restores_the_sums_too(step: pathlib.Path) -> None:
+    with ocp.Checkpointer(checksums.ChecksumHandler()) as reader:
+        sums = reader.restore(epath.Path(step) / checksums.FOLDER)
+    content = (step / "progress/metadata").read_bytes()
+    assert sums["progress/metadata"] == (len(content), zlib.crc32(content))
 
 
 def test_one_byte_of_any_file_is_noticed(step: pathlib.Path) -> None:

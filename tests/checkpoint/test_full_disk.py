@@ -1,4 +1,4 @@
-"""Saving on a disk that becomes full: one error, nothing on standard error, nothing saved is lost."""
+"""Saving on a disk that becomes full: one error, not a line besides, nothing saved is lost."""
 
 from __future__ import annotations
 

@@ -122,11 +122,11 @@ def test_another_users_folder(imported, another_users_folder: pathlib.Path, writ
     "message",
     [
         # As tensorstore 0.1.86 told them, of an array and of its database.
-        'RESOURCE_EXHAUSTED: Error writing "a/c/0" in OCDBT database at local file "/disk/d/": Error '
-        'writing local file "/disk/d/12": Failed to write 40113 bytes to file 14: No space left on '
-        "device [os_error_code='28'] [source locations='tensorstore/internal/os/file_util_posix.cc:1']",
-        'RESOURCE_EXHAUSTED: Failed writing: "/disk/d/": Failed to write 40113 bytes to file 14: No '
-        "space left on device [os_error_code='28']",
+        'RESOURCE_EXHAUSTED: Error writing "a/c/0" in OCDBT database at local file "/disk/d/": '
+        'Error writing local file "/disk/d/12": Failed to write 40113 bytes to file 14: No space '
+        "left on device [os_error_code='28'] [source locations='file_util_posix.cc:123']",
+        'RESOURCE_EXHAUSTED: Failed writing: "/disk/d/": Failed to write 40113 bytes to file 14: '
+        "No space left on device [os_error_code='28']",
     ],
 )
 def test_both_forms_of_tensorstores_words(message: str) -> None:

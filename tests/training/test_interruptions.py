@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import random
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 import saved_steps
@@ -18,6 +18,7 @@ from disks import mount_disk
 from quickstart_runs import QuickstartRuns, assert_same_run, wait_for_step
 
 from distill_sbs import evaluate, infer
+from distill_sbs.checkpoint import steps
 
 
 @pytest.fixture(scope="module")
@@ -191,33 +192,91 @@ def test_a_damaged_step_is_refused_by_what_only_reads(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A disk of 2.5 MB: two steps of the run fit, three do not."""
-    with mount_disk(tmp_path / "disk", "2500k") as disk:
-        yield disk
+KEEP_ALL = "KEEP_CHECKPOINTS=8"
+FULL = ": No space left on device; make room on that disk"
+
+
+def assert_told(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """One line of an error, after the one that describes the data, and status 2."""
+    told = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+    assert done.returncode == 2, done.stderr
+    assert told[-1].startswith("error: ") and told[-1].endswith(message), done.stderr
+    assert len(told) <= 2, done.stderr
+    assert not any("Error" in line for line in told[:-1]), done.stderr
+
+
+def assert_goes_on(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, disk: pathlib.Path, *bindings: str
+) -> None:
+    """With room on the disk the same command ends as if nothing had been."""
+    subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
+    (disk / "filler").unlink(missing_ok=True)
+    done = runs.finish(disk / "run", *bindings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_run(undisturbed, disk / "run")
+
+
+# A step takes up to 3 MB while it is written.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "is_any_saved"),
+    [("16k", False), ("600k", False), ("2500k", False), ("4m", True), ("9m", True)],
+)
+def test_a_full_disk_loses_nothing(
+    undisturbed: pathlib.Path,
+    runs: QuickstartRuns,
+    tmp_path: pathlib.Path,
+    size: str,
+    is_any_saved: bool,
+) -> None:
+    """Full before the first save, in it, and in later ones."""
+    with mount_disk(tmp_path / "disk", size) as disk:
+        assert_told(runs.finish(disk / "run", KEEP_ALL), FULL)
+        assert bool(steps.list_steps(str(disk / "run"))) == is_any_saved
+        assert_goes_on(undisturbed, runs, disk, KEEP_ALL)
+
+
+def fill(disk: pathlib.Path) -> None:
+    """Leaves not a byte."""
+    with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(
-    undisturbed: pathlib.Path, runs: QuickstartRuns, small_disk: pathlib.Path
+@pytest.mark.parametrize("moment", ["metrics", "results"])
+def test_a_disk_that_others_fill_meanwhile(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path, moment: str
 ) -> None:
-    model_dir = small_disk / "run"
-    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
-    assert lines[-1].startswith(f"error: {model_dir}/")
-    assert lines[-1].endswith(": No space left on device; make room on that disk")
-    assert len(lines) == 2, done.stderr  # the other one describes the data
-    assert list((model_dir / "checkpoints").glob("[0-9]*[05]"))
-    remount = ["mount", "-o", "remount,size=40m", str(small_disk)]
-    subprocess.run(remount, check=True)
-    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "continuing" in done.stderr
-    assert_same_run(undisturbed, model_dir)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = runs.finish(model_dir, "KEEP_CHECKPOINTS=8")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "Read-only file system; that disk can only be read; choose a folder on" in line
+    """Full while metrics.jsonl grows, and after the last save, before results.json."""
+    bindings = [KEEP_ALL, "EVAL_PERIOD=20"]
+    bindings += ["LOG_PERIOD=1", "CHECKPOINT_PERIOD=40"] if moment == "metrics" else []
+    with mount_disk(tmp_path / "disk", "60m") as disk:
+        process = runs.start(disk / "run", *bindings)
+        if moment == "metrics":
+            wait_for_step(process)
+        else:
+            while process.poll() is None and not (disk / "run/checkpoints/40").exists():
+                time.sleep(0.01)
+        fill(disk)
+        _, rest = process.communicate()
+        assert_told(subprocess.CompletedProcess([], process.returncode, "", rest), FULL)
+        assert not (disk / "run/results.json").exists()
+        assert_goes_on(undisturbed, runs, disk, *bindings)
+
+
+@pytest.mark.slow
+def test_a_disk_that_can_only_be_read(
+    undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
+) -> None:
+    """A folder that is not there yet, and one with the whole run in it."""
+    with mount_disk(tmp_path / "disk", "60m") as disk:
+        shutil.copytree(undisturbed, disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for name in ("new", "run"):
+            done = runs.finish(disk / name)
+            assert_told(
+                done,
+                ": Read-only file system; that disk can only be read; choose a folder on another",
+            )
+            assert len(done.stderr.splitlines()) == 1, done.stderr

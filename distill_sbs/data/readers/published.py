@@ -11,6 +11,7 @@ it hands the split over, so that a broken one is found before any long work begi
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import re
@@ -42,8 +43,8 @@ _OutputParser = Callable[[str], TeacherOutput]
 
 
 @dataclasses.dataclass(frozen=True)
-class PublishedReader:
-    """A `Reader` of the published layout.
+class PublishedReader(abc.ABC):
+    """A `Reader` of the published layout; the datasets' own readers derive from it.
 
     Attributes:
       dataset: the dataset's name, that of its folder.
@@ -57,9 +58,9 @@ class PublishedReader:
         """The same reader for another teacher's outputs in the same files, or for none."""
         return dataclasses.replace(self, teacher=teacher)
 
+    @abc.abstractmethod
     def __call__(self, source_dir: epath.Path, split: str) -> RawSplit:
         """Checks every file of the split, then hands it over; raises SourceError."""
-        raise NotImplementedError
 
     def _join(
         self,
