@@ -4,8 +4,8 @@ r"""`train`, killed again and again at random moments, against a run that was le
     python benchmarks/kill_campaign.py --kills=100 --seed=1
 
 Enters: how many kills, and how many of them inside a save and inside the final test. Leaves: a
-table of the kills, and one of what was compared; status 1 if anything differs from the run that
-was left alone. The run is the shipped quickstart, shrunk (`tests/helpers/quickstart_runs.py`), on two
+table of the kills, and what was compared; status 1 if anything differs from the run that was left
+alone. The run is the shipped quickstart, shrunk (`tests/helpers/quickstart_runs.py`), on two
 simulated devices; compiled programs are kept between starts.
 
 A kill is SIGKILL to the process. A random one comes at a random step or, one in six, while the

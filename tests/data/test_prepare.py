@@ -171,9 +171,7 @@ def test_refuses_flags_without_importing_tensorflow() -> None:
         "assert prepare.main(['prepare', '--datase=cqa']) == 2\n"
         "assert 'tensorflow' not in sys.modules"
     )
-    started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - started < 5
 
 
 def test_a_terminated_run_leaves_no_folder(tmp_path: pathlib.Path) -> None:
