@@ -9,26 +9,26 @@ are computed once, the beams of a row share them. Decoding starts from token 0, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from distill_sbs import constants
-from distill_sbs.model import attention, layers, network
+from distill_sbs.model import attention
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.network import KeysAndValues, Transformer, make_empty_past
 from distill_sbs.model.parameters import Params, find_axes
 
-Cache = Any  # keys and values of earlier positions, by layer; stacked where layers are
 # What is added to the log-probability of a hypothesis that must not be chosen (transformers).
 EXCLUDED = -1e9
 
 
-class _Decoder(NamedTuple):
+class _Encoded(NamedTuple):
     """What a step needs and no step changes."""
 
     params: Params
-    cross: Cache  # keys and values of the encoder, by layer
+    cross: KeysAndValues  # of the encoder
     cross_mask: jax.Array  # bool [B, 1, 1, S]
 
 
@@ -51,75 +51,27 @@ def _gather_once(params: Params, config: T5Config) -> Params:
 
 
 def _prepare(
-    model: network.Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
-) -> tuple[_Decoder, Cache]:
-    """Runs the encoder; returns what steps need, and an empty cache for `length` positions."""
-    config = model.config
+    model: Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
+) -> tuple[_Encoded, KeysAndValues]:
+    """Runs the encoder; returns what steps need, and an empty past of `length` positions."""
     encoded = model.apply({"params": params}, tokens, method="encode")
-    params = _gather_once(params, config)
-    layer = layers.DecoderLayer(config)
-
-    def cross_of(layer_params: Params) -> tuple[jax.Array, jax.Array]:
-        return layer.apply({"params": layer_params}, encoded, method="cross_key_value")
-
-    decoder = params["decoder"]
-    shape = (tokens.shape[0] * hypotheses, config.num_heads, length, config.head_dim)
-    if config.scan_layers:
-        cross = jax.lax.map(cross_of, decoder["layers"])
-        empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
-        cache: Cache = (empty, empty)
-    else:
-        indices = range(config.num_decoder_layers)
-        cross = [cross_of(decoder[f"layers_{index}"]) for index in indices]
-        empty = jnp.zeros(shape, config.dtype)
-        cache = [(empty, empty) for _ in indices]
-    return _Decoder(params, cross, (tokens > 0)[:, None, None, :]), cache
+    params = _gather_once(params, model.config)
+    cross = model.apply({"params": params}, encoded, method="project_encoded")
+    past = make_empty_past(model.config, tokens.shape[0] * hypotheses, length)
+    return _Encoded(params, cross, (tokens > 0)[:, None, None, :]), past
 
 
 def _step(
-    config: T5Config,
-    decoder: _Decoder,
-    cache: Cache,
+    model: Transformer,
+    encoded: _Encoded,
+    past: KeysAndValues,
     tokens: jax.Array,
     position: jax.Array,
     length: int,
-) -> tuple[jax.Array, Cache]:
-    """Tokens [B, G] at `position` -> logits float32 [B, G, V] of the next, and the cache."""
-    stack = decoder.params["decoder"]
-    bias = attention.RelativePositionBias(config, bidirectional=False).apply(
-        {"params": stack["relpos_bias"]}, position[None], jnp.arange(length, dtype=jnp.int32)
-    )
-    hidden = network.TokenEmbedder(config).apply(
-        {"params": decoder.params["token_embedder"]}, tokens
-    )
-    layer = layers.DecoderLayer(config)
-
-    def run(hidden: jax.Array, per_layer: tuple[Params, Cache, Cache]) -> tuple[jax.Array, Cache]:
-        layer_params, past, cross = per_layer
-        return layer.apply(
-            {"params": layer_params},
-            hidden,
-            past,
-            cross,
-            position,
-            bias,
-            decoder.cross_mask,
-            method="step",
-        )
-
-    if config.scan_layers:
-        hidden, cache = jax.lax.scan(run, hidden, (stack["layers"], cache, decoder.cross))
-    else:
-        written = []
-        for index in range(config.num_decoder_layers):
-            hidden, past = run(
-                hidden, (stack[f"layers_{index}"], cache[index], decoder.cross[index])
-            )
-            written.append(past)
-        cache = written
-    hidden = layers.RootMeanSquareNorm(config).apply({"params": stack["decoder_norm"]}, hidden)
-    weights = network.output_weights(decoder.params, config)
-    return network.vocabulary_logits(hidden, weights, config), cache
+) -> tuple[jax.Array, KeysAndValues]:
+    """Tokens [B, G] at `position` -> logits float32 [B, G, V] of the next, and the past."""
+    variables, arguments = {"params": encoded.params}, (past, encoded.cross, position, length)
+    return model.apply(variables, tokens, *arguments, encoded.cross_mask, method="decode_step")
 
 
 def _check_length(max_decode_tokens: int) -> None:
@@ -128,7 +80,7 @@ def _check_length(max_decode_tokens: int) -> None:
 
 
 def greedy_decode(
-    model: network.Transformer,
+    model: Transformer,
     params: Params,
     encoder_input_tokens: jax.Array,
     max_decode_tokens: int,
@@ -138,7 +90,7 @@ def greedy_decode(
     """The likeliest token at every position, until `eos_id`.
 
     Args:
-      model: `network.Transformer(config)`, scanned or not.
+      model: `Transformer(config)`, scanned or not.
       params: its parameters.
       encoder_input_tokens: int32 [B, S], 0 is padding.
       max_decode_tokens: L, the most tokens of an output, its end token included.
@@ -153,23 +105,23 @@ def greedy_decode(
     """
     _check_length(max_decode_tokens)
     rows = encoder_input_tokens.shape[0]
-    decoder, cache = _prepare(model, params, encoder_input_tokens, 1, max_decode_tokens)
+    encoded, past = _prepare(model, params, encoder_input_tokens, 1, max_decode_tokens)
 
     class State(NamedTuple):
         position: jax.Array
         last: jax.Array  # [B]
         ended: jax.Array  # [B]
         output: jax.Array  # [B, L]
-        cache: Cache
+        past: KeysAndValues
 
     def unfinished(state: State) -> jax.Array:
         return (state.position < max_decode_tokens) & ~jnp.all(state.ended)
 
     def advance(state: State) -> State:
-        logits, cache = _step(
-            model.config,
-            decoder,
-            state.cache,
+        logits, past = _step(
+            model,
+            encoded,
+            state.past,
             state.last[:, None],
             state.position,
             max_decode_tokens,
@@ -180,7 +132,7 @@ def greedy_decode(
             state.output, token[:, None], state.position, axis=1
         )
         ended = state.ended | (token == eos_id)
-        return State(state.position + 1, token, ended, output, cache)
+        return State(state.position + 1, token, ended, output, past)
 
     # A row of padding has no input to answer: it ends at once, and keeps nobody waiting.
     start = State(
@@ -188,7 +140,7 @@ def greedy_decode(
         last=jnp.full(rows, pad_id, jnp.int32),
         ended=~jnp.any(encoder_input_tokens > 0, axis=1),
         output=jnp.full((rows, max_decode_tokens), pad_id, jnp.int32),
-        cache=cache,
+        past=past,
     )
     return jax.lax.while_loop(unfinished, advance, start).output
 
@@ -203,7 +155,7 @@ class _Beams(NamedTuple):
     ended_scores: jax.Array  # [B, G], divided by length ** length_penalty
     is_ended: jax.Array  # bool [B, G], whether `ended` holds a hypothesis there
     open: jax.Array  # bool [B], whether running ones may still improve the ended
-    cache: Cache
+    past: KeysAndValues
 
 
 def _gather(values: jax.Array, indices: jax.Array) -> jax.Array:
@@ -212,18 +164,18 @@ def _gather(values: jax.Array, indices: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, indices.reshape(shape), axis=1)
 
 
-def _reorder_cache(cache: Cache, beams: jax.Array, stacked: bool) -> Cache:
+def _reorder_past(past: KeysAndValues, beams: jax.Array, stacked: bool) -> KeysAndValues:
     """Takes the past of hypothesis `beams[b, g]` for hypothesis g of row b."""
 
     def reorder(leaf: jax.Array) -> jax.Array:
         split = leaf.reshape(*beams.shape, *leaf.shape[1:])
         return _gather(split, beams).reshape(leaf.shape)
 
-    return jax.tree.map(jax.vmap(reorder) if stacked else reorder, cache)
+    return jax.tree.map(jax.vmap(reorder) if stacked else reorder, past)
 
 
 def beam_decode(
-    model: network.Transformer,
+    model: Transformer,
     params: Params,
     encoder_input_tokens: jax.Array,
     max_decode_tokens: int,
@@ -241,7 +193,7 @@ def beam_decode(
     better than its worst ended one; at L all that run count as ended.
 
     Args:
-      model: `network.Transformer(config)`, scanned or not.
+      model: `Transformer(config)`, scanned or not.
       params: its parameters.
       encoder_input_tokens: int32 [B, S], 0 is padding.
       max_decode_tokens: L, the most tokens of an output, its end token included.
@@ -261,14 +213,14 @@ def beam_decode(
         raise ValueError(f"beam_size={beam_size}: expected at least 1")
     config = model.config
     rows = encoder_input_tokens.shape[0]
-    decoder, cache = _prepare(model, params, encoder_input_tokens, beam_size, max_decode_tokens)
+    encoded, past = _prepare(model, params, encoder_input_tokens, beam_size, max_decode_tokens)
 
     def advance(state: _Beams) -> _Beams:
         last = jax.lax.dynamic_index_in_dim(
             state.running, jnp.maximum(state.position - 1, 0), axis=2, keepdims=False
         )
         last = jnp.where(state.position == 0, pad_id, last)
-        logits, cache = _step(config, decoder, state.cache, last, state.position, max_decode_tokens)
+        logits, past = _step(model, encoded, state.past, last, state.position, max_decode_tokens)
         scores = jax.nn.log_softmax(logits) + state.running_scores[:, :, None]  # [B, G, V]
 
         # Twice as many as beams: should the first G all end, G remain to go on with.
@@ -282,7 +234,7 @@ def beam_decode(
 
         running_scores, chosen = jax.lax.top_k(top_scores + ends * EXCLUDED, beam_size)
         running = _gather(candidates, chosen)
-        cache = _reorder_cache(cache, _gather(parents, chosen), config.scan_layers)
+        past = _reorder_past(past, _gather(parents, chosen), config.scan_layers)
 
         ends_well = ends & (jnp.arange(2 * beam_size) < beam_size)
         length = count.astype(jnp.float32) ** length_penalty
@@ -304,7 +256,7 @@ def beam_decode(
             ended_scores,
             is_ended,
             state.open & improvable,
-            cache,
+            past,
         )
 
     def unfinished(state: _Beams) -> jax.Array:
@@ -322,6 +274,6 @@ def beam_decode(
         ended_scores=none,
         is_ended=jnp.zeros((rows, beam_size), bool),
         open=jnp.any(encoder_input_tokens > 0, axis=1),
-        cache=cache,
+        past=past,
     )
     return jax.lax.while_loop(unfinished, advance, start).ended[:, 0]

@@ -7,9 +7,14 @@ Parameter names and shapes are those of google-research/t5x (`t5x/examples/t5/ne
 that its checkpoints fit; with `scan_layers` the layers of a stack are one subtree `layers` with
 a leading layer axis (see `model.parameters`). Parameters are plain float32 arrays; sharding
 them is the caller's business, by path.
+
+Decoding takes one token at a time (`Transformer.decode_step`, `Decoder.step`), with the keys and
+values of earlier positions handed in and out; `model.decoding` loops over it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +31,10 @@ from distill_sbs.model.layers import (
     fan_in_truncated,
 )
 from distill_sbs.model.parameters import Params
+
+# Keys and values, each [rows, H, length, head_dim]: a pair a layer in a list, or one pair of stacks
+# of all layers where the layers are stacked.
+KeysAndValues = Any
 
 
 def _layer_stack(
@@ -179,6 +188,72 @@ class Decoder(nn.Module):
         """Hidden [B, T, D] -> float32 [B, T, V]; v1.1 only."""
         return self.logits_dense(hidden)
 
+    def project_encoded(self, encoded: jax.Array) -> KeysAndValues:
+        """Encoder states [B, S, D] -> the keys and values that cross-attention sees in every step."""
+        config, params = self.config, self.variables["params"]
+        layer = DecoderLayer(config, parent=None)
+
+        def project(layer_params: Params) -> tuple[jax.Array, jax.Array]:
+            return layer.apply({"params": layer_params}, encoded, method="cross_key_value")
+
+        if config.scan_layers:
+            return jax.lax.map(project, params["layers"])
+        return [project(params[f"layers_{index}"]) for index in range(config.num_decoder_layers)]
+
+    def step(
+        self,
+        embedded: jax.Array,
+        past: KeysAndValues,
+        cross: KeysAndValues,
+        position: jax.Array,
+        length: int,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, KeysAndValues]:
+        """One position for each of G hypotheses of B rows, without dropout.
+
+        Args:
+          embedded: the tokens there, [B, G, D].
+          past: keys and values of earlier positions, from `make_empty_past` on.
+          cross: from `project_encoded`, shared by a row's hypotheses.
+          position: of the tokens, an int32 scalar.
+          length: how many positions `past` has room for.
+          cross_mask: bool [B, 1, 1, S], which inputs are real.
+
+        Returns:
+          Normalised states [B, G, D], and `past` with this position written.
+        """
+        config, params = self.config, self.variables["params"]
+        bias = RelativePositionBias(config, False, parent=None).apply(
+            {"params": params["relpos_bias"]}, position[None], jnp.arange(length, dtype=jnp.int32)
+        )
+        layer = DecoderLayer(config, parent=None)
+
+        def run(hidden: jax.Array, of_layer: tuple[Params, Any, Any]) -> tuple[jax.Array, Any]:
+            layer_params, past, cross = of_layer
+            arguments = (hidden, past, cross, position, bias, cross_mask)
+            return layer.apply({"params": layer_params}, *arguments, method="step")
+
+        if config.scan_layers:
+            hidden, written = jax.lax.scan(run, embedded, (params["layers"], past, cross))
+        else:
+            hidden, written = embedded, []
+            for index in range(config.num_decoder_layers):
+                of_layer = (params[f"layers_{index}"], past[index], cross[index])
+                hidden, of_position = run(hidden, of_layer)
+                written.append(of_position)
+        norm = RootMeanSquareNorm(config, parent=None)
+        return norm.apply({"params": params["decoder_norm"]}, hidden), written
+
+
+def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:
+    """Room for the keys and values of `length` positions of `rows` hypotheses, zeros."""
+    shape = (rows, config.num_heads, length, config.head_dim)
+    if config.scan_layers:
+        empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
+        return empty, empty
+    empty = jnp.zeros(shape, config.dtype)
+    return [(empty, empty) for _ in range(config.num_decoder_layers)]
+
 
 def encoder_attention_mask(tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """Bool [B, 1, S, S]: real tokens see real tokens of their own segment."""
@@ -266,6 +341,28 @@ class Transformer(nn.Module):
         )
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
+
+    def project_encoded(self, encoded: jax.Array) -> KeysAndValues:
+        """See `Decoder.project_encoded`."""
+        return self.decoder.project_encoded(encoded)
+
+    def decode_step(
+        self,
+        tokens: jax.Array,
+        past: KeysAndValues,
+        cross: KeysAndValues,
+        position: jax.Array,
+        length: int,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, KeysAndValues]:
+        """Tokens int32 [B, G] at `position` -> logits float32 [B, G, V] of the next, and the past.
+
+        The other arguments are those of `Decoder.step`.
+        """
+        embedded = self.token_embedder(tokens)
+        hidden, past = self.decoder.step(embedded, past, cross, position, length, cross_mask)
+        weights = output_weights(self.variables["params"], self.config)
+        return vocabulary_logits(hidden, weights, self.config), past
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Decoder states [B, T, D] -> logits float32 [B, T, V]."""

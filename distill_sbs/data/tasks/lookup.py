@@ -1,0 +1,89 @@
+"""What a task or mixture of ours reads, what it is about, and whether its records are there.
+
+Enters: a SeqIO task or mixture. Leaves: its tasks, its dataset, the task that a run is scored by;
+its records, prepared where no raw data is needed.
+"""
+
+from __future__ import annotations
+
+import seqio
+
+from distill_sbs.data import settings
+from distill_sbs.data.dataset import DatasetSpec
+from distill_sbs.data.records import build, tfrecords
+from distill_sbs.data.tasks.names import DATASETS, INFO, TaskInfo, suggest
+from distill_sbs.errors import UserError
+
+
+def get_dataset(name: str) -> DatasetSpec:
+    """Looks a dataset up; raises UserError with near matches where there is none."""
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}; {suggest(name, list(DATASETS))}")
+    return DATASETS[name]
+
+
+def get_task_info(mixture_or_task: seqio.Task | seqio.Mixture) -> TaskInfo | None:
+    """What a task or mixture of ours is made of; None of one that SeqIO got from elsewhere."""
+    return INFO.get(mixture_or_task.name)
+
+
+def dataset_of(task: seqio.Task) -> DatasetSpec:
+    """The dataset that a task of ours reads.
+
+    Raises:
+      UserError: the task is not ours.
+    """
+    info = get_task_info(task)
+    if info is None:
+        raise UserError(f"task {task.name!r} belongs to no data set registered by register_dataset")
+    return DATASETS[info.dataset]
+
+
+def tasks_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    """The tasks of a mixture in the order of registration; a task is its own only one."""
+    if isinstance(mixture_or_task, seqio.Task):
+        return [mixture_or_task]
+    order = list(mixture_or_task.rate_per_task_name)
+    return sorted(mixture_or_task.tasks, key=lambda task: order.index(task.name))
+
+
+def is_rationale(task: seqio.Task) -> bool:
+    """Whether a task's targets are rationales (its label tasks are what accuracy is about)."""
+    info = get_task_info(task)
+    return info is not None and info.method == "rationale"
+
+
+def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
+    """The task whose accuracy the run reports: the first that is not a rationale task."""
+    tasks = tasks_of(mixture_or_task)
+    return next((task for task in tasks if not is_rationale(task)), tasks[0])
+
+
+def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Checks that the records of every task are there; nothing is written.
+
+    Raises:
+      tfrecords.UnpreparedDataError: records are missing; the message holds the command to type.
+    """
+    folder = settings.current().folder
+    for spec in map(dataset_of, tasks_of(mixture_or_task)):
+        for split in spec.splits:
+            tfrecords.split_files(folder, spec.name, split)
+
+
+def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Prepares what is missing and can be generated, as `wordproblems` can; checks the rest.
+
+    Raises:
+      tfrecords.UnpreparedDataError: see `check_prepared`.
+    """
+    folder = settings.current().folder
+    for spec in map(dataset_of, tasks_of(mixture_or_task)):
+        if spec.needs_source_dir:
+            continue
+        try:
+            for split in spec.splits:
+                tfrecords.split_files(folder, spec.name, split)
+        except tfrecords.UnpreparedDataError:
+            build.prepare_dataset(spec, None, folder, None)
+    check_prepared(mixture_or_task)
