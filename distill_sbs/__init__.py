@@ -1,7 +1,9 @@
 """Distilling step-by-step (arXiv 2305.02301) in JAX: a small T5 learns labels and rationales.
 
 Enters: nothing. Leaves: the public names below. Each is imported when it is first asked for, so
-that `import distill_sbs` is quick and needs neither TensorFlow nor JAX.
+that `import distill_sbs` is quick and needs neither TensorFlow nor JAX. Where Python is about to
+run a program of this project, its working folder goes to the end of `sys.path` here and Ctrl-C is
+handled from here on; a program that merely imports the package keeps both as they are.
 """
 
 from distill_sbs.cli import working_folder
@@ -45,7 +47,7 @@ _HOMES = {
     "register_dataset": "distill_sbs.data.registration",
     "train": "distill_sbs.train",
 }
-_NEED_TENSORFLOW = {"Student", "register_dataset"}
+_NEED_TENSORFLOW = {"register_dataset"}
 __all__ = ["__version__", *_HOMES]
 
 

@@ -76,7 +76,7 @@ class Option:
             raise OptionError(
                 self.macro,
                 f"{self.macro}={kinds.show(value)}{error}; expected {self.kind.words}: "
-                f"{self.kind.typed(self.macro, value)}",
+                f"{self.kind.format_flag(self.macro, value)}",
             ) from None
 
 

@@ -2,8 +2,8 @@
 
     python -m distill_sbs.evaluate --checkpoint=runs/quickstart --split=test
 
-Enters: any checkpoint folder, prepared records. Leaves: the accuracy, printed and as JSON; every
-example of the split counted once.
+Enters: any checkpoint folder, prepared records. Leaves: one JSON object on standard output, the
+accuracy in it, every example of the split counted once; with `--output` a line of JSON for each.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def evaluate(
         raise UserError(f"--split={split}: {task.name} has {', '.join(task.splits)}")
     processes.check_joined()
     is_first = processes.is_first()
-    processes.one_after_the_first(lambda: registration.prepare_missing(task))
+    processes.run_first_then_others(lambda: registration.prepare_missing(task))
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 
@@ -116,7 +116,7 @@ def evaluate(
     note = explain_outputs(outputs, predictions, description.max_decode_tokens)
     if note and is_first:
         terminal.say(f"note: {note}", stderr=True)
-    metrics = batch_decoder.metrics_of(
+    metrics = batch_decoder.compute_metrics(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
     return {
@@ -139,8 +139,8 @@ def _work(argv: Sequence[str]) -> int | None:
         files.check_writable(values.output)
     given = values.flag_values_dict()
     processes.check_flags(given)
-    quiet_tensorflow.import_tensorflow()  # see train.py
-    with processes.join_processes(given, processes.settings_of(given)):
+    quiet_tensorflow.import_tensorflow()  # drops what is written meanwhile: before processes join
+    with processes.join_processes(given, processes.list_settings(given)):
         result = evaluate(
             values.checkpoint,
             values.mixture_or_task,

@@ -63,7 +63,7 @@ class ExtractResult:
 # ---------------------------------- arguments --------------------------------
 
 
-def _prompt(config: ExtractConfig, recorded: RequestDescription) -> Prompt:
+def _load_prompt(config: ExtractConfig, recorded: RequestDescription) -> Prompt:
     task = config.task or config.dataset or recorded.task_path
     if not task:
         raise UserError(
@@ -73,7 +73,9 @@ def _prompt(config: ExtractConfig, recorded: RequestDescription) -> Prompt:
     return prompts.load(task)
 
 
-def _inputs(config: ExtractConfig, prompt_name: str | None, recorded: RequestDescription) -> Inputs:
+def _find_inputs(
+    config: ExtractConfig, prompt_name: str | None, recorded: RequestDescription
+) -> Inputs:
     """The inputs that the flags name, or else those that an output file was made from."""
     known = recorded.inputs or {}
     path = config.input or (known.get("input") if not config.dataset else None)
@@ -92,7 +94,7 @@ def _inputs(config: ExtractConfig, prompt_name: str | None, recorded: RequestDes
     return inputs.part(shard, config.limit) if shard or config.limit else inputs
 
 
-def _output(config: ExtractConfig) -> str:
+def _choose_output(config: ExtractConfig) -> str:
     if config.output:
         return config.output
     if not (config.dataset and config.split and config.teacher):
@@ -107,7 +109,7 @@ def _output(config: ExtractConfig) -> str:
     return str(folder / f"{config.split}{part}.jsonl")
 
 
-def _recorded(paths: Sequence[str | None]) -> RequestDescription:
+def _find_description(paths: Sequence[str | None]) -> RequestDescription:
     """How the output that a report or a merge is about was asked for; defaults where unknown."""
     for path in paths:
         if path and not path.endswith(".json"):
@@ -119,8 +121,8 @@ def _recorded(paths: Sequence[str | None]) -> RequestDescription:
 
 
 def _show_prompt(config: ExtractConfig, index: int) -> int:
-    prompt = _prompt(config, RequestDescription())
-    inputs = _inputs(config, prompt.name, RequestDescription())
+    prompt = _load_prompt(config, RequestDescription())
+    inputs = _find_inputs(config, prompt.name, RequestDescription())
     if index >= inputs.size:
         raise UserError(f"--show_prompt={index}: there are {inputs.size} inputs")
     example = next(itertools.islice(inputs.examples(), index, None))
@@ -138,10 +140,10 @@ def _show_prompt(config: ExtractConfig, index: int) -> int:
 def _merge(config: ExtractConfig, paths: Sequence[str]) -> int:
     from distill_sbs.teacher import export
 
-    recorded = _recorded(paths)
+    recorded = _find_description(paths)
     has_inputs = bool(config.input or config.dataset or recorded.inputs)
-    inputs = _inputs(config, recorded.task, recorded) if has_inputs else None
-    output = _output(config)
+    inputs = _find_inputs(config, recorded.task, recorded) if has_inputs else None
+    output = _choose_output(config)
     answered, failed, missing = export.merge(paths, output, inputs)
     terminal.say(
         f"{answered:,} examples answered, {failed:,} failed, {missing:,} not asked yet: {output}"
@@ -155,8 +157,8 @@ def _report(config: ExtractConfig, results_folder: str | None, json_file: str | 
     from distill_sbs.teacher import console, quality
 
     config = _with_default_output(config)
-    recorded = _recorded([config.output])
-    judged, title, prompt = _judged(config, recorded)
+    recorded = _find_description([config.output])
+    judged, title, prompt = _judge(config, recorded)
     equations = prompt.answers == "equation"
     with terminal.show_status(f"reading {title}"):
         measured = quality.measure(judged, equations)
@@ -183,23 +185,23 @@ def _report(config: ExtractConfig, results_folder: str | None, json_file: str | 
 def _with_default_output(config: ExtractConfig) -> ExtractConfig:
     """The output at its default place, where there is one and none is named."""
     if not config.output and config.dataset and config.split and config.teacher:
-        default = _output(config)
+        default = _choose_output(config)
         if os.path.exists(default):
             return dataclasses.replace(config, output=default)
     return config
 
 
-def _judged(
+def _judge(
     config: ExtractConfig, recorded: RequestDescription
 ) -> tuple[Iterator[Any], str, Prompt]:
     """The answers that `--report` is about, a title, and the prompt they were asked with."""
     from distill_sbs.teacher import export, quality
 
-    prompt = _prompt(config, recorded)
+    prompt = _load_prompt(config, recorded)
     if not config.output and config.dataset and config.split and config.teacher:
-        judged = _prepared(config.dataset, config.split, config.teacher, config.data_dir)
+        judged = _judge_prepared(config.dataset, config.split, config.teacher, config.data_dir)
         return judged, f"{config.dataset} {config.split}, {config.teacher}", prompt
-    output = _output(config)
+    output = _choose_output(config)
     has_inputs = bool(config.input or config.dataset or recorded.inputs)
     if output.endswith(".json"):
         if not has_inputs:
@@ -207,28 +209,28 @@ def _judged(
                 f"--output={output} holds texts by position; give the inputs they belong to with "
                 "--input or --dataset"
             )
-        inputs = _inputs(config, prompt.name, recorded)
+        inputs = _find_inputs(config, prompt.name, recorded)
         texts = export.positional_texts(export.published_texts(output), inputs.examples())
         judged = quality.judge_published(inputs.examples(), texts, prompt.name, prompt)
         return judged, output, prompt
     index = responses.AnswerIndex([output])
     selection = responses.Selection.of(output)
     if has_inputs:
-        examples = _inputs(config, prompt.name, recorded).examples()
+        examples = _find_inputs(config, prompt.name, recorded).examples()
     else:  # the ids alone are known
         examples = (Example(example_id, "", None) for example_id in index.ids())
     judged = quality.judge_index(examples, index, selection, prompt)
     return judged, output, prompt
 
 
-def _prepared(dataset: str, split: str, teacher: str, data_dir: str | None) -> Iterator[Any]:
+def _judge_prepared(dataset: str, split: str, teacher: str, data_dir: str | None) -> Iterator[Any]:
     """A teacher's answers in prepared records."""
     from distill_sbs.teacher import inputs, quality
 
     folder = data_dir or settings.default_data_dir()
-    for example in inputs.with_teacher(dataset, split, folder, teacher):
+    for example in inputs.read_with_teacher(dataset, split, folder, teacher):
         output = example.teacher_outputs[teacher]
-        yield quality.Judged(example, output.label, output.rationale)
+        yield quality.AnsweredExample(example, output.label, output.rationale)
 
 
 def extract(config: ExtractConfig) -> ExtractResult:
@@ -244,8 +246,8 @@ def extract(config: ExtractConfig) -> ExtractResult:
     Raises:
       UserError: something given cannot work, or the output was asked for with other settings.
     """
-    prompt = _prompt(config, RequestDescription())
-    output = _output(config)
+    prompt = _load_prompt(config, RequestDescription())
+    output = _choose_output(config)
     if not output.endswith(".jsonl"):
         raise UserError(f"--output={output}: expected a name that ends in .jsonl")
     if not config.model:
@@ -274,7 +276,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
 
     endpoint = Endpoint(config.base_url, parameters, config.timeout_seconds, note)
     with terminal.show_status("checking the inputs"):
-        inputs = _inputs(config, prompt.name, RequestDescription())
+        inputs = _find_inputs(config, prompt.name, RequestDescription())
     _check_first_input(prompt, inputs, config.rationalise)
     export.check_llm_folder(output, inputs.split)
     asked = RequestDescription(

@@ -5,7 +5,7 @@
 Enters: any checkpoint folder, and lines {"id", "input"}. Leaves: the same lines, all other keys as
 they were typed, with "prediction": a label, or with `--task=rationale` the student's rationale. The
 file appears when all is answered. At test time the student needs neither the teacher nor a
-rationale.
+rationale; and this program needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill_sbs import files, json_lines
-from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -68,7 +68,7 @@ def read_inputs(path: str) -> list[tuple[str, str]]:
 
 
 def _answer(rows: Sequence[tuple[str, str]], values: flags.FlagValues) -> None:
-    quiet_tensorflow.import_tensorflow()
+    # Imported here: the command line has been checked by now, and this takes seconds.
     from distill_sbs.cli.progress import show_progress
     from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.inference.student import Student
@@ -104,8 +104,7 @@ def _work(argv: Sequence[str]) -> int | None:
     files.check_writable(values.output)
     given = values.flag_values_dict()
     processes.check_flags(given)
-    quiet_tensorflow.import_tensorflow()  # see train.py
-    with processes.join_processes(given, processes.settings_of(given)):
+    with processes.join_processes(given, processes.list_settings(given)):
         _answer(rows, values)
     return None
 

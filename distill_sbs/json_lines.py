@@ -1,4 +1,4 @@
-r"""JSON and JSON Lines from strangers: read as they are meant, or refused with file and line.
+r"""JSON and JSON Lines from anywhere: read as they are meant, or refused with file and line.
 
 Enters: bytes of a file, or a text. Leaves: JSON values whose texts can be written as UTF-8 again.
 

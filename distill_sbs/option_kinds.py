@@ -43,7 +43,7 @@ class Kind:
     convert: Callable[[object], Any]
     example: str
 
-    def typed(self, macro: str, got: object) -> str:
+    def format_flag(self, macro: str, got: object) -> str:
         """How to type the option on the command line: what was meant where that can be told."""
         value = self.example
         if isinstance(got, str):

@@ -68,7 +68,7 @@ def precompile(
     from distill_sbs.model import flops
     from distill_sbs.precompiling import report
     from distill_sbs.training import optimizer as optimizers
-    from distill_sbs.training.program import training_program
+    from distill_sbs.training.program import build_training_program
 
     # ---------------------------------- checks ----------------------------------
     architecture = config.student.architecture()
@@ -82,7 +82,7 @@ def precompile(
     update = optimizers.make_optimizer(config.optimizer, steps)
 
     # ---------------------------------- program ---------------------------------
-    program = training_program(
+    program = build_training_program(
         architecture,
         update,
         mesh,
@@ -92,12 +92,12 @@ def precompile(
     )
     inputs, targets = (task_feature_lengths[name] for name in ("inputs", "targets"))
     batch = layout.empty_batch(layout.BatchShape(batch_size, inputs, targets))
-    abstract_batch = sharding.with_shardings(
+    abstract_batch = sharding.add_shardings(
         batch, dict.fromkeys(batch, sharding.batch_sharding(mesh))
     )
     state_bytes = {
-        name: sharding.bytes_per_device(tree, places)
-        for name, tree, places in (
+        name: sharding.bytes_per_device(tree, shardings)
+        for name, tree, shardings in (
             ("parameters", program.state.params, program.shardings.params),
             ("optimizer", program.state.optimizer_state, program.shardings.optimizer_state),
         )

@@ -36,7 +36,7 @@ def root_folder() -> pathlib.Path:
 
 
 def gin_folder() -> pathlib.Path:
-    """The folder of the gin files: `experiments/`, `methods/`, `models/`, `runs/`."""
+    """The folder of the gin files: experiments, methods, models, sweeps, run files, T5X's."""
     return root_folder() / "gin"
 
 

@@ -179,7 +179,7 @@ def _train(
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.checkpointer import Checkpointer
     from distill_sbs.cli.progress import show_progress, show_values
-    from distill_sbs.convert.sharded import read_sharded
+    from distill_sbs.convert.mesh_reader import read_sharded
     from distill_sbs.data import registration
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
@@ -189,7 +189,7 @@ def _train(
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
     from distill_sbs.training.metrics_file import read_metrics
-    from distill_sbs.training.program import training_program
+    from distill_sbs.training.program import build_training_program
     from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
@@ -209,7 +209,7 @@ def _train(
     )
     for note in checked.notes if is_first else ():
         terminal.say(f"warning: {note}", stderr=True)
-    processes.one_after_the_first(lambda: registration.prepare_missing(mixture))
+    processes.run_first_then_others(lambda: registration.prepare_missing(mixture))
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
     schedule = optimizers.make_schedule(config.optimizer, train_steps)
@@ -218,10 +218,10 @@ def _train(
     lock.take()
     processes.check_shared(model_dir)
     for step, cause in checked.damaged.items() if is_first else ():
-        place = steps.set_aside(model_dir, step)
+        moved_to = steps.set_aside(model_dir, step)
         terminal.say(
-            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to {place}, "
-            f"and training goes on from step {checked.continues_from}",
+            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to "
+            f"{moved_to}, and training goes on from step {checked.continues_from}",
             stderr=True,
         )
     processes.wait_for_all("damaged steps are set aside")
@@ -235,7 +235,7 @@ def _train(
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
     with show_progress("tokenising", rows // share.count, silent=not is_first) as advance:
-        data = input_pipeline.training_data(
+        data = input_pipeline.load_training_data(
             mixture,
             batch_config.task_feature_lengths,
             batch_size,
@@ -246,7 +246,7 @@ def _train(
             share,
             functools.partial(sharding.rows_here, mesh),
         )
-    for warning in input_pipeline.cut_warnings(data.tasks, CUT_SHARE_WARNED) if is_first else ():
+    for warning in input_pipeline.warn_of_cuts(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         terminal.say(f"warning: {warning}", stderr=True)
     splits = {
         split: input_pipeline.tokenise(
@@ -257,7 +257,7 @@ def _train(
     }
 
     # ---------------------------------- state -----------------------------------
-    program = training_program(
+    program = build_training_program(
         checked.architecture,
         update,
         mesh,
@@ -298,7 +298,7 @@ def _train(
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
         remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
-        return batch_decoder.metrics_of(
+        return batch_decoder.compute_metrics(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
             examples.texts[:limit],

@@ -111,7 +111,7 @@ def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
 # ---------------------------------- tensor by tensor --------------------------
 
 
-def stored_parameters(step_folder: epath.Path) -> dict[str, Any]:
+def list_stored(step_folder: epath.Path) -> dict[str, Any]:
     """Orbax's metadata of every parameter by its path: shape, dtype, chunks, and where it lies.
 
     Raises:
@@ -130,11 +130,11 @@ def stored_parameters(step_folder: epath.Path) -> dict[str, Any]:
 
 
 def open_parameter(stored: Any, context: tensorstore.Context) -> tensorstore.TensorStore:
-    """A handle of one of `stored_parameters`, which reads slices; nothing is read yet.
+    """A handle of one of `list_stored`, which reads slices; nothing is read yet.
 
     Args:
       stored: orbax's metadata of the parameter.
-      context: one of `reading_context`.
+      context: one of `make_reading_context`.
     """
     info = ocp.type_handlers.ParamInfo(
         name=stored.name,
@@ -147,7 +147,7 @@ def open_parameter(stored: Any, context: tensorstore.Context) -> tensorstore.Ten
     return tensorstore.open(tensorstore.Spec(spec), context=context, open=True).result()
 
 
-def reading_context(kept_bytes: int) -> tensorstore.Context:
+def make_reading_context(kept_bytes: int) -> tensorstore.Context:
     """What handles share: decoded chunks of at most `kept_bytes` stay in memory."""
     cache = {"cache_pool": {"total_bytes_limit": kept_bytes}}
     return tensorstore.Context(

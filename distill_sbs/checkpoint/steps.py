@@ -198,8 +198,8 @@ def make_error(step_folder: epath.Path, cause: object) -> DamagedError:
     steps = _steps_in(step_folder.parent) if step_folder.name.isdigit() else []
     others = [str(step) for step in steps if str(step) != step_folder.name]
     if others:
-        places = ", ".join(others)
-        error.args = (f"{error}, or take another step of {step_folder.parent}: {places}",)
+        numbers = ", ".join(others)
+        error.args = (f"{error}, or take another step of {step_folder.parent}: {numbers}",)
     return error
 
 
@@ -267,7 +267,7 @@ def find_newest_whole(model_dir: str) -> tuple[int | None, dict[int, str]]:
 
 
 def set_aside(model_dir: str, step: int) -> epath.Path:
-    """Moves a damaged step out of orbax's sight, which may then save it anew; returns its place."""
+    """Moves a damaged step out of orbax's sight, which may then save it anew; says where to."""
     folder = absolute(model_dir)
     (folder / DAMAGED_FOLDER).mkdir(parents=True, exist_ok=True)
     target, number = folder / DAMAGED_FOLDER / str(step), 1

@@ -1,9 +1,9 @@
 """The command line of the gin-driven entry points, with T5X's flags.
 
 Enters: `sys.argv` and gin files. Leaves: a `Configuration`, whose `config` is the entry point's
-options (`distill_sbs.config`), of their types and in their ranges; or a `UserError`, within two
-seconds: neither JAX nor TensorFlow is imported here, and an entry point that imports them after
-`parse` answers as fast.
+options (`distill_sbs.config`), of their types and in their ranges; or a `UserError`, soon:
+neither JAX nor TensorFlow is imported here, and an entry point that imports them after `parse`
+answers as fast.
 
     def main(configuration: command_line.Configuration[TrainConfig]) -> None:
         train(configuration.config)

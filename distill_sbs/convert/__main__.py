@@ -22,7 +22,7 @@ from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
-    from distill_sbs.convert.write import Converted
+    from distill_sbs.convert.write import ConversionResult
 
 DESCRIPTION = "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs."
 FORMS = ("hf", "t5x", "native")
@@ -91,7 +91,7 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise UserError("--vocabulary_file has no effect with --to=t5x, which carries none")
 
 
-def print_summary(done: Converted, output: str) -> None:
+def print_summary(done: ConversionResult, output: str) -> None:
     """Prints what was written, with the memory that this process took at most."""
     table = terminal.make_table()
     table.add_column()

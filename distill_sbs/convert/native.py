@@ -59,7 +59,7 @@ class NativeSource(ParameterSource):
         self.description = steps.read_description(folder)
         self.vocabulary = self.description.vocabulary
         self.config = self.description.student
-        self._stored = orbax_adapter.stored_parameters(folder)
+        self._stored = orbax_adapter.list_stored(folder)
         for path, stored in self._stored.items():
             if f"/{STACKED}/" in path and not 0 < stored.shape[0] <= MOST_LAYERS:
                 raise DamagedError(
@@ -71,7 +71,7 @@ class NativeSource(ParameterSource):
             for path, stored in self._stored.items()
             if f"/{STACKED}/" in path
         ]
-        self._context = orbax_adapter.reading_context(_KEPT_CHUNKS * max(spans, default=0))
+        self._context = orbax_adapter.make_reading_context(_KEPT_CHUNKS * max(spans, default=0))
         self._opened: dict[str, tensorstore.TensorStore] = {}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

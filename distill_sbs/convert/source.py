@@ -2,8 +2,8 @@
 
 Enters: nothing; forms of checkpoints (HuggingFace's, T5X's, ours) are classes derived from
 `ParameterSource`. Leaves: for a writer of another form, every parameter in turn; for training, the
-shards of a mesh (`convert.sharded`). Nothing is read before it is asked for, and never more than
-one tensor of one layer at a time.
+shards of a mesh (`convert.mesh_reader`). Nothing is read before it is asked for, and never more
+than one tensor of one layer at a time.
 
 Paths are ours with layers one by one, 'encoder/layers_0/attention/query/kernel', whether the form
 at hand stacks its layers or not (`model.parameters`).

@@ -43,7 +43,7 @@ _FREE_FIELDS = (
 )
 
 
-class Converted(NamedTuple):
+class ConversionResult(NamedTuple):
     """What was written.
 
     Attributes:
@@ -75,7 +75,7 @@ def convert_checkpoint(
     with_tokenizer: bool = True,
     scan_layers: bool | None = None,
     overwrite: bool = False,
-) -> Converted:
+) -> ConversionResult:
     """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
 
     Raises:
@@ -120,7 +120,7 @@ def convert_checkpoint(
                 f"--output={output} cannot be written ({cause}); it is as it was before"
             ) from None
     seconds = time.monotonic() - started
-    return Converted(len(sizes), sum(sizes), _measure(output), seconds)
+    return ConversionResult(len(sizes), sum(sizes), _measure(output), seconds)
 
 
 def _write(

@@ -18,15 +18,15 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's parsed answer to one input.
+    """What a teacher gave for one input: the answer in its response.
 
-    Both fields are None where the raw text could not be parsed: such a row gives no teacher
+    Both fields are None where the response could not be parsed: such a row gives no teacher
     label and no rationale, and is counted as unparsed.
 
     Attributes:
-      label: what the teacher answered.
-      rationale: why.
-      raw: the text that could not be parsed, for a message; None where it was, or nobody knows.
+      label: the answer's.
+      rationale: the answer's.
+      raw: the response that could not be parsed, for a message; None where it was, or nobody knows.
       label_is_gold: whether `label` is the gold label for want of the teacher's own, so that
         comparing the two says nothing of the teacher.
     """
@@ -74,7 +74,8 @@ class DatasetSpec:
     """A dataset by name.
 
     Attributes:
-      name: lower-case identifier, the first word of every task and mixture name.
+      name: letters, digits and underscores, in small letters by custom; the first part of every
+        task and mixture name.
       reader: streams the raw examples of one split.
       is_correct: compares a gold label with a predicted one.
       teachers: the teachers whose outputs the prepared records hold.

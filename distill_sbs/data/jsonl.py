@@ -16,7 +16,7 @@ from etils import epath
 from distill_sbs import json_lines
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
 
-# One in this many ids is held out where validation, or test, has no file of its own.
+# One group of ids in this many is held out where validation, or test, has no file of its own.
 HELD_OUT_ONE_IN = 10
 
 

@@ -3,7 +3,7 @@
 Enters: pairs of texts, the expected one first. Leaves: bools, floats, and the dictionaries that
 SeqIO metric functions return. Every accuracy is a fraction between 0 and 1.
 
-The model side imports this module too, so it imports neither TensorFlow nor SeqIO.
+It imports neither TensorFlow nor SeqIO: the teacher's side scores labels with it too.
 """
 
 from __future__ import annotations

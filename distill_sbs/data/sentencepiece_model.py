@@ -2,13 +2,15 @@
 
 Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'. Leaves: the path of a model
 that T5 can have; or a description that a checkpoint carries, so that the checkpoint can be used
-where the file is not. `data.vocabulary` makes tokens of it.
+where the file is not; and the model in such a description. `data.tokenizer` and `data.vocabulary`
+make tokens of it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import sentencepiece
@@ -20,10 +22,10 @@ from distill_sbs.errors import UserError
 BYTES = "bytes"
 EMBEDDED = "embedded"
 
-_BYTE_IDS = 259  # padding, end, unknown, and every byte
+BYTE_IDS = 259  # padding, end, unknown, and every byte
 
 
-def checked_path(vocabulary_file: str | None) -> str | None:
+def check_path(vocabulary_file: str | None) -> str | None:
     """The SentencePiece model's path; None for bytes, which have none.
 
     Raises:
@@ -60,14 +62,14 @@ def checked_path(vocabulary_file: str | None) -> str | None:
 def describe(vocabulary_file: str | None) -> dict[str, Any]:
     """A JSON-able description that holds the whole vocabulary.
 
-    `data.vocabulary.from_description` undoes it.
+    `data.tokenizer.from_description` and `data.vocabulary.from_description` undo it.
 
     Raises:
-      UserError: as `checked_path`.
+      UserError: as `check_path`.
     """
-    path = checked_path(vocabulary_file)
+    path = check_path(vocabulary_file)
     if path is None:
-        return {"kind": BYTES, "size": _BYTE_IDS}
+        return {"kind": BYTES, "size": BYTE_IDS}
     model = epath.Path(path).read_bytes()
     return {
         "kind": "sentencepiece",
@@ -75,3 +77,26 @@ def describe(vocabulary_file: str | None) -> dict[str, Any]:
         "sha256": hashlib.sha256(model).hexdigest(),
         "model_base64": base64.b64encode(model).decode("ascii"),
     }
+
+
+def read_model(description: Mapping[str, Any]) -> bytes | None:
+    """The serialised model in a description of `describe`; None for bytes, which have none.
+
+    Raises:
+      UserError: the description's checksum does not match its content.
+    """
+    if description["kind"] == BYTES:
+        return None
+    try:
+        model = base64.b64decode(description["model_base64"], validate=True)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint's vocabulary is no base64 ({error}): the checkpoint is damaged"
+        ) from None
+    sha256 = hashlib.sha256(model).hexdigest()
+    if sha256 != description["sha256"]:
+        raise UserError(
+            f"the checkpoint's vocabulary has sha256 {sha256}, expected {description['sha256']}: "
+            "the checkpoint is damaged"
+        )
+    return model

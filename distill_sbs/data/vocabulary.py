@@ -1,14 +1,12 @@
-"""The vocabulary, chosen in one place: `VOCABULARY_FILE`.
+"""The vocabulary that `VOCABULARY_FILE` names, as SeqIO has it.
 
 Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'; or a checkpoint's description
-of it. Leaves: a SeqIO vocabulary for the tasks, and token ids for a text.
+of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs no SeqIO).
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +18,7 @@ from distill_sbs import constants
 from distill_sbs.data import sentencepiece_model as files
 from distill_sbs.data import settings
 from distill_sbs.data.sentencepiece_model import BYTES, EMBEDDED, describe
-from distill_sbs.errors import UserError
+from distill_sbs.data.tokenizer import SEPARATOR, encode_text
 
 __all__ = [
     "BYTES",
@@ -35,19 +33,15 @@ __all__ = [
     "load",
 ]
 
-# Natural-language-inference inputs carry the end token between premise and hypothesis, written
-# as this text in the records (the published implementation joins them with tokenizer.eos_token).
-SEPARATOR = "</s>"
-
 
 @functools.lru_cache(maxsize=8)
 def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     """Loads a vocabulary.
 
     Raises:
-      UserError: as `sentencepiece_model.checked_path`.
+      UserError: as `sentencepiece_model.check_path`.
     """
-    path = files.checked_path(vocabulary_file)
+    path = files.check_path(vocabulary_file)
     return seqio.ByteVocabulary() if path is None else seqio.SentencePieceVocabulary(path)
 
 
@@ -104,20 +98,10 @@ class ConfiguredVocabulary(seqio.Vocabulary):
         return hash(ConfiguredVocabulary)
 
 
-def encode_text(vocabulary: seqio.Vocabulary, text: str) -> list[int]:
-    """Token ids of a text [S], `SEPARATOR` becoming the end token; no end token is added."""
-    ids: list[int] = []
-    for position, part in enumerate(text.split(SEPARATOR)):
-        if position:
-            ids.append(constants.EOS_ID)
-        ids.extend(vocabulary.encode(part))
-    return ids
-
-
 def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
     """`encode_text` as TensorFlow operations: scalar string → int32 [S]."""
 
-    def joined() -> tf.Tensor:
+    def join_parts() -> tf.Tensor:
         # A text with n separators is n + 1 parts; each part but the first follows an end token.
         parts = tf.strings.split(text, SEPARATOR)
         first = tf.cast(vocabulary.encode_tf(parts[0]), tf.int32)
@@ -140,7 +124,7 @@ def encode_text_tf(vocabulary: seqio.Vocabulary, text: tf.Tensor) -> tf.Tensor:
         return ids
 
     has_separator = tf.strings.regex_full_match(text, f"(?s).*{SEPARATOR}.*")
-    return tf.cond(has_separator, joined, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32))
+    return tf.cond(has_separator, join_parts, lambda: tf.cast(vocabulary.encode_tf(text), tf.int32))
 
 
 class StoredVocabulary(seqio.SentencePieceVocabulary):
@@ -181,18 +165,5 @@ def from_description(description: Mapping[str, Any]) -> seqio.Vocabulary:
     Raises:
       UserError: the description's checksum does not match its content.
     """
-    if description["kind"] == BYTES:
-        return seqio.ByteVocabulary()
-    try:
-        model = base64.b64decode(description["model_base64"], validate=True)
-    except ValueError as error:
-        raise UserError(
-            f"the checkpoint's vocabulary is no base64 ({error}): the checkpoint is damaged"
-        ) from None
-    sha256 = hashlib.sha256(model).hexdigest()
-    if sha256 != description["sha256"]:
-        raise UserError(
-            f"the checkpoint's vocabulary has sha256 {sha256}, expected {description['sha256']}: "
-            "the checkpoint is damaged"
-        )
-    return StoredVocabulary(model)
+    model = files.read_model(description)
+    return seqio.ByteVocabulary() if model is None else StoredVocabulary(model)

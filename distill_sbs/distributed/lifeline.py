@@ -185,7 +185,7 @@ class Lifeline:
         with self._lock:
             return list(self._connections.values())
 
-    def _lost(self, process: int, reason: str | None, status: int) -> None:
+    def _stop_for_loss(self, process: int, reason: str | None, status: int) -> None:
         what = f"stopped: {reason}" if reason else "died, or the connection to it broke"
         if reason == _SILENT:
             what = (
@@ -222,7 +222,7 @@ class Lifeline:
                 number = key.fd
                 if number in unknown:
                     connection = unknown[number]
-                    messages = self._introduced(connection)
+                    messages = self._read_introduction(connection)
                     if messages == []:
                         continue  # half a line as yet
                     del unknown[number]
@@ -237,7 +237,7 @@ class Lifeline:
                 else:
                     connection = self._connections[processes[number]]
                     messages = connection.receive()
-                self._heard(processes[number], messages)
+                self._handle_messages(processes[number], messages)
                 if messages is None:
                     selector.unregister(connection.socket)
                     with self._lock:
@@ -252,7 +252,7 @@ class Lifeline:
                     if connection.is_silent and process not in self._finished:
                         self._pass_on(process, _SILENT, PEER_LOST_EXIT_STATUS)
 
-    def _introduced(self, connection: _Connection) -> list[Mapping[str, Any]] | None:
+    def _read_introduction(self, connection: _Connection) -> list[Mapping[str, Any]] | None:
         """The messages of a new connection; None where it is not one of ours."""
         try:
             messages = connection.receive()
@@ -262,7 +262,7 @@ class Lifeline:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def _heard(self, process: int, messages: list[Mapping[str, Any]] | None) -> None:
+    def _handle_messages(self, process: int, messages: list[Mapping[str, Any]] | None) -> None:
         if messages is None:
             if process not in self._finished:
                 self._pass_on(process, None, PEER_LOST_EXIT_STATUS)
@@ -282,7 +282,7 @@ class Lifeline:
         for connection in others:
             connection.send(failed=process, reason=reason, status=status)
         time.sleep(0.2)  # for the others to read it before this process's end aborts them
-        self._lost(process, reason, status)
+        self._stop_for_loss(process, reason, status)
 
     # ---------------------------------- the others -------------------------------
 
@@ -291,7 +291,7 @@ class Lifeline:
             time.sleep(_SAY_SECONDS)
             connection.send(alive=self._index)
             if connection.is_silent and 0 not in self._finished:
-                self._lost(0, _SILENT, PEER_LOST_EXIT_STATUS)
+                self._stop_for_loss(0, _SILENT, PEER_LOST_EXIT_STATUS)
 
     def _watch_first(self, connection: _Connection) -> None:
         threading.Thread(target=self._say_alive, args=(connection,), daemon=True).start()
@@ -300,7 +300,7 @@ class Lifeline:
                 if "finished" in message:
                     self._finished.add(0)
                 elif "failed" in message:
-                    self._lost(message["failed"], message["reason"], message["status"])
+                    self._stop_for_loss(message["failed"], message["reason"], message["status"])
                     return
         if 0 not in self._finished:
-            self._lost(0, None, PEER_LOST_EXIT_STATUS)
+            self._stop_for_loss(0, None, PEER_LOST_EXIT_STATUS)

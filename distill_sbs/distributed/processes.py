@@ -88,7 +88,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
 
 
-def settings_of(values: Mapping[str, Any]) -> str:
+def list_settings(values: Mapping[str, Any]) -> str:
     """The flags that all processes must have in common, one a line, for `join_processes`."""
     return "\n".join(
         f"--{name}={value}" for name, value in sorted(values.items()) if name != "process_index"
@@ -323,11 +323,11 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def one_after_the_first(work: Callable[[], None]) -> None:
+def run_first_then_others(work: Callable[[], None]) -> None:
     """Runs `work` in process 0, then in all others: what it makes is made once."""
     if is_first():
         work()
-    wait_for_all("one_after_the_first")
+    wait_for_all("run_first_then_others")
     if not is_first():
         work()
 

@@ -114,8 +114,8 @@ def _physical_grid(
     cores: dict[Any, list[jax.Device]] = {}
     if max(getattr(device, "core_on_chip", 0) for device in devices) > 0:
         for device in sorted(devices, key=lambda device: device.core_on_chip):
-            place = (getattr(device, "slice_index", None) or 0, *device.coords)
-            cores.setdefault(place, []).append(device)
+            chip = (getattr(device, "slice_index", None) or 0, *device.coords)
+            cores.setdefault(chip, []).append(device)
     if not cores:
         return _grid_of_chips(shape, num_slices, devices)
     # Chips of several devices (TPU7x; v4 without megacore), which mesh_utils does not place: the
@@ -129,25 +129,25 @@ def _physical_grid(
     else:
         grid, axis = _grid_of_chips((1, data // per_chip, model), num_slices, chips), 2
     stacked = np.empty((*grid.shape, per_chip), object)
-    for place, chip in np.ndenumerate(grid):
-        stacked[place] = of_chip[chip]
+    for index, chip in np.ndenumerate(grid):
+        stacked[index] = of_chip[chip]
     return np.moveaxis(stacked, 3, axis).reshape(num_slices, data, model)
 
 
 def _grid_of_chips(
     shape: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
-    def place(allow_split_physical_axes: bool) -> np.ndarray:
+    def make_grid(allow_split_physical_axes: bool) -> np.ndarray:
         options = {"devices": devices, "allow_split_physical_axes": allow_split_physical_axes}
         if num_slices == 1:
             return mesh_utils.create_device_mesh(shape, **options)
         return mesh_utils.create_hybrid_device_mesh(shape, (num_slices, 1, 1), **options)
 
     try:
-        return place(False)
+        return make_grid(False)
     except NotImplementedError:
         # A logical axis that is no product of whole axes of the torus: part of one then.
-        return place(True)
+        return make_grid(True)
 
 
 def data_parallelism(mesh: Mesh) -> int:
@@ -214,10 +214,10 @@ def state_shardings(
     """
     shardings = parameter_shardings(mesh, state.params, fsdp)
 
-    def like_parameter(leaf: Any, place: NamedSharding, parameter: Any) -> NamedSharding:
+    def like_parameter(leaf: Any, sharding: NamedSharding, parameter: Any) -> NamedSharding:
         if leaf.shape == parameter.shape:
-            return place
-        axes = (*place.spec, *(None,) * (parameter.ndim - len(place.spec)))
+            return sharding
+        axes = (*sharding.spec, *(None,) * (parameter.ndim - len(sharding.spec)))
         # From the last: where two dimensions are alike, either fits.
         for summed in reversed(range(parameter.ndim)):
             if leaf.shape == (*parameter.shape[:summed], *parameter.shape[summed + 1 :]):
@@ -238,7 +238,7 @@ def state_shardings(
 def bytes_per_device(shapes: Any, shardings: Any) -> int:
     """What a tree of arrays or shapes, placed so, takes on one device."""
     sizes = jax.tree.map(
-        lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
         shapes,
         shardings,
     )
@@ -255,8 +255,8 @@ def choose_fsdp(
     """
     if fsdp is not None:
         return fsdp
-    places = state_shardings(mesh, optimizer, state)
-    taken = bytes_per_device(state, places) + bytes_per_device(state.params, places.params)
+    shardings = state_shardings(mesh, optimizer, state)
+    taken = bytes_per_device(state, shardings) + bytes_per_device(state.params, shardings.params)
     return taken > REPLICATED_STATE_BYTES
 
 
@@ -266,16 +266,16 @@ def abstract_parameters(mesh: Mesh, shapes: Any, fsdp: bool | None = None) -> An
     With `fsdp` None they are split over the data axis too where a device would otherwise hold
     more than `REPLICATED_STATE_BYTES`.
     """
-    places = parameter_shardings(mesh, shapes)
+    shardings = parameter_shardings(mesh, shapes)
     if fsdp is None:
-        fsdp = bytes_per_device(shapes, places) > REPLICATED_STATE_BYTES
-    return with_shardings(shapes, parameter_shardings(mesh, shapes, True) if fsdp else places)
+        fsdp = bytes_per_device(shapes, shardings) > REPLICATED_STATE_BYTES
+    return add_shardings(shapes, parameter_shardings(mesh, shapes, True) if fsdp else shardings)
 
 
-def with_shardings(shapes: Any, shardings: Any) -> Any:
+def add_shardings(shapes: Any, shardings: Any) -> Any:
     """`jax.ShapeDtypeStruct`s that say where they are to be: to restore into, or to compile for."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings,
     )

@@ -1,1 +1,1 @@
-"""A trained student that answers."""
+"""A trained student that answers. JAX only: runs without TensorFlow and SeqIO."""

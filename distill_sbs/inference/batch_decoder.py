@@ -100,15 +100,15 @@ class Decoder:
             tokens = np.zeros((self._batch_size, width), np.int32)  # [B, S]
             for row, each in enumerate(part):
                 tokens[row, : len(each)] = each
-            placed = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, self._mesh)
+            on_mesh = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, self._mesh)
             with sharding.rules(self._mesh):
-                decoded = self._decode(params, placed[constants.ENCODER_INPUT_TOKENS])
+                decoded = self._decode(params, on_mesh[constants.ENCODER_INPUT_TOKENS])
             outputs.extend(np.asarray(decoded)[: len(part)])
             advance(len(part))
         return outputs
 
 
-def metrics_of(
+def compute_metrics(
     metric_functions: Sequence[Callable[..., Mapping[str, float]]],
     postprocess: Callable[..., object],
     references: Sequence[str],

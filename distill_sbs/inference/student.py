@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import seqio
 from jax.sharding import Mesh
 
 from distill_sbs import constants
 from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.data import vocabulary
+from distill_sbs.data import tokenizer as tokenizers
 from distill_sbs.distributed import processes, sharding
 from distill_sbs.inference import batch_decoder
 from distill_sbs.model.network import Transformer, initial_parameters
@@ -32,7 +31,7 @@ class Student:
       description: what its checkpoint says of it.
       model: the network.
       params: its parameters, on `mesh`.
-      vocabulary: tokens from and to text.
+      tokenizer: tokens from and to text.
       mesh: the devices.
       step_folder: where it came from.
     """
@@ -40,7 +39,7 @@ class Student:
     description: RunDescription
     model: Transformer
     params: Any
-    vocabulary: seqio.Vocabulary
+    tokenizer: tokenizers.Tokenizer
     mesh: Mesh
     step_folder: str
 
@@ -63,7 +62,7 @@ class Student:
         steps.check_step(step_folder)
         description = steps.read_description(step_folder)
         config = description.student
-        loaded = vocabulary.from_description(description.vocabulary)
+        loaded = tokenizers.from_description(description.vocabulary)
         processes.check_joined()
         mesh = sharding.make_mesh(num_model_partitions)
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
@@ -80,12 +79,12 @@ class Student:
         """Token ids [S] of a text without prefix, for task 'label' or 'rationale'."""
         prefixed = self.description.prefixes[task] + text
         limit = self.description.task_feature_lengths[constants.INPUTS]
-        ids = vocabulary.encode_text(self.vocabulary, prefixed)[: limit - 1]
+        ids = tokenizers.encode_text(self.tokenizer, prefixed)[: limit - 1]
         return np.array([*ids, constants.EOS_ID], np.int32)
 
     def text(self, tokens: np.ndarray) -> str:
         """The text of output tokens [L], up to the end token."""
-        return self.vocabulary.decode(tokens.tolist())
+        return self.tokenizer.decode(tokens.tolist())
 
     def answer(
         self,

@@ -54,7 +54,7 @@ class T5Config:
       num_encoder_layers: layers of the encoder.
       num_decoder_layers: layers of the decoder.
       mlp_activations: ('gelu', 'linear') is T5 v1.1's gated GELU; ('relu',) is T5 1.0.
-      dropout_rate: probability of dropping, at every place where T5 drops.
+      dropout_rate: probability of dropping, wherever T5 drops.
       logits_via_embedding: T5 1.0 multiplies by the embedding, scaled by emb_dim ** -0.5, to get
         logits; v1.1 has a projection of its own.
       relative_attention_num_buckets: buckets of the relative position bias.

@@ -245,7 +245,7 @@ def beam_decode(
         ended = _gather(jnp.concatenate([state.ended, candidates], axis=1), best)
         is_ended = _gather(jnp.concatenate([state.is_ended, ends_well], axis=1), best)
 
-        # An empty place among the ended scores -1e9, so that any running hypothesis beats it.
+        # An empty slot among the ended scores -1e9, so that any running hypothesis beats it.
         worst = jnp.where(is_ended, jnp.min(ended_scores, axis=1, keepdims=True), EXCLUDED)
         improvable = jnp.any(running_scores[:, :1] / length > worst, axis=1)
         return _Beams(

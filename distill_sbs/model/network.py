@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         return self.logits_dense(hidden)
 
     def project_encoded(self, encoded: jax.Array) -> KeysAndValues:
-        """Encoder states [B, S, D] -> the keys and values that cross-attention sees in every step."""
+        """Encoder states [B, S, D] -> the keys and values of every step's cross-attention."""
         config, params = self.config, self.variables["params"]
         layer = DecoderLayer(config, parent=None)
 

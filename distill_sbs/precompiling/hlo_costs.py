@@ -111,13 +111,15 @@ class Program:
                 turns = self._trip_count(each)
                 if turns is None:
                     total.unknown_loops += 1
-                for called in each.called("body", "condition"):
+                for called in each.list_called("body", "condition"):
                     total.add(self._costs_of(called), 1 if self._loops_once else turns or 1)
             elif each.opcode in ("call", "async-start"):
-                for called in each.called():
+                for called in each.list_called():
                     total.add(self._costs_of(called))
             elif each.opcode == "conditional":
-                branches = [self._costs_of(called) for called in each.called("branch_computations")]
+                branches = [
+                    self._costs_of(called) for called in each.list_called("branch_computations")
+                ]
                 total.add(max(branches, key=lambda costs: costs.matrix_flops, default=Costs()))
             else:
                 total.matrix_flops += self._matrix_flops(computation, each)
@@ -132,7 +134,7 @@ class Program:
         known = re.search(r'known_trip_count[^0-9]{0,20}"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
-        for condition in loop.called("condition"):
+        for condition in loop.list_called("condition"):
             computation = self._computations[condition]
             for each in [*computation.values(), *self._inside(computation)]:
                 if each.opcode == "compare" and "direction=LT" in each.attributes:
@@ -146,15 +148,15 @@ class Program:
     def _constant(
         self, computation: dict[str, Instruction], each: Instruction, operand: str
     ) -> int | None:
-        for place in (computation, *self._computations_called_by(computation)):
-            found = place.get(operand)
+        for body in (computation, *self._computations_called_by(computation)):
+            found = body.get(operand)
             if found is None or found is each:
                 continue
-            if found.opcode == "parameter" and place is not computation:
+            if found.opcode == "parameter" and body is not computation:
                 # A parameter of a fused comparison: what the fusion was given.
                 number = int(found.literal)
                 for outer in computation.values():
-                    if outer.called() and number < len(outer.operands):
+                    if outer.list_called() and number < len(outer.operands):
                         return self._constant(computation, outer, outer.operands[number])
             if found.opcode == "constant" and re.fullmatch(r"\d+", found.literal):
                 return int(found.literal)
@@ -166,7 +168,7 @@ class Program:
         return [
             self._computations[name]
             for each in computation.values()
-            for name in each.called("calls")
+            for name in each.list_called("calls")
             if name in self._computations
         ]
 
@@ -180,7 +182,7 @@ class Program:
         if each.opcode == "fusion":
             return sum(
                 self._matrix_flops(self._computations[name], inner)
-                for name in each.called("calls")
+                for name in each.list_called("calls")
                 for inner in self._computations[name].values()
             )
         if each.opcode == "dot":
@@ -209,7 +211,7 @@ class Program:
         scatters: bool = False,
     ) -> None:
         if each.opcode == "fusion":
-            for name in each.called("calls"):
+            for name in each.list_called("calls"):
                 # The TPU's reduce-scatter is a fusion of an all-reduce and a slice of its result.
                 scatters = name.startswith("all-reduce-scatter")
                 for inner in self._computations[name].values():
@@ -266,7 +268,7 @@ class Program:
             for array in each.arrays[count:] if len(each.arrays) > count else each.arrays:
                 yield array, array.bytes
             return
-        fused = each.called("calls")[0] if each.opcode == "fusion" else None
+        fused = each.list_called("calls")[0] if each.opcode == "fusion" else None
         for number, operand in enumerate(operands):
             for array in operand.arrays:
                 size = array.bytes
@@ -411,7 +413,7 @@ def _read_of_fused(computations: Computations, name: str, number: int, array: Ar
         elif user.opcode == "dynamic-update-slice" and position == 0:
             continue  # updated in place: what is not overwritten is not touched
         elif user.opcode == "fusion":
-            read += _read_of_fused(computations, user.called("calls")[0], position, array)
+            read += _read_of_fused(computations, user.list_called("calls")[0], position, array)
         else:
             return array.bytes
     return min(read, array.bytes)
@@ -443,7 +445,7 @@ def _results_of_fused(
             if update is not None:
                 size = min(size, update.arrays[0].bytes)
         elif source is not None and source.opcode == "fusion" and len(source.arrays) == 1:
-            inner = _results_of_fused(computations, source.called("calls")[0], (array,))
+            inner = _results_of_fused(computations, source.list_called("calls")[0], (array,))
             size = min(size, inner[0])
         sizes.append(size)
     return sizes + [array.bytes for array in arrays[len(sizes) :]]

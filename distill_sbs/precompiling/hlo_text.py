@@ -6,8 +6,8 @@ sizes of their `Array`s as they lie in memory.
 The text is read, and not XLA's own HloModuleProto, which libtpu and jaxlib hand out as bytes
 (`as_serialized_hlo_module_proto`): the only package that ships what decodes them, `hlo_pb2`, is
 TensorFlow. Importing it takes 9 s and 505 MiB here (tensorflow 2.21, jaxlib 0.10.2), this room may
-not need it, and machines with TPUs need not have it; its copy of the definition also follows XLA's
-months later than jaxlib's does. Nor would the two shrink to one: `--programs` writes the text.
+not need it, and machines with TPUs need not have it. Nor would the two shrink to one: `--programs`
+writes the text.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Instruction:
     is_root: bool
     literal: str
 
-    def called(self, *kinds: str) -> list[str]:
+    def list_called(self, *kinds: str) -> list[str]:
         """Names of the computations that it calls, by the attributes `kinds`; by any without."""
         return [
             name
@@ -115,7 +115,7 @@ def _read_instruction(line: str) -> Instruction | None:
     opcode, parenthesis, arguments = rest[end:].lstrip().partition("(")
     if not parenthesis:
         return None
-    close = _closing(arguments)
+    close = _find_closing(arguments)
     inside, attributes = arguments[:close], arguments[close + 1 :]
     # Metadata may hold any text, and most of the bytes.
     attributes = re.sub(r"metadata=\{[^{}]*\}", "", attributes)
@@ -136,11 +136,11 @@ def _read_instruction(line: str) -> Instruction | None:
 def _end_of_type(text: str) -> int:
     """Where an instruction's type ends: a tuple in parentheses, or an array without blanks."""
     if text.startswith("("):
-        return _closing(text[1:]) + 2
+        return _find_closing(text[1:]) + 2
     return text.find(" ")
 
 
-def _closing(text: str) -> int:
+def _find_closing(text: str) -> int:
     """The index of the parenthesis that closes what was open before `text`."""
     depth = 1
     for match in re.finditer(r"[()]", text):

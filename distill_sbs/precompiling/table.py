@@ -24,7 +24,7 @@ def _gib(size: float | None) -> str:
     return f"{size / GIB:,.2f} GiB"
 
 
-def _scaled(value: float, unit: str) -> str:
+def _scale(value: float, unit: str) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= factor:
             return f"{value / factor:,.2f} {prefix}{unit}"
@@ -96,15 +96,15 @@ def print_table(result: Mapping[str, Any], to_standard_error: bool = False) -> N
     )
     fits = {True: "yes", False: "NO", None: "nobody knows this device's memory"}
     terminal.add_row(table, "fits", fits[result["fits"]], "", end_section=True)
-    row("FLOPs of matrix products", lambda value: _scaled(value, "FLOP"), "flops")
-    row("bytes accessed", lambda value: _scaled(value, "B"), "bytes_accessed")
-    row("… of them in HBM", lambda value: _scaled(value, "B"), "hbm_bytes_accessed")
+    row("FLOPs of matrix products", lambda value: _scale(value, "FLOP"), "flops")
+    row("bytes accessed", lambda value: _scale(value, "B"), "bytes_accessed")
+    row("… of them in HBM", lambda value: _scale(value, "B"), "hbm_bytes_accessed")
     kinds = {
         *result.get("collective_bytes", {}),
         *decode.get("collective_bytes", {}),
     }
     for kind in sorted(kinds):
-        row(f"{kind} operands", lambda value: _scaled(value, "B"), "collective_bytes", kind)
+        row(f"{kind} operands", lambda value: _scale(value, "B"), "collective_bytes", kind)
     row("time: arithmetic", _milliseconds, "compute_seconds")
     row("time: HBM", _milliseconds, "memory_seconds")
     row("time: interconnect, at least", _milliseconds, "interconnect_seconds")

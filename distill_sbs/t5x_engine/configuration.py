@@ -248,9 +248,9 @@ def parameters_only(
     here = set(state_utils.flatten_state_dict(wanted["target"]))
     if there != here:
         name = min(there ^ here)
-        place = "not in the checkpoint" if name in here else "in the checkpoint only"
+        where = "not in the checkpoint" if name in here else "in the checkpoint only"
         raise UserError(
-            f"INITIAL_CHECKPOINT_PATH: {len(there ^ here)} parameters do not fit, {name} is {place}"
+            f"INITIAL_CHECKPOINT_PATH: {len(there ^ here)} parameters do not fit, {name} is {where}"
             "; give T5X's model file that belongs to the checkpoint, such as "
             "--gin_file=t5x/examples/t5/t5_1_1/base.gin"
         )

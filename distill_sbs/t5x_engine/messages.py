@@ -27,7 +27,7 @@ def one_line_errors(function: Callable[Arguments, Result]) -> Callable[Arguments
     """
 
     @functools.wraps(function)
-    def answering(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+    def answer(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
         try:
             return function(*arguments, **keywords)
         except UserError as error:
@@ -35,7 +35,7 @@ def one_line_errors(function: Callable[Arguments, Result]) -> Callable[Arguments
         except tensorflow_errors.OpError as error:
             _stop(error.message, error)
 
-    return answering
+    return answer
 
 
 def _stop(message: str, cause: Exception) -> NoReturn:

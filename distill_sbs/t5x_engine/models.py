@@ -39,7 +39,7 @@ class TaskMean(clu.metrics.Average):  # type: ignore[misc]  # clu has no types
         return self.total / self.count if self.count else float("nan")
 
 
-def with_task_token_counts(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def add_task_token_counts(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The batch, and beside it `TASK_TOKEN_COUNTS` where it has task ids."""
     task_ids = batch.get(constants.DECODER_TASK_IDS)
     if task_ids is None:

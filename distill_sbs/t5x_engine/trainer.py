@@ -17,7 +17,7 @@ from t5x import models, trainer
 from distill_sbs import constants
 from distill_sbs.errors import UserError
 from distill_sbs.t5x_engine.messages import one_line_errors
-from distill_sbs.t5x_engine.models import with_task_token_counts
+from distill_sbs.t5x_engine.models import add_task_token_counts
 
 
 @one_line_errors
@@ -53,7 +53,7 @@ class StepByStepTrainer(trainer.Trainer):  # type: ignore[misc]  # t5x has no ty
         def train_step(train_state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
             return trainer.train_with_lr(
                 train_state,
-                with_task_token_counts(batch),
+                add_task_token_counts(batch),
                 learning_rate=self._learning_rate_fn(train_state.step),
                 dropout_rng=self._get_step_rng(train_state.step),
                 model=self._model,

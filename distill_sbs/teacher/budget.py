@@ -1,6 +1,6 @@
 """What the calls cost, and when to stop for it.
 
-Enters: token counts of answers, prices, limits. Leaves: whether another call may start.
+Enters: token counts of responses, prices, limits. Leaves: whether another call may start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST_TOKENS_OF_A_CALL = 10_000_000
 def check_token_count(count: Any) -> int | None:
     """A number of tokens as an endpoint gives it, if it can be one of a call; else None.
 
-    Zero is none either: neither a prompt nor an answer is empty, and zeros would let a budget
+    Zero is none either: neither a prompt nor a response is empty, and zeros would let a budget
     last for ever.
     """
     if isinstance(count, bool) or not isinstance(count, int | float):
@@ -28,12 +28,12 @@ def check_token_count(count: Any) -> int | None:
     return int(count)
 
 
-class Spent(Protocol):
-    """What the answers of an output file have cost so far."""
+class Spending(Protocol):
+    """What the responses in an output file have cost so far."""
 
     @property
     def answered(self) -> int:
-        """Answers."""
+        """Responses."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -41,7 +41,7 @@ class Spent(Protocol):
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens of all answers."""
+        """Tokens of all responses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Budget:
     """Limits on what an output file may cost in all, earlier runs included.
 
     A call starts only if it, and those in flight, fit in as an average call does; so the end may
-    lie beside the limit by what single answers differ from the average.
+    lie beside the limit by what single calls differ from the average.
 
     Args:
-      totals: what the output file holds; grows as answers arrive.
+      totals: what the output file holds; grows as responses arrive.
       prices: of tokens.
       max_tokens_total: prompt and completion tokens together.
       max_cost: in the prices' currency.
@@ -73,7 +73,7 @@ class Budget:
 
     def __init__(
         self,
-        totals: Spent,
+        totals: Spending,
         prices: Prices,
         max_tokens_total: int | None = None,
         max_cost: float | None = None,
@@ -85,15 +85,15 @@ class Budget:
         self._first_guess = (0.0, 0.0)
 
     @property
-    def limited(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether there is any limit."""
         return self._max_tokens_total is not None or self._max_cost is not None
 
     def expect(self, prompt_characters: int, completion_tokens: int) -> None:
-        """Tells what a call may cost, before any answer says so."""
+        """Tells what a call may cost, before any response says so."""
         self._first_guess = (prompt_characters / CHARACTERS_PER_TOKEN, float(completion_tokens))
 
-    def exceeded(self, in_flight: int) -> str | None:
+    def find_excess(self, in_flight: int) -> str | None:
         """Why no further call may start beside `in_flight` others; None where one may."""
         totals, answered = self._totals, self._totals.answered
         if answered:

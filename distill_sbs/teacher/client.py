@@ -42,11 +42,11 @@ _REFUSES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class RequestParameters:
-    """How the teacher is asked; everything that changes its answers besides the prompt.
+    """How the teacher is asked; everything that changes its responses besides the prompt.
 
     Attributes:
       model: the endpoint's name of the model.
-      max_tokens: the longest answer.
+      max_tokens: of the longest response.
       temperature: 0 is greedy.
       stop: stop sequences.
       completion: whether prompts are plain text, not chats.
@@ -138,7 +138,7 @@ class Endpoint:
                 raise TemporaryFailure(f"malformed response: {error}", unusable=True) from None
             try:
                 return self._read(http)
-            except _Adapted:
+            except _AskOtherwise:
                 continue
             except RecursionError:
                 raise PermanentFailure("the response is nested too deeply to be read") from None
@@ -164,7 +164,7 @@ class Endpoint:
             return raw.http_response
         # As extra fields, messages go out as they are. The client would go through each of them for
         # names to translate, of which there are none: with ten demonstrations that is two thirds
-        # of a call's CPU time (measured: 127 answers a second with it, 169 without).
+        # of a call's CPU time (measured: 127 responses a second with it, 169 without).
         extra_body["messages"] = prompt
         raw = await self._client.chat.completions.with_raw_response.create(
             messages=[], extra_body=extra_body, **arguments
@@ -179,7 +179,7 @@ class Endpoint:
         """The response in an HTTP response of any status, without secrets.
 
         Raises:
-          _Adapted: one parameter was refused, and is now asked for otherwise.
+          _AskOtherwise: one parameter was refused, and is now asked for otherwise.
         """
         status = http.status_code
         if not http.is_success:
@@ -212,7 +212,7 @@ class Endpoint:
         self, status: int | None, details: ErrorDetails, headers: Mapping[str, str]
     ) -> Exception:
         if status in (None, 400, 422) and self._adapt(details):
-            return _Adapted()
+            return _AskOtherwise()
         message = self.redactor.shorten(details.message)
         if status is None:
             return TemporaryFailure("an error in place of an answer", message, unusable=True)
@@ -233,7 +233,7 @@ class Endpoint:
         return True
 
 
-class _Adapted(Exception):
+class _AskOtherwise(Exception):
     """The request goes out once more, in another form."""
 
 
@@ -249,7 +249,7 @@ def _find_refused_parameter(message: str, parameter: str) -> str | None:
         if parameter == name or any(f"{mark}{name}{mark}" in message for mark in "'\"`"):
             return name
     distances = [
-        (min(abs(found.start() - place) for place in refusals), name)
+        (min(abs(found.start() - refusal) for refusal in refusals), name)
         for name in _OPTIONAL_PARAMETERS
         for found in re.finditer(rf"(?<![\w-]){name}(?![\w-])", message[:2_000])
     ]

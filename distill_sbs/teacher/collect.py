@@ -35,9 +35,9 @@ FAILED_BEFORE_ANY_ANSWER = 5
 # So many after the last one, each with responses that are none: it is the endpoint.
 FAILED_SINCE_THE_LAST_ANSWER = 20
 
-# An empty answer comes again and again from a model that is sure of it, and a response that is no
+# An empty response comes again and again from a model that is sure of it, and a response that is no
 # completion from an endpoint that is.
-ATTEMPTS_AT_AN_EMPTY_ANSWER = 3
+ATTEMPTS_AT_AN_EMPTY_RESPONSE = 3
 ATTEMPTS_AT_AN_UNUSABLE_RESPONSE = 4
 
 # Nobody answered for so long: the user hears of it, though the run goes on.
@@ -52,7 +52,7 @@ class Settings:
     """How a run goes about it; none of these changes an answer.
 
     Attributes:
-      samples: answers to each input.
+      samples: responses to each input.
       rationalise: whether the gold label is given away in the question.
       max_in_flight: the most calls at a time.
       max_attempts: calls about one input before it failed for good.
@@ -214,7 +214,7 @@ class Extraction:
         else:
             prompt = self._prompt.messages(example.input, gold)
             characters = sum(len(message["content"]) for message in prompt)
-        if self._budget.limited and not self.journal.totals.answered:
+        if self._budget.is_limited and not self.journal.totals.answered:
             self._budget.expect(characters, self._parameters.max_tokens)
         attempts = failures = useless = 0
         spent = [0, 0]  # tokens of calls that were paid for, though nothing came of them
@@ -222,7 +222,7 @@ class Extraction:
         while True:
             started = await self.pacer.acquire()
             try:
-                over = self._budget.exceeded(self.pacer.in_flight - 1)
+                over = self._budget.find_excess(self.pacer.in_flight - 1)
                 if over is not None:
                     self._stop(f"the budget ends here: {over}", 3)
                     raise Stopped
@@ -234,7 +234,7 @@ class Extraction:
                 useless += failure.answered or failure.unusable
                 self._count_failed_call(failure, spent)
                 if failure.overloaded:
-                    self.pacer.overloaded(started, failure.retry_after_seconds)
+                    self.pacer.note_overload(started, failure.retry_after_seconds)
                 self._check_outage(failure)
                 if self._is_its_own_fault(failure, attempts, useless, first_asked):
                     reason = f"{failure}, {attempts} times"
@@ -249,7 +249,7 @@ class Extraction:
                 self._fail(error)
                 raise Stopped from None
             else:
-                self.pacer.answered()
+                self.pacer.note_answer()
                 self._note_answer()
                 self._write_answer(example, sample, response, characters)
                 self.journal.totals.spend(*spent)
@@ -270,8 +270,8 @@ class Extraction:
 
     @staticmethod
     def _add_tokens(tokens: tuple[int, int] | None, spent: list[int]) -> None:
-        for place, count in enumerate(tokens or ()):
-            spent[place] += count
+        for kind, count in enumerate(tokens or ()):
+            spent[kind] += count
 
     def _note_answer(self) -> None:
         self._last_answer = time.monotonic()
@@ -285,7 +285,7 @@ class Extraction:
         """Whether an input failed for good: asked often enough, while others were answered."""
         most = self._settings.max_attempts
         if failure.answered:
-            return useless >= min(most, ATTEMPTS_AT_AN_EMPTY_ANSWER)
+            return useless >= min(most, ATTEMPTS_AT_AN_EMPTY_RESPONSE)
         if failure.unusable:
             return useless >= min(most, ATTEMPTS_AT_AN_UNUSABLE_RESPONSE)
         return attempts >= most and self._last_answer > first_asked

@@ -20,7 +20,7 @@ from distill_sbs.teacher.failures import (
     find_error,
 )
 
-# Blocks of a content list that are the answer, and those that are thoughts on the way to it.
+# Blocks of a content list that are the response, and those that are thoughts on the way to it.
 _TEXT_BLOCKS = ("text", "output_text")
 _THINKING_BLOCKS = re.compile(r"think|thought|reason|summary_text")
 # Where else endpoints put thoughts.
@@ -71,9 +71,9 @@ def read_completion(body: bytes, media_type: str, is_chat: bool) -> Response:
       is_chat: whether a message is expected, not a text.
 
     Raises:
-      ErrorInBody: it holds an error in place of an answer.
-      TemporaryFailure: it is no completion, or one without an answer; asked again it may be.
-      PermanentFailure: it holds something that no answer is.
+      ErrorInBody: it holds an error in place of a completion.
+      TemporaryFailure: it is no completion, or an empty one; asked again it may be one.
+      PermanentFailure: it holds something else than text, or was refused or withheld.
     """
     try:
         value = json_lines.parse_json(body, "the response")

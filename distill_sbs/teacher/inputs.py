@@ -1,7 +1,8 @@
 """The inputs that a teacher is asked about, one after the other, never all in memory.
 
 Enters: a JSONL file of `{"id", "input"}` (`"label"` optional), an inputs file of the published
-data, or prepared records. Leaves: `Example`s, checked before the first call is paid for.
+data, or prepared records, for which TensorFlow is imported. Leaves: `Example`s, checked before the
+first call is paid for.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def from_records(dataset: str, split: str, data_dir: str, task_files: tuple[str,
     )
 
 
-def with_teacher(dataset: str, split: str, data_dir: str, teacher: str) -> Iterator[Example]:
+def read_with_teacher(dataset: str, split: str, data_dir: str, teacher: str) -> Iterator[Example]:
     """Prepared examples with the output of a teacher whose outputs the records hold.
 
     Raises:

@@ -93,12 +93,14 @@ class ExtractConfig:
     completion: bool = _option(
         "Sends the prompt as plain text (/completions), not as a chat.", False
     )
-    samples: int = _option("Answers to each input; the labels are voted on.", 1, lowest=1)
+    samples: int = _option("Responses to each input; the labels are voted on.", 1, lowest=1)
     temperature: float | None = _option(
         "Default: 0 (greedy) for one sample, 0.7 for several.", lowest=0.0
     )
     seed: int | None = _option("Sample k is asked for with seed + k.")
-    max_tokens: int | None = _option("The longest answer. Default: the prompt's.", lowest=1)
+    max_tokens: int | None = _option(
+        "The longest response, in tokens. Default: the prompt's.", lowest=1
+    )
     rationalise: bool = _option("Gives the gold label away and asks for the rationale only.", False)
     extra_body: Mapping[str, Any] | None = _option(
         "JSON object of further request fields, the endpoint's own."

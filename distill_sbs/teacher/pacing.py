@@ -4,7 +4,7 @@ Enters: what became of each call. Leaves: permission for the next one.
 
 The number in flight doubles while all goes well, as TCP's slow start does, is cut by 30 % when the
 endpoint says that it has too much to do (once for all the calls that were under way then), and
-grows by about one for every round of answers afterwards. `Retry-After` holds all calls back.
+grows by about one for every round of responses afterwards. `Retry-After` holds all calls back.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pacer:
         return self._stopped.is_set()
 
     async def acquire(self) -> float:
-        """Waits until a call may start; returns the time, for `overloaded`.
+        """Waits until a call may start; returns the time, for `note_overload`.
 
         Raises:
           Stopped: it may not.
@@ -89,13 +89,13 @@ class Pacer:
                 waiter.set_result(None)
                 free -= 1
 
-    def answered(self) -> None:
-        """A call got an answer."""
+    def note_answer(self) -> None:
+        """Notes that a call got its response."""
         self.limit += 1.0 if self._doubling else 1.0 / self.limit
         self.limit = min(self.limit, float(self.max_in_flight))
 
-    def overloaded(self, started: float, retry_after_seconds: float | None) -> None:
-        """A call that began at `started` was told, or showed, that the endpoint is overloaded."""
+    def note_overload(self, started: float, retry_after_seconds: float | None) -> None:
+        """Notes that a call, begun at `started`, found the endpoint overloaded."""
         now = time.monotonic()
         if started > self._last_cut:
             self._last_cut = now

@@ -186,14 +186,14 @@ def _marker_pattern(marker: str) -> str:
     return start + r"\s++".join(re.escape(word) for word in marker.split()) + end
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     return text.strip(_AROUND_LABELS).casefold()
 
 
 def _is_enclosed(line: str) -> bool:
     """Whether a mark that opens before the first letter is closed after the last one."""
-    start = next((place for place, each in enumerate(line) if each.isalnum()), len(line))
-    last = next((place for place in range(len(line), 0, -1) if line[place - 1].isalnum()), 0)
+    start = next((position for position, each in enumerate(line) if each.isalnum()), len(line))
+    last = next((end for end in range(len(line), 0, -1) if line[end - 1].isalnum()), 0)
     closing = line[last:] if last > start else ""
     return any(_CLOSED_BY.get(mark, "\n") in closing for mark in line[:start])
 
@@ -214,11 +214,11 @@ class _LabelReader:
             self.problem = "the answer is none of the choices"
             choices = lettered_choices(text)
             self._by_letter = {letter.casefold(): choice for letter, choice in reversed(choices)}
-            self._members = {_folded(choice): choice for _, choice in reversed(choices)}
+            self._members = {_fold(choice): choice for _, choice in reversed(choices)}
         elif prompt.labels:
             self._read = self._read_member
             self.problem = "the answer is none of the labels"
-            self._members = {_folded(label): label for label in reversed(prompt.labels)}
+            self._members = {_fold(label): label for label in reversed(prompt.labels)}
             self._longest_first = sorted(self._members, key=len, reverse=True)
 
     def read(self, line: str) -> tuple[str | None, bool]:
@@ -241,7 +241,7 @@ class _LabelReader:
                 candidate = candidate.strip()
                 is_bracketed = candidate.endswith(")") and bool(rest)
                 return candidate, bool(equals_sign) or is_bracketed and "," not in rest
-        expression = palm_outputs.expression(line)
+        expression = palm_outputs.find_expression(line)
         if expression is None or not _is_arithmetic(expression):
             return None, False
         rest = line.rpartition(expression)[2].lstrip(" \t*_`$)")
@@ -253,7 +253,7 @@ class _LabelReader:
         letter = _LETTER.match(clean)
         words = clean[letter.end() :] if letter and letter[1] else clean
         shown = line.lstrip(_AROUND_LABELS)[letter.end() if letter and letter[1] else 0 :]
-        if (choice := self._members.get(_folded(words))) is not None:
+        if (choice := self._members.get(_fold(words))) is not None:
             return choice, self._has_ended(shown, choice) or _is_enclosed(shown)
         if letter is None or len(set(_ANY_LETTER.findall(clean))) > 1:
             return None, False
@@ -262,7 +262,7 @@ class _LabelReader:
 
     def _read_member(self, line: str) -> tuple[str | None, bool]:
         """The label that the line is, or that it starts with before it goes on."""
-        said, shown = _folded(line), line.lstrip(_AROUND_LABELS)
+        said, shown = _fold(line), line.lstrip(_AROUND_LABELS)
         if (label := self._members.get(said)) is not None:
             return label, self._has_ended(shown, label)
         for folded in self._longest_first:

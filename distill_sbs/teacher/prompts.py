@@ -73,7 +73,7 @@ class Prompt:
       labels: the closed set of labels, if there is one.
       answers: "text", "choice" (one of the lettered choices in the input), "equation".
       stop: stop sequences; default: the start of the next question.
-      max_tokens: the longest answer, in the teacher's tokens.
+      max_tokens: of the longest response, in the teacher's tokens.
       own_parser: `parse` of a `parser.py` beside the prompt, where a folder was named.
     """
 
@@ -240,8 +240,8 @@ def load(task: str) -> Prompt:
         own_parser = _load_parser(parser_path)
         content += parser_path.read_bytes()
     try:
-        prompt = _checked(values, name, path, hashlib.sha256(content).hexdigest())
-    except _Mistake as mistake:
+        prompt = _read_values(values, name, path, hashlib.sha256(content).hexdigest())
+    except _PromptError as mistake:
         raise UserError(f"{path}: {mistake}") from None
     return dataclasses.replace(prompt, own_parser=own_parser)
 
@@ -260,11 +260,11 @@ def _load_parser(path: pathlib.Path) -> OwnParser:
     except Exception as error:
         raise UserError(f"{path} could not be loaded: {error}") from error
     if not callable(getattr(module, "parse", None)):
-        raise UserError(f"{path} defines no parse(answer, input) -> (label, rationale) or None")
+        raise UserError(f"{path} defines no parse(response, input) -> (label, rationale) or None")
     return module.parse
 
 
-class _Mistake(Exception):
+class _PromptError(Exception):
     """What is wrong with a prompt file."""
 
 
@@ -276,18 +276,18 @@ def _text(values: Mapping[str, Any], key: str, default: str | None = None) -> st
     value = values.get(key, default)
     if not isinstance(value, str):
         got = "is missing" if value is None else f"is {value!r}"
-        raise _Mistake(f"{key} {got}; expected a text (see {_example()})")
+        raise _PromptError(f"{key} {got}; expected a text (see {_example()})")
     return value
 
 
 def _texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
-        raise _Mistake(f"{key} is {value!r}; expected a list of texts")
+        raise _PromptError(f"{key} is {value!r}; expected a list of texts")
     return tuple(value)
 
 
-def _checked(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: str) -> Prompt:
+def _read_values(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: str) -> Prompt:
     ours = {"name", "path", "digest", "own_parser"}
     known = {field.name for field in dataclasses.fields(Prompt)} - ours
     for key in values:
@@ -296,10 +296,10 @@ def _checked(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: s
             hint = (
                 f"did you mean {near[0]}?" if near else f"the keys are {', '.join(sorted(known))}"
             )
-            raise _Mistake(f"unknown key {key}; {hint}")
+            raise _PromptError(f"unknown key {key}; {hint}")
     max_tokens = values.get("max_tokens", 256)
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise _Mistake(f"max_tokens is {max_tokens!r}; expected a whole number of at least 1")
+        raise _PromptError(f"max_tokens is {max_tokens!r}; expected a whole number of at least 1")
     prompt = Prompt(
         name=name,
         path=path,
@@ -322,42 +322,44 @@ def _checked(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: s
 
 def _check_layout(prompt: Prompt) -> None:
     if prompt.answers not in ANSWER_KINDS:
-        raise _Mistake(f"answers is {prompt.answers!r}; expected one of {', '.join(ANSWER_KINDS)}")
+        raise _PromptError(
+            f"answers is {prompt.answers!r}; expected one of {', '.join(ANSWER_KINDS)}"
+        )
     if len(prompt.input_fields) > 1 and not prompt.input_separator:
-        raise _Mistake(
+        raise _PromptError(
             f"input_fields names {len(prompt.input_fields)} parts; set input_separator too"
         )
     if sorted(_FIELD.findall(prompt.question)) != sorted(prompt.input_fields):
         wanted = ", ".join(f"{{{field}}}" for field in prompt.input_fields)
-        raise _Mistake(f"question must name {wanted} once each; it is {prompt.question!r}")
+        raise _PromptError(f"question must name {wanted} once each; it is {prompt.question!r}")
     if _FIELD.findall(prompt.answer) != ["rationale", "label"]:
-        raise _Mistake(
+        raise _PromptError(
             "answer must name {rationale} and then {label}, once each: the student learns from "
             f"reasons that come before the label; it is {prompt.answer!r}"
         )
     if not prompt.answer_marker:
-        raise _Mistake(
+        raise _PromptError(
             "answer needs words between {rationale} and {label}, such as 'So the answer is', or "
             "the two could not be told apart"
         )
     if _FIELD.findall(prompt.hint) != ["label"]:
-        raise _Mistake(f"hint must name {{label}} once; it is {prompt.hint!r}")
+        raise _PromptError(f"hint must name {{label}} once; it is {prompt.hint!r}")
     for number, each in enumerate(prompt.demonstrations, start=1):
         if prompt.labels and each.label not in prompt.labels:
-            raise _Mistake(
+            raise _PromptError(
                 f"demonstration {number} has the label {each.label!r}, which is not in labels"
             )
         if prompt.answers == "choice" and each.label not in dict(
             (choice, letter) for letter, choice in lettered_choices(each.input)
         ):
-            raise _Mistake(
+            raise _PromptError(
                 f"demonstration {number} has the label {each.label!r}, which is none of the "
                 "choices in its input"
             )
         if prompt.input_separator:
             parts = each.input.count(prompt.input_separator) + 1
             if parts != len(prompt.input_fields):
-                raise _Mistake(
+                raise _PromptError(
                     f"the input of demonstration {number} has {parts} parts, expected "
                     f"{' + '.join(prompt.input_fields)} separated by {prompt.input_separator!r}"
                 )
@@ -366,13 +368,13 @@ def _check_layout(prompt: Prompt) -> None:
 def _demonstrations(values: Mapping[str, Any]) -> tuple[Demonstration, ...]:
     rows = values.get("demonstrations", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise _Mistake("demonstrations must be written as [[demonstrations]] tables")
+        raise _PromptError("demonstrations must be written as [[demonstrations]] tables")
     found = []
     for number, row in enumerate(rows, start=1):
         if set(row) != {"input", "rationale", "label"} or not all(
             isinstance(value, str) and value.strip() for value in row.values()
         ):
-            raise _Mistake(
+            raise _PromptError(
                 f"demonstration {number} has the keys {', '.join(sorted(row)) or 'none'}; expected "
                 "input, rationale and label, each a text that is not blank"
             )

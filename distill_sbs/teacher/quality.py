@@ -37,7 +37,7 @@ _ANNOUNCING = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class AnsweredExample:
     """One input with what the teacher made of it.
 
     Attributes:
@@ -70,11 +70,11 @@ class Quality:
         self.problems: collections.Counter[str] = collections.Counter()
         self.labels: collections.Counter[str] = collections.Counter()
         self.gold_labels: collections.Counter[str] = collections.Counter()
-        self.shown: dict[str, list[Judged]] = {}
+        self.shown: dict[str, list[AnsweredExample]] = {}
         self._words: collections.Counter[int] = collections.Counter()
         self._rationales = array.array("Q")
 
-    def add(self, judged: Judged) -> None:
+    def add(self, judged: AnsweredExample) -> None:
         """Counts one answer."""
         self.examples += 1
         self.with_thinking += judged.had_thinking
@@ -97,13 +97,13 @@ class Quality:
             else:
                 self._show("label differs from gold", judged)
         self._words[len(judged.rationale.split())] += 1
-        self._rationales.append(responses.number_of(judged.rationale))
+        self._rationales.append(responses.hash_text(judged.rationale))
         self.holds_label += holds_the_label(judged.rationale, judged.label)
         if says_nothing_but_the_label(judged.rationale, judged.label):
             self.nothing_but_label += 1
             self._show("rationale says nothing but the label", judged)
 
-    def _show(self, kind: str, judged: Judged) -> None:
+    def _show(self, kind: str, judged: AnsweredExample) -> None:
         shown = self.shown.setdefault(kind, [])
         if len(shown) < EXAMPLES_SHOWN:
             shown.append(judged)
@@ -195,7 +195,7 @@ def says_nothing_but_the_label(rationale: str, label: str) -> bool:
 
 def judge_index(
     examples: Iterable[Example], index: AnswerIndex, selection: Selection, prompt: Prompt | None
-) -> Iterator[Judged]:
+) -> Iterator[AnsweredExample]:
     """Judges the answers of output files, one an input; what was not kept has no label.
 
     Raises:
@@ -215,7 +215,9 @@ def judge_index(
             problem = _problem(prompt, example, rows, row, failed)
         layout = "" if prompt is None else prompt.answer
         had_thinking = thinking.find_final_part(raw or "", layout).had_thinking
-        yield Judged(example, output.label, output.rationale, raw, problem, failed, had_thinking)
+        yield AnsweredExample(
+            example, output.label, output.rationale, raw, problem, failed, had_thinking
+        )
 
 
 def _problem(
@@ -239,7 +241,7 @@ def _problem(
 
 def judge_published(
     examples: Iterable[Example], texts: Iterable[str], dataset: str, prompt: Prompt
-) -> Iterator[Judged]:
+) -> Iterator[AnsweredExample]:
     """Judges raw texts that go with the inputs by position, as `prepare` reads them.
 
     For the published data sets that is by the published rules, whose figures are known;
@@ -249,7 +251,7 @@ def judge_published(
     for example, raw in zip(examples, texts, strict=True):
         ours = parsing.parse(prompt, example.input, raw)
         if layout is None:
-            yield Judged(
+            yield AnsweredExample(
                 example,
                 ours.label,
                 ours.rationale,
@@ -262,7 +264,7 @@ def judge_published(
         problem = None
         if output.label is None:
             problem = ours.problem or "refused by the published rules"
-        yield Judged(
+        yield AnsweredExample(
             example,
             output.label,
             output.rationale,
@@ -272,14 +274,14 @@ def judge_published(
         )
 
 
-def is_correct_for(equations: bool) -> Callable[[str, str], bool]:
+def choose_comparison(equations: bool) -> Callable[[str, str], bool]:
     """How labels are compared: by value, or word for word."""
     return metrics.equations_match if equations else metrics.answers_match
 
 
-def measure(judged: Iterable[Judged], equations: bool) -> Quality:
+def measure(judged: Iterable[AnsweredExample], equations: bool) -> Quality:
     """The figures of `judged`."""
-    quality = Quality(is_correct_for(equations))
+    quality = Quality(choose_comparison(equations))
     for each in judged:
         quality.add(each)
     return quality

@@ -1,4 +1,4 @@
-"""How bytes come back from an endpoint: no redirects, no more than an answer can be.
+"""How bytes come back from an endpoint: no redirects, no more than a response can be.
 
 Enters: requests that `openai` builds. Leaves: responses that were read whole and unpacked, or
 `ResponseTooLarge`, `ResponseUnreadable`. Whatever the endpoint sends, memory stays bounded: by
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx2
 
-# The longest answers of today's models are some hundred kilobytes.
+# The longest responses of today's models are some hundred kilobytes.
 MAX_RESPONSE_BYTES = 4 * 2**20
 
 # Of an event stream, which may never end, the beginning is enough to say what it is.
@@ -28,7 +28,7 @@ _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding", "cont
 
 
 class ResponseTooLarge(Exception):
-    """A response is larger than any answer."""
+    """A response is larger than any that a teacher gives."""
 
 
 class ResponseUnreadable(Exception):

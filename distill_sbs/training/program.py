@@ -1,4 +1,4 @@
-"""The program of a run: its state's shapes and places, and the jitted training step.
+"""The program of a run: its state's shapes and shardings, and the jitted training step.
 
 Enters: a student's configuration, an optimizer, a mesh. Leaves: what `train` runs, and what
 `precompile` compiles without running it.
@@ -47,7 +47,7 @@ class TrainingProgram:
     step: Any
 
 
-def training_program(
+def build_training_program(
     config: T5Config,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
@@ -82,5 +82,5 @@ def training_program(
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    state = sharding.with_shardings(state, shardings)
+    state = sharding.add_shardings(state, shardings)
     return TrainingProgram(model, mesh, fsdp, state, shardings, step)

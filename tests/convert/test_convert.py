@@ -29,9 +29,9 @@ from source_examples import (
 from distill_sbs.config import TrainConfig
 from distill_sbs.convert import __main__ as command
 from distill_sbs.convert.huggingface.files import HuggingFaceSource, write_huggingface
+from distill_sbs.convert.mesh_reader import read_sharded
 from distill_sbs.convert.native import NativeSource, write_native
 from distill_sbs.convert.open import open_source, recognise_form
-from distill_sbs.convert.sharded import read_sharded
 from distill_sbs.errors import UserError
 from distill_sbs.files import replace_folder
 from distill_sbs.inference.student import Student

@@ -29,8 +29,8 @@ from source_examples import (
 
 from distill_sbs.checkpoint import checkpointer as checkpoint
 from distill_sbs.checkpoint import orbax_adapter, steps
+from distill_sbs.convert.mesh_reader import read_sharded
 from distill_sbs.convert.native import NativeSource, write_native
-from distill_sbs.convert.sharded import read_sharded
 from distill_sbs.errors import UserError
 from distill_sbs.inference.student import Student
 
@@ -94,7 +94,7 @@ def test_one_tensor_of_one_layer_is_in_memory(tmp_path: pathlib.Path) -> None:
 
 def test_layers_of_a_stack_have_chunks_of_their_own(tmp_path: pathlib.Path) -> None:
     written(tmp_path / "new", Memory(**BYTE_SIZED), scan_layers=True)
-    stored = orbax_adapter.stored_parameters(tmp_path / "new")
+    stored = orbax_adapter.list_stored(tmp_path / "new")
     kernel = stored["encoder/layers/mlp/wo/kernel"]
     assert (kernel.shape, kernel.storage.chunk_shape) == ((2, 24, 16), (1, 24, 16))
     embedding = stored["token_embedder/embedding"]
@@ -154,7 +154,7 @@ PLACED_ON_EIGHT_DEVICES = """
     import sys
     import jax, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from distill_sbs.convert.sharded import read_sharded
+    from distill_sbs.convert.mesh_reader import read_sharded
     from distill_sbs.convert.native import NativeSource
 
     class Counting(NativeSource):

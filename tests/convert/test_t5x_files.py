@@ -20,7 +20,7 @@ from flax import serialization, traverse_util
 from model_examples import student
 
 from distill_sbs.convert import source as sources
-from distill_sbs.convert.t5x import files, layouts, networks
+from distill_sbs.convert.t5x import disk_layouts, files, network_kinds
 from distill_sbs.errors import UserError
 from distill_sbs.files import replace_folder
 from distill_sbs.model.config import T5Config
@@ -93,10 +93,10 @@ def test_there_and_back_is_identical(tmp_path, changes, scan_layers):
 def test_names_and_shapes_are_t5x_s():
     """Worked out by hand from t5x/examples/{t5,scalable_t5}/network.py."""
     config = tree(num_decoder_layers=3).config
-    unrolled = {each.name: each.shape for each in networks.list_tensors(config, False)}
+    unrolled = {each.name: each.shape for each in network_kinds.list_tensors(config, False)}
     assert unrolled["decoder/layers_2/self_attention/out/kernel"] == (16, 16)
     assert unrolled["encoder/relpos_bias/rel_embedding"] == (2, 32)
-    stacked = {each.name: each.shape for each in networks.list_tensors(config, True)}
+    stacked = {each.name: each.shape for each in network_kinds.list_tensors(config, True)}
     assert stacked["decoder/decoder/self_attention/query/kernel"] == (16, 3, 2, 8)
     assert stacked["decoder/decoder/self_attention/out/kernel"] == (2, 3, 8, 16)
     assert stacked["encoder/encoder/mlp/wi_0/kernel"] == (16, 2, 24)
@@ -130,7 +130,7 @@ def test_reads_the_slices_asked_for(tmp_path, scan_layers):
 
 def test_chunks_are_of_one_layer_and_of_at_most_64_mib(tmp_path):
     def chunks(shape: tuple[int, ...], layers_axis: int | None) -> list[int]:
-        _, listed = layouts.create_array(epath.Path(tmp_path), "a/b", shape, layers_axis)
+        _, listed = disk_layouts.create_array(epath.Path(tmp_path), "a/b", shape, layers_axis)
         return listed["metadata"]["chunks"]
 
     assert chunks((4096, 24, 64, 64), 1) == [4096, 1, 64, 64]
@@ -230,7 +230,7 @@ def test_takes_the_newest_of_a_model_dir(tmp_path, monkeypatch):
 def test_google_cloud_storage_is_named_as_tensorstore_wants_it():
     """No bucket can be reached here, but TensorStore checks the specification."""
     folder = epath.Path("gs://t5-data/pretrained_models/t5x/t5_small/checkpoint_1000000")
-    spec = layouts._folder_kvstore(folder)
+    spec = disk_layouts._folder_kvstore(folder)
     path = "pretrained_models/t5x/t5_small/checkpoint_1000000/"
     assert tensorstore.KvStore.Spec(spec).to_json() == {
         "driver": "gcs",
@@ -364,7 +364,7 @@ def test_tables_of_relative_positions_must_be_one(tmp_path, scan_layers):
         values = dict(source.values)
         if scan_layers:
             values = {}
-            for each in networks.list_tensors(source.config, True):
+            for each in network_kinds.list_tensors(source.config, True):
                 layers = [source.values[path].reshape(each.layer_shape()) for path in each.paths]
                 values[each.name] = np.stack(layers, 1) if each.layers_axis else layers[0]
             values["encoder/encoder/relpos_bias/rel_embedding"] = np.stack([table, second], 1)

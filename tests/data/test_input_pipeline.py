@@ -71,7 +71,9 @@ def test_rates_must_not_all_be_zero() -> None:
 def test_a_step_sees_exactly_batch_size_sequences(tiny_settings, pack: bool) -> None:
     tiny_settings(rationale_rate=0.5)
     mixture = seqio.get_mixture_or_task("tiny_dss_gpt")
-    data = input_pipeline.training_data(mixture, LENGTHS, 12, seed=0, row_multiple=2, pack=pack)
+    data = input_pipeline.load_training_data(
+        mixture, LENGTHS, 12, seed=0, row_multiple=2, pack=pack
+    )
     batches = data.batches(data.sampler.start())
     for step in range(1, 21):
         batch, position = next(batches)
@@ -86,7 +88,7 @@ def test_packing_is_layout_only(tiny_settings) -> None:
     mixture = seqio.get_mixture_or_task("tiny_dss_gpt")
 
     def sequences(pack: bool) -> Counter:
-        data = input_pipeline.training_data(mixture, LENGTHS, 8, seed=5, pack=pack)
+        data = input_pipeline.load_training_data(mixture, LENGTHS, 8, seed=5, pack=pack)
         batch, _ = next(data.batches(data.sampler.start()))
         found = []
         for row in range(len(batch["encoder_segment_ids"])):
@@ -123,7 +125,7 @@ def test_tokens_equal_seqios_own() -> None:
     assert ours.cut_inputs == 1.0
     assert ours.cut_targets == 0.0
     assert ours.texts[10] == "yes 10"
-    assert input_pipeline.cut_warnings([ours], 0.01) == [
+    assert input_pipeline.warn_of_cuts([ours], 0.01) == [
         "TASK_FEATURE_LENGTHS cuts 100.0% of the inputs of tiny_label; "
         "raise TASK_FEATURE_LENGTHS['inputs']"
     ]

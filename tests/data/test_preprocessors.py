@@ -73,15 +73,15 @@ def test_rows_without_target_are_dropped() -> None:
     [(8766, 0.125, 1096), (720, 0.5, 360), (30, 0.1, 3), (30, 0.11, 4), (7, 1.0, 7), (10, 0.01, 1)],
 )
 def test_kept_examples_are_rounded_up(examples: int, fraction: float, kept: int) -> None:
-    assert preprocessors.kept_examples(examples, fraction) == kept
+    assert preprocessors.count_kept(examples, fraction) == kept
 
 
 def test_fractions_are_nested_and_seeded() -> None:
-    ranks = preprocessors.fraction_ranks(100, seed=0)
+    ranks = preprocessors.rank_examples(100, seed=0)
     assert sorted(ranks) == list(range(100))
     small, large = (set(np.flatnonzero(ranks < kept)) for kept in (10, 50))
     assert small < large
-    assert not np.array_equal(ranks, preprocessors.fraction_ranks(100, seed=1))
+    assert not np.array_equal(ranks, preprocessors.rank_examples(100, seed=1))
 
 
 def test_task_ids_stand_beside_every_target() -> None:

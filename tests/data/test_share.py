@@ -103,13 +103,13 @@ def test_an_epoch_is_laid_out_once_over_the_processes(tiny_settings) -> None:
         def half(rows: int) -> np.ndarray:
             return np.arange(rows) * count // rows == share.index
 
-        data = input_pipeline.training_data(
+        data = input_pipeline.load_training_data(
             mixture, LENGTHS, 8, 0, row_multiple=2, share=share, rows_here=half
         )
         stream = data.batches(data.sampler.start())
         return [next(stream)[0] for _ in range(steps)]
 
-    data = input_pipeline.training_data(mixture, LENGTHS, 8, 0, row_multiple=2)
+    data = input_pipeline.load_training_data(mixture, LENGTHS, 8, 0, row_multiple=2)
     stream = data.batches(data.sampler.start())
     shares = together(count, batches)
     for step in range(steps):

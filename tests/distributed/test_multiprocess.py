@@ -382,7 +382,7 @@ def test_t5xs_name_of_the_flag() -> None:
 
 
 def test_settings_leave_the_processs_own_number_out() -> None:
-    settings = {multiprocess.settings_of({"a": 1, "process_index": index}) for index in (0, 1)}
+    settings = {multiprocess.list_settings({"a": 1, "process_index": index}) for index in (0, 1)}
     assert settings == {"--a=1"}
 
 

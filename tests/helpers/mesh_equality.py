@@ -163,7 +163,7 @@ def main(folder: str) -> None:
     checkpointer.save(5, state, steps.Progress({}), saved_steps.DESCRIPTION)
     checkpointer.wait()
     fewer = sharding.make_mesh(4, jax.devices()[:4])
-    state, _ = checkpointer.restore(5, sharding.with_shardings(*places_on(fewer, False)))
+    state, _ = checkpointer.restore(5, sharding.add_shardings(*places_on(fewer, False)))
     checkpointer.close()
     assert kernel(state.params).sharding.shard_shape((32, 32)) == (32, 8)
     state, second = take_steps(fewer, False, state, BATCHES[5:])

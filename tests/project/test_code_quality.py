@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -19,25 +21,26 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "distill_sbs"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-ENTRY_POINTS = {
-    f"distill_sbs.{name}"
-    for name in (
-        "train evaluate infer precompile prepare extract convert.__main__ sweep report"
-    ).split()
-}
-READS_GIN = ENTRY_POINTS | {"distill_sbs.cli.command_line", "distill_sbs.cli.gin_files"}
-# Runs where TensorFlow is not installed.
+# The one module whose imports are gin's: the parser of its files.
+READS_GIN = {"distill_sbs.cli.gin_files"}
+# What runs where TensorFlow is not installed, but for the one module that writes TensorBoard's
+# events.
 MODEL_SIDE = (
     "distill_sbs.model",
-    "distill_sbs.distributed.sharding",
-    "distill_sbs.training.optimizer",
-    "distill_sbs.training.train_step",
+    "distill_sbs.distributed",
+    "distill_sbs.training",
     "distill_sbs.checkpoint",
-    "distill_sbs.distributed.processes",
-    "distill_sbs.distributed.lifeline",
+    "distill_sbs.inference",
+    "distill_sbs.precompiling",
+    "distill_sbs.convert",
 )
+NEEDS_TENSORFLOW = {"distill_sbs.training.run_log"}
 TENSORFLOW_SIDE = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5x", "clu"}
 JAX_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "t5x"}
+# What may need these, where it is not obvious, imports them by name when it needs them.
+IMPORTED_BY_NAME = {"distill_sbs.cli.quiet_tensorflow": "tensorflow"}
+# Library modules that print something when they are run: of the data, and a folder's path.
+NO_PROGRAMS = {"distill_sbs.data.readers.wordproblems", "distill_sbs.resources"}
 
 
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
@@ -96,7 +99,10 @@ def imports() -> dict[str, frozenset[str]]:
     found = {}
     for path in MODULES:
         names: set[str] = set()
-        for node in executed_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        # Importing the package runs its own lines; what `__getattr__` imports later is no part.
+        nodes = tree.body if path == PACKAGE / "__init__.py" else executed_nodes(tree)
+        for node in nodes:
             if isinstance(node, ast.Import):
                 names.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -104,8 +110,22 @@ def imports() -> dict[str, frozenset[str]]:
                 assert node.module is not None
                 names.add(node.module)
                 names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        if by_name := IMPORTED_BY_NAME.get(module_name(path)):
+            names.add(by_name)
         found[module_name(path)] = frozenset(names)
     return found
+
+
+@functools.cache
+def entry_points() -> frozenset[str]:
+    """Modules of the package that are programs: `python -m …` runs them."""
+    found = {
+        module_name(path)
+        for path in MODULES
+        if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    }
+    assert {"distill_sbs.train", "distill_sbs.convert.__main__"} <= found
+    return frozenset(found)
 
 
 def reached(start: str) -> dict[str, str]:
@@ -133,10 +153,23 @@ def chains(modules: list[str], banned: set[str]) -> list[str]:
     ]
 
 
+def model_side() -> list[str]:
+    return [
+        name
+        for name in imports()
+        if any(belongs(name, part) for part in MODEL_SIDE)
+        and name not in entry_points() | NEEDS_TENSORFLOW
+    ]
+
+
 def test_model_side_never_reaches_tensorflow_or_gin() -> None:
-    modules = [name for name in imports() if any(belongs(name, part) for part in MODEL_SIDE)]
-    assert "distill_sbs.model.network" in modules
-    assert chains(modules, TENSORFLOW_SIDE | {"gin"}) == []
+    assert {"distill_sbs.model.network", "distill_sbs.inference.student"} <= set(model_side())
+    assert chains(model_side(), TENSORFLOW_SIDE | {"gin"}) == []
+
+
+def test_the_exception_is_one() -> None:
+    for module in NEEDS_TENSORFLOW:
+        assert chains([module], TENSORFLOW_SIDE) != [], f"{module} needs no TensorFlow any more"
 
 
 def test_data_side_never_reaches_jax() -> None:
@@ -151,6 +184,19 @@ def test_reports_need_neither_side() -> None:
     assert chains([*modules, "distill_sbs.report"], JAX_SIDE | TENSORFLOW_SIDE) == []
 
 
+def test_teacher_reaches_no_jax_and_tensorflow_over_its_inputs_alone() -> None:
+    modules = [name for name in imports() if belongs(name, "distill_sbs.teacher")]
+    assert chains(modules, JAX_SIDE | {"gin"}) == []
+    over_inputs = "distill_sbs.teacher.inputs -> "
+    found = chains(modules, TENSORFLOW_SIDE)
+    assert found != []
+    assert [chain for chain in found if over_inputs not in chain] == []
+
+
+def test_infer_reaches_no_tensorflow() -> None:
+    assert chains(["distill_sbs.infer"], TENSORFLOW_SIDE) == []
+
+
 def test_only_the_t5x_engine_imports_t5x() -> None:
     users = {
         name
@@ -160,31 +206,58 @@ def test_only_the_t5x_engine_imports_t5x() -> None:
     assert {name for name in users if not belongs(name, "distill_sbs.t5x_engine")} == set()
 
 
-def test_library_code_does_not_import_gin() -> None:
+def test_only_the_reader_of_gin_files_and_the_t5x_engine_import_gin() -> None:
     users = {
         name
         for name, names in imports().items()
         if any(belongs(imported, "gin") for imported in names)
     }
-    assert {
-        name
-        for name in users
-        if name not in READS_GIN and not belongs(name, "distill_sbs.t5x_engine")
-    } == set()
+    assert {name for name in users if not belongs(name, "distill_sbs.t5x_engine")} == READS_GIN
+
+
+def test_nothing_imports_an_entry_point() -> None:
+    public = {"distill_sbs"}  # its names `train`, `prepare`, `extract`, for type checkers alone
+    for name, names in imports().items():
+        if name not in public:
+            assert not (entry_points() - NO_PROGRAMS) & names, f"{name} imports an entry point"
 
 
 def test_only_entry_points_join_the_sides() -> None:
-    """Nothing of the library imports an entry point."""
-    for name, names in imports().items():
-        if name not in ENTRY_POINTS:
-            assert not ENTRY_POINTS & names, f"{name} imports an entry point"
+    """What reaches SeqIO and JAX both is a program, or the engine of T5X, which has both."""
+    both = {
+        name
+        for name in imports()
+        if name not in entry_points() and {"seqio", "jax"} <= set(reached(name))
+    }
+    assert {name for name in both if not belongs(name, "distill_sbs.t5x_engine")} == set()
+
+
+def test_imports_go_in_no_circle() -> None:
+    """Imports inside functions among them: a circle is two modules that are one."""
+    graph = {
+        name: {each for each in names if each in imports()} for name, names in imports().items()
+    }
+    done: set[str] = set()
+    circles: list[list[str]] = []
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            circles.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for imported in sorted(graph[module] - {module.rpartition(".")[0], "distill_sbs"}):
+                walk(imported, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    assert circles == []
 
 
 def test_model_side_imports_without_tensorflow() -> None:
-    modules = [name for name in imports() if any(belongs(name, part) for part in MODEL_SIDE)]
+    modules = [*model_side(), "distill_sbs.infer"]
     program = (
         "import importlib, sys\n"
-        f"for name in {sorted(TENSORFLOW_SIDE | {'gin'})!r}: sys.modules[name] = None\n"
+        f"for name in {sorted(TENSORFLOW_SIDE)!r}: sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     done = subprocess.run(
@@ -199,10 +272,34 @@ def test_model_side_imports_without_tensorflow() -> None:
 def test_files_stay_readable() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
-        for path in [*MODULES, *(ROOT / "tasks").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+        for folder in ("distill_sbs", "tasks", "tests", "benchmarks", "docs")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 500
     }
     assert long == {}, "past 500 lines it is two files"
+
+
+# What bends a word: evaluate and evaluation, prepare and preparation, parameter and parameters.
+BENDING = {"", "s", "es", "e", "ed", "er", "or", "ing", "ion", "ation", "ment"}
+# Public paths, which stay; and the engine of T5X, whose modules are called as T5X's.
+NAMED_ALIKE = {("registered", "registration"), ("train", "trainer")}
+
+
+def differ_by_a_suffix(first: str, second: str) -> bool:
+    common = os.path.commonprefix([first, second])
+    rests = {first.removeprefix(common), second.removeprefix(common)}
+    return len(common) >= 4 and first != second and rests <= BENDING
+
+
+def test_no_two_modules_differ_by_a_suffix() -> None:
+    for pair in ("evaluate evaluation", "extract extraction", "prepare preparation"):
+        assert differ_by_a_suffix(*pair.split())
+    assert not differ_by_a_suffix("extract", "extra_options")
+    names = sorted({path.stem for path in MODULES} - {"__init__", "__main__"})
+    alike = {
+        pair for pair in itertools.combinations(names, 2) if differ_by_a_suffix(*pair)
+    } - NAMED_ALIKE
+    assert alike == set()
 
 
 def test_no_eval_and_no_utils() -> None:

@@ -146,7 +146,9 @@ def test_network_loss_and_gradients_on_a_packed_batch(config: configs.T5Config) 
 def tiny_batches(count: int) -> list[dict[str, np.ndarray]]:
     """Batches of our own pipeline: packed rows of the mixture `tiny_dss_gpt`."""
     mixture = registration.get_mixture_or_task("tiny_dss_gpt")
-    data = input_pipeline.training_data(mixture, LENGTHS, batch_size=16, seed=0, row_multiple=4)
+    data = input_pipeline.load_training_data(
+        mixture, LENGTHS, batch_size=16, seed=0, row_multiple=4
+    )
     stream = data.batches(data.sampler.start())
     batches = [next(stream)[0] for _ in range(count)]
     assert max(batch["encoder_segment_ids"].max() for batch in batches) > 1

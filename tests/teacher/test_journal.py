@@ -111,16 +111,16 @@ def test_settings_that_change_no_answer_may_change(tmp_path: pathlib.Path) -> No
 def test_budget_counts_what_is_in_flight() -> None:
     totals = Totals(answered=10, prompt_tokens=900, completion_tokens=100)  # 100 tokens a call
     budget = Budget(totals, Prices(), max_tokens_total=1_500)
-    assert budget.exceeded(in_flight=4) is None
-    assert budget.exceeded(in_flight=5) == "1,000 of --max_tokens_total=1,500 tokens are used"
+    assert budget.find_excess(in_flight=4) is None
+    assert budget.find_excess(in_flight=5) == "1,000 of --max_tokens_total=1,500 tokens are used"
     # 900 + 90 a call at 2, 100 + 10 a call at 10, per million: 0.0028 so far, 0.00028 a call.
     budget = Budget(totals, Prices(2.0, 10.0), max_cost=0.0037)
-    assert budget.exceeded(in_flight=2) is None
-    assert budget.exceeded(in_flight=3) == "0.0028 of --max_cost=0.0037 is spent"
+    assert budget.find_excess(in_flight=2) is None
+    assert budget.find_excess(in_flight=3) == "0.0028 of --max_cost=0.0037 is spent"
 
 
 def test_budget_before_the_first_answer() -> None:
     budget = Budget(Totals(), Prices(), max_tokens_total=1_000)
     budget.expect(prompt_characters=2_000, completion_tokens=100)  # 600 tokens
-    assert budget.exceeded(0) is None and budget.exceeded(1) is not None
+    assert budget.find_excess(0) is None and budget.find_excess(1) is not None
     assert Prices(1.0, None).cost(5, 5) is None

@@ -15,22 +15,22 @@ from distill_sbs.teacher.pacing import Pacer, Stopped
 def test_it_grows_while_all_goes_well_and_shrinks_once_for_a_round() -> None:
     pacer = Pacer(max_in_flight=40)
     for _ in range(6):
-        pacer.answered()
+        pacer.note_answer()
     assert pacer.limit == 10
     started = time.monotonic()
-    pacer.overloaded(started, None)
+    pacer.note_overload(started, None)
     assert pacer.limit == pytest.approx(7)
-    pacer.overloaded(started, None)  # began before the cut: the same trouble
+    pacer.note_overload(started, None)  # began before the cut: the same trouble
     assert pacer.limit == pytest.approx(7)
-    pacer.overloaded(time.monotonic(), None)
+    pacer.note_overload(time.monotonic(), None)
     assert pacer.limit == pytest.approx(4.9)
-    pacer.answered()
+    pacer.note_answer()
     assert pacer.limit == pytest.approx(4.9 + 1 / 4.9)
     for _ in range(50):
-        pacer.overloaded(time.monotonic(), None)
+        pacer.note_overload(time.monotonic(), None)
     assert pacer.limit == 1
     for _ in range(2_000):
-        pacer.answered()
+        pacer.note_answer()
     assert pacer.limit == 40
 
 
@@ -56,7 +56,7 @@ def test_retry_after_holds_all_calls_back() -> None:
     async def waited() -> float:
         pacer = Pacer(max_in_flight=8)
         started = time.monotonic()
-        pacer.overloaded(started, 0.2)
+        pacer.note_overload(started, 0.2)
         await asyncio.gather(*(pacer.acquire() for _ in range(2)))
         return time.monotonic() - started
 

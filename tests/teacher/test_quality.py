@@ -19,7 +19,7 @@ from distill_sbs.data.readers.responses import (
 )
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import export, parsing, prompts, quality
-from distill_sbs.teacher.quality import Judged, Quality
+from distill_sbs.teacher.quality import AnsweredExample, Quality
 
 
 def row(example_id: str, label: str | None, sample: int = 0, **more) -> dict:
@@ -78,12 +78,12 @@ def test_answers_are_found_by_id_in_several_files(tmp_path: pathlib.Path) -> Non
 # ---------------------------------- figures ----------------------------------
 
 
-def judged(label: str | None, rationale: str | None, gold: str | None, **more) -> Judged:
-    return Judged(Example("1", "in", gold), label, rationale, **more)
+def judged(label: str | None, rationale: str | None, gold: str | None, **more) -> AnsweredExample:
+    return AnsweredExample(Example("1", "in", gold), label, rationale, **more)
 
 
 def test_the_figures_of_a_report() -> None:
-    measured = Quality(quality.is_correct_for(False))
+    measured = Quality(quality.choose_comparison(False))
     measured.add(judged("cat", "it has whiskers", "cat"))
     measured.add(judged("cat", "it has whiskers", "dog"))
     measured.add(judged("dog", "So the answer is a dog", "dog"))
@@ -112,7 +112,7 @@ def test_the_figures_of_a_report() -> None:
 
 
 def test_an_empty_report() -> None:
-    measured = Quality(quality.is_correct_for(True))
+    measured = Quality(quality.choose_comparison(True))
     assert measured.accuracy is None and measured.mean_words is None
     assert measured.words_histogram() == [] and measured.duplicates == 0
 

@@ -1,4 +1,4 @@
-"""training_program: the step as it is lowered, constraints on activations and parameters in it."""
+"""program: the step as it is lowered, constraints on activations and parameters in it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ LOWERED = """
     from distill_sbs.data.batches import layout
     from distill_sbs.model.config import named_config
     from distill_sbs.training.optimizer import make_optimizer
-    from distill_sbs.training.program import training_program
+    from distill_sbs.training.program import build_training_program
 
     config = named_config("t5_1_1_tiny", vocab_size=512, scan_layers=True)
     update = make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
-    program = training_program(config, update, sharding.make_mesh(2), fsdp=True)
+    program = build_training_program(config, update, sharding.make_mesh(2), fsdp=True)
     batch = layout.empty_batch(layout.BatchShape(16, 64, 32))
     places = dict.fromkeys(batch, sharding.batch_sharding(program.mesh))
     with sharding.rules(program.mesh):
-        print(program.step.lower(program.state, sharding.with_shardings(batch, places)).as_text())
+        print(program.step.lower(program.state, sharding.add_shardings(batch, places)).as_text())
 """
 
 

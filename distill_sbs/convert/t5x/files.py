@@ -1,7 +1,7 @@
 """T5X's checkpoints as our parameters, and our parameters as a checkpoint of T5X.
 
-Enters: a checkpoint that T5X wrote, in any of its layouts (`t5x.layouts`) and of either of its
-networks (`t5x.networks`); or a `ParameterSource` of any form.
+Enters: a checkpoint that T5X wrote, in any of its layouts (`disk_layouts`) and of either of its
+networks (`network_kinds`); or a `ParameterSource` of any form.
 Leaves: a `ParameterSource`; or a folder with a `checkpoint_N` that `t5x.train`, `t5x.eval` and
 `t5x.infer` restore. Neither needs T5X, TensorFlow, or a device.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from distill_sbs.convert.source import Index, ParameterSource
-from distill_sbs.convert.t5x import layouts, networks
+from distill_sbs.convert.t5x import disk_layouts, network_kinds
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 
@@ -37,11 +37,11 @@ class T5XSource(ParameterSource):
     """
 
     def __init__(self, location: str) -> None:
-        folder = layouts.find_checkpoint(location)
+        folder = disk_layouts.find_checkpoint(location)
         self.location = str(folder)
-        self._parts: dict[str, networks.Part] = {}
-        for name, values in layouts.open_tensors(folder).items():
-            for path, part in networks.list_parts(name, values):
+        self._parts: dict[str, network_kinds.Part] = {}
+        for name, values in disk_layouts.open_tensors(folder).items():
+            for path, part in network_kinds.list_parts(name, values):
                 if path in self._parts:
                     raise UserError(
                         f"{self.location} has tensor {path} twice, stacked with its layer's "
@@ -54,10 +54,10 @@ class T5XSource(ParameterSource):
     def _share_positions(self) -> None:
         """One table of relative positions a side, in the place of one a layer."""
         for path in list(self._parts):
-            layer = networks.LAYER.fullmatch(path)
-            if not layer or layer[3] != networks.POSITIONS:
+            layer = network_kinds.LAYER.fullmatch(path)
+            if not layer or layer[3] != network_kinds.POSITIONS:
                 continue
-            shared = f"{layer[1]}/{networks.POSITIONS}"
+            shared = f"{layer[1]}/{network_kinds.POSITIONS}"
             if shared in self._parts and not np.array_equal(self.read(path), self.read(shared)):
                 raise UserError(
                     f"{self.location}: layers of the {layer[1]} have different tables of relative "
@@ -81,7 +81,7 @@ class T5XSource(ParameterSource):
         try:
             return self._parts[path].read(index)
         except Exception as error:
-            cause = layouts.shorten_error(error)
+            cause = disk_layouts.shorten_error(error)
             raise DamagedError(f"{self.location}: tensor {path}", cause) from error
 
 
@@ -98,20 +98,20 @@ def _find_config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Conf
         return shapes[path]
 
     def layers(side: str) -> int:
-        matches = [networks.LAYER.fullmatch(path) for path in shapes]
+        matches = [network_kinds.LAYER.fullmatch(path) for path in shapes]
         return 1 + max(
             (int(match[2]) for match in matches if match and match[1] == side), default=0
         )
 
     vocab_size, emb_dim = matrix("token_embedder/embedding")
-    heads, buckets = matrix(f"encoder/{networks.POSITIONS}")
+    heads, buckets = matrix(f"encoder/{network_kinds.POSITIONS}")
     joined = matrix("encoder/layers_0/attention/query/kernel")[1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     mlp_dim = matrix(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1]
     if not heads or joined % heads:
         raise UserError(
             f"{location}: encoder/layers_0/attention/query/kernel has {joined} columns, expected "
-            f"a multiple of the {heads} heads of encoder/{networks.POSITIONS}; is it a T5?"
+            f"a multiple of the {heads} heads of encoder/{network_kinds.POSITIONS}; is it a T5?"
         )
     try:
         return T5Config(
@@ -160,7 +160,7 @@ def write_t5x(
       UserError: `output` holds something; a tensor of `source` is missing or damaged.
       OSError, RuntimeError, ValueError: it cannot be written; TensorStore's are of all three.
     """
-    folder = layouts.make_absolute(output)
+    folder = disk_layouts.make_absolute(output)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{output} exists already; choose another folder, or delete it")
     if step < 0:
@@ -180,8 +180,8 @@ def _write(
 ) -> None:
     model: dict[str, Any] = {}
     optimizer: dict[str, Any] = {}
-    for tensor in networks.list_tensors(source.config, scan_layers):
-        store, listed = layouts.create_array(
+    for tensor in network_kinds.list_tensors(source.config, scan_layers):
+        store, listed = disk_layouts.create_array(
             checkpoint, tensor.name, tensor.shape, tensor.layers_axis
         )
         for layer, path in enumerate(tensor.paths):
@@ -190,9 +190,9 @@ def _write(
             if layer == 0 or path != tensor.paths[0]:  # a table that layers share counts once
                 advance(math.prod(values.shape))
         _insert(model, tensor.name, listed)
-        _insert(optimizer, tensor.name, networks.make_adafactor_state(tensor))
+        _insert(optimizer, tensor.name, network_kinds.make_adafactor_state(tensor))
     state = {"step": np.array(step, np.int32), "param_states": optimizer}
-    layouts.write_listing(checkpoint, {layouts.MODEL: model, "state": state})
+    disk_layouts.write_listing(checkpoint, {disk_layouts.MODEL: model, "state": state})
 
 
 def _insert(tree: dict[str, Any], path: str, leaf: Any) -> None:

@@ -60,7 +60,7 @@ class TokenisedTask:
         return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def cut_warnings(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
+def warn_of_cuts(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
     """One line for each feature of which the lengths cut more than `share` of the examples."""
     return [
         f"TASK_FEATURE_LENGTHS cuts {cut:.1%} of the {feature} of {task.name}; "
@@ -111,7 +111,7 @@ def tokenise(
         trim_output_features=False,
         shard_info=share.shard_info,
     )
-    places: list[int] = []
+    indices: list[int] = []
     sequences: list[layout.Sequence2Sequence] = []
     texts: list[str] = []
     input_texts: list[str] = []
@@ -133,7 +133,7 @@ def tokenise(
                 )
             )
         advance(len(columns[0]))
-        places.extend(batch[constants.INDEX].numpy().tolist())
+        indices.extend(batch[constants.INDEX].numpy().tolist())
         if not keep_texts:
             continue
         texts.extend(text.decode() for text in batch[f"{constants.TARGETS}_pretokenized"].numpy())
@@ -141,15 +141,18 @@ def tokenise(
             text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
         )
     if share.count > 1:
-        order = share.places(places)
-        cut_inputs, cut_targets = share.total(cut_inputs, cut_targets)
+        order = share.gather_indices(indices)
+        cut_inputs, cut_targets = share.add_up(cut_inputs, cut_targets)
         shared = (
-            share.rows([getattr(each, field.name) for each in sequences], order)
+            share.gather_rows([getattr(each, field.name) for each in sequences], order)
             for field in dataclasses.fields(layout.Sequence2Sequence)
         )
         sequences = [layout.Sequence2Sequence(*row) for row in zip(*shared, strict=True)]
         if keep_texts:
-            texts, input_texts = share.texts(texts, order), share.texts(input_texts, order)
+            texts, input_texts = (
+                share.gather_texts(texts, order),
+                share.gather_texts(input_texts, order),
+            )
     if not sequences:
         raise UserError(
             f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
@@ -206,8 +209,8 @@ class MixtureSampler:
             ]
             index = int(np.argmax(behind))
             task = self._tasks[index]
-            epoch, place = divmod(counts[index], len(task.sequences))
-            drawn.append(task.sequences[self._order(task, epoch)[place]])
+            epoch, number = divmod(counts[index], len(task.sequences))
+            drawn.append(task.sequences[self._order(task, epoch)[number]])
             counts[index] += 1
         return drawn, dict(zip(self.names, counts, strict=True))
 
@@ -247,7 +250,7 @@ class TrainingData:
             yield layout.fill(sequences, self.batch_layout, self.rows_here), position
 
 
-def training_data(
+def load_training_data(
     mixture_or_task: seqio.Task | seqio.Mixture,
     lengths: Mapping[str, int],
     batch_size: int,

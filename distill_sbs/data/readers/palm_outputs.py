@@ -1,9 +1,9 @@
-"""Raw text of a few-shot prompted teacher, taken apart into rationale and label.
+"""A published teacher's response, taken apart into rationale and label.
 
-Enters: one generation, run-on text included. Leaves: a `TeacherOutput`, both fields None where
-the text cannot be parsed.
+Enters: one response, run-on text included. Leaves: a `TeacherOutput`, both fields None where it
+cannot be parsed.
 
-The generations were cut at a fixed length, not at a stop string, so each goes on to invent the
+The responses were cut at a fixed length, not at a stop string, so each goes on to invent the
 next demonstration; what follows the next block marker (`Q:`, `Premise:`) is dropped. The rules are
 those of the published implementation (google-research/distilling-step-by-step, data_utils.py)
 with three repairs: an unparsable output is None, never the blank text `' '`; an NLI label is
@@ -37,12 +37,12 @@ def split_rationale(text: str, next_block: str, answer_marker: str) -> tuple[str
     return rationale.rstrip(), answer.strip()
 
 
-def _output(rationale: str, label: str | None) -> TeacherOutput:
+def _make_output(rationale: str, label: str | None) -> TeacherOutput:
     """An output that lacks either half is unparsed: neither half is trained on."""
     return TeacherOutput(label, rationale) if label and rationale else UNPARSED
 
 
-def _nli_label(answer: str, *, cut_off: bool) -> str | None:
+def _find_nli_label(answer: str, *, cut_off: bool) -> str | None:
     """The label that `answer` states; if the text was cut off here, its start is enough."""
     if answer in NLI_LABELS:
         return answer
@@ -59,7 +59,7 @@ def parse_cqa(text: str) -> TeacherOutput:
     around_letters = _CHOICE.split(answer)
     if len(around_letters) < 2:
         return UNPARSED
-    return _output(rationale, around_letters[1].strip().removesuffix("."))
+    return _make_output(rationale, around_letters[1].strip().removesuffix("."))
 
 
 def parse_svamp(text: str) -> TeacherOutput:
@@ -73,12 +73,12 @@ def parse_svamp(text: str) -> TeacherOutput:
     if parts is None:
         return UNPARSED
     rationale, answer = parts
-    return _output(rationale, expression(answer))
+    return _make_output(rationale, find_expression(answer))
 
 
-def expression(answer: str) -> str | None:
+def find_expression(answer: str) -> str | None:
     """The parenthesised expression in the text of an answer; of two, the last (`parse_svamp`)."""
-    outermost = _parenthesised(answer)
+    outermost = _find_parenthesised(answer)
     if outermost is None:
         return None
     last = outermost.rpartition(" and ")[2]
@@ -89,7 +89,7 @@ def expression(answer: str) -> str | None:
     return last if is_arithmetic else outermost
 
 
-def _parenthesised(answer: str) -> str | None:
+def _find_parenthesised(answer: str) -> str | None:
     """From the first parenthesis that is closed in its line to the last closing one there."""
     for line in answer.split("\n"):
         start, end = line.find("("), line.rfind(")")
@@ -104,7 +104,7 @@ def parse_esnli(text: str) -> TeacherOutput:
     if not marker:
         return UNPARSED
     answer, _, run_on = rest.strip().partition("\n")
-    return _output(rationale.strip(), _nli_label(answer.strip(), cut_off=not run_on))
+    return _make_output(rationale.strip(), _find_nli_label(answer.strip(), cut_off=not run_on))
 
 
 def parse_anli(text: str) -> TeacherOutput:
@@ -113,4 +113,6 @@ def parse_anli(text: str) -> TeacherOutput:
     if parts is None:
         return UNPARSED
     rationale, answer = parts
-    return _output(rationale, _nli_label(answer.removesuffix("."), cut_off="Premise:" not in text))
+    return _make_output(
+        rationale, _find_nli_label(answer.removesuffix("."), cut_off="Premise:" not in text)
+    )

@@ -36,10 +36,10 @@ class RequestDescription:
       prompt_sha256: of the prompt's file, and its parser's.
       model: the endpoint's name of the model.
       completion: whether prompts are plain text, not chats.
-      samples: answers to each input.
+      samples: responses to each input.
       temperature: 0 is greedy.
       seed: sample k is asked for with seed + k; None leaves it to the endpoint.
-      max_tokens: the longest answer.
+      max_tokens: of the longest response.
       rationalise: whether the gold label is given away in the question.
       extra_body: further fields of the request.
       task_path: the prompt's file, or its name where it is one of ours.
@@ -120,11 +120,11 @@ def read(output: str) -> RequestDescription | None:
     for name, value in content.items():
         if name not in kinds:
             raise SourceError(f"{path}: unknown field {name!r}; restore the file, or remove it")
-        content[name] = _checked(value, kinds[name], f"{path}: {name}")
+        content[name] = _check_value(value, kinds[name], f"{path}: {name}")
     return RequestDescription(**content)
 
 
-def _checked(value: Any, kind: Any, place: str) -> Any:
+def _check_value(value: Any, kind: Any, place: str) -> Any:
     """`value` as the field holds it.
 
     Raises:

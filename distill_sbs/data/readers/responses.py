@@ -32,7 +32,7 @@ def input_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
 
 
-def number_of(text: str) -> int:
+def hash_text(text: str) -> int:
     """64 bits that stand for a text, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 

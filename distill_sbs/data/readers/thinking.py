@@ -108,8 +108,7 @@ def _names_in(layout: str) -> frozenset[str]:
     return frozenset(_name_of(tag) for tag in _TAG.finditer(layout))
 
 
-def _unfinished() -> FinalPart:
-    return FinalPart("", True, UNFINISHED)
+_UNFINISHED = FinalPart("", True, UNFINISHED)
 
 
 def _after_channels(text: str) -> FinalPart | None:
@@ -119,7 +118,7 @@ def _after_channels(text: str) -> FinalPart | None:
         return FinalPart(after, True)
     start = text.lstrip()
     if _CHANNELS_WITHOUT_TOKENS.match(start):
-        return _unfinished()
+        return _UNFINISHED
     if _CHANNELS_SPACED.match(start) and len(parts := _FINAL_SPACED.split(text)) > 1:
         return FinalPart(parts[-1], True)
     pieces = _CHANNEL_TOKEN.split(text)
@@ -140,7 +139,7 @@ def _after_channels(text: str) -> FinalPart | None:
             final = content
         elif token in ("start", "end", "return", "call"):
             is_final = False
-    return _unfinished() if final is None else FinalPart(final, True)
+    return _UNFINISHED if final is None else FinalPart(final, True)
 
 
 def _after_sentences(text: str) -> FinalPart | None:
@@ -150,7 +149,7 @@ def _after_sentences(text: str) -> FinalPart | None:
     if not _THOUGHT_SENTENCE.match(text.lstrip()):
         return None
     parts = _RESPONSE_SENTENCE.split(text)
-    return FinalPart(parts[-1], True) if len(parts) > 1 else _unfinished()
+    return FinalPart(parts[-1], True) if len(parts) > 1 else _UNFINISHED
 
 
 def _after_fence(text: str) -> FinalPart | None:
@@ -159,7 +158,7 @@ def _after_fence(text: str) -> FinalPart | None:
     if fence is None or not _is_about_thinking(fence["name"].lower()):
         return None
     _, end, after = text.lstrip()[fence.end() :].partition("\n```")
-    return FinalPart(after.lstrip("`"), True) if end else _unfinished()
+    return FinalPart(after.lstrip("`"), True) if end else _UNFINISHED
 
 
 def _after_tags(text: str, of_layout: Set[str]) -> FinalPart | None:
@@ -188,7 +187,7 @@ def _after_tags(text: str, of_layout: Set[str]) -> FinalPart | None:
         if not opened:
             final_start = tag.end()
     if opened:
-        return _unfinished()
+        return _UNFINISHED
     return FinalPart(text[final_start:], True) if final_start >= 0 else None
 
 

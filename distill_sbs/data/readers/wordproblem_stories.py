@@ -370,13 +370,13 @@ class _Builder:
     # --- distractors ---------------------------------------------------------------------------
 
     def distract(self) -> None:
-        """Puts one sentence that does not matter at a random place."""
+        """Puts one sentence that does not matter at a random position."""
         number = self.number(6)
         other = self.other_things.pop()
-        place = int(self.rng.integers(len(self.sentences) + 1))
+        position = int(self.rng.integers(len(self.sentences) + 1))
         kind = self.pick(("other things", "bystander", "bystander", "event", "age"))
         if kind == "other things":
-            verb = "also has" if place else "has"
+            verb = "also has" if position else "has"
             sentence = _Sentence(f"{{S}} {verb} {number} {other}.", self.hero)
             remark = f"The {number} {other} do not matter."
         elif kind == "event":
@@ -390,7 +390,7 @@ class _Builder:
         else:
             sentence = _Sentence(f"{{S}} is {number} years old.", self.hero)
             remark = f"The {number} years do not matter."
-        self.sentences.insert(place, sentence)
+        self.sentences.insert(position, sentence)
         self.distractors.append(Distractor(number, remark))
 
     # --- the whole -----------------------------------------------------------------------------

@@ -79,15 +79,15 @@ def _mistaken(rng: np.random.Generator, story: Story) -> Story | None:
     steps = list(story.steps)
     distractors = list(story.distractors)
     kind = ("forgotten step", "wrong operation", "wrong number")[int(rng.integers(3))]
-    place = int(rng.integers(len(steps)))
+    chosen = int(rng.integers(len(steps)))
     if kind == "forgotten step" and len(steps) > 1:
         steps.pop()
     elif kind == "wrong operation":
-        swapped = {"+": "-", "-": "+", "*": "+", "/": "-"}[steps[place].operator]
-        steps[place] = dataclasses.replace(steps[place], operator=swapped)
-    elif kind == "wrong number" and distractors and not isinstance(steps[place].right, Result):
+        swapped = {"+": "-", "-": "+", "*": "+", "/": "-"}[steps[chosen].operator]
+        steps[chosen] = dataclasses.replace(steps[chosen], operator=swapped)
+    elif kind == "wrong number" and distractors and not isinstance(steps[chosen].right, Result):
         wrong = distractors.pop(int(rng.integers(len(distractors))))
-        steps[place] = dataclasses.replace(steps[place], right=wrong.number)
+        steps[chosen] = dataclasses.replace(steps[chosen], right=wrong.number)
     else:
         return None
     values = wordproblem_stories.step_values(steps)

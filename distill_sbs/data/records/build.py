@@ -61,7 +61,7 @@ def prepare_dataset(
                 entries[split] = tfrecords.write_split(
                     partial,
                     split,
-                    _advancing(raw_split, advance),
+                    _advance_with(raw_split, advance),
                     raw_split.size,
                     spec.teachers,
                     spec.is_correct,
@@ -252,7 +252,7 @@ def _tell_of_outputs(
         tell(f"warning: {dataset}: {warning}")
 
 
-def _advancing(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Any]:
+def _advance_with(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Any]:
     for example in raw_split.examples():
         yield example
         advance(1)

@@ -41,7 +41,7 @@ class UnpreparedDataError(UserError):
     """The records asked for are not there; the message holds the command that makes them."""
 
 
-def _unprepared(
+def _make_unprepared_error(
     dataset: str, data_dir: epath.PathLike, problem: str, split: str | None = None
 ) -> UnpreparedDataError:
     command = f"python -m distill_sbs.prepare --dataset={dataset} " + shlex.quote(
@@ -198,13 +198,15 @@ def read_info(data_dir: epath.PathLike, dataset: str) -> dict[str, Any]:
     """
     path = epath.Path(data_dir) / dataset / INFO_FILE
     if not path.exists():
-        raise _unprepared(dataset, data_dir, f"{dataset} is not prepared: {path} is missing.")
+        raise _make_unprepared_error(
+            dataset, data_dir, f"{dataset} is not prepared: {path} is missing."
+        )
     try:
         info = json_lines.read_json(path)
     except SourceError as error:
-        raise _unprepared(dataset, data_dir, f"{path} is broken ({error}).") from error
+        raise _make_unprepared_error(dataset, data_dir, f"{path} is broken ({error}).") from error
     if info.get("format_version") != FORMAT_VERSION:
-        raise _unprepared(
+        raise _make_unprepared_error(
             dataset,
             data_dir,
             f"{path} has format version {info.get('format_version')}, expected {FORMAT_VERSION}.",
@@ -220,7 +222,7 @@ def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]
     """
     info = read_info(data_dir, dataset)
     if split not in info["splits"]:
-        raise _unprepared(
+        raise _make_unprepared_error(
             dataset,
             data_dir,
             f"{dataset} has no prepared {split} split in {data_dir}, only "
@@ -232,7 +234,7 @@ def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]
     expected = int(match[1]) if paths and (match := re.search(r"-of-(\d+)$", paths[0].name)) else 1
     if len(paths) != expected:
         problem = f"{folder} holds {len(paths)} of {expected} shards of {split}."
-        raise _unprepared(dataset, data_dir, problem, split)
+        raise _make_unprepared_error(dataset, data_dir, problem, split)
     return [str(path) for path in paths]
 
 

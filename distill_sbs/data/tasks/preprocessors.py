@@ -117,13 +117,13 @@ def tokenize(
     return dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def kept_examples(examples: int, data_fraction: float) -> int:
+def count_kept(examples: int, data_fraction: float) -> int:
     """⌈f · N⌉, robust to f being a float: 0.1 of 30 is 3, not 4."""
     return math.ceil(round(data_fraction * examples, 9))
 
 
-def fraction_ranks(examples: int, seed: int) -> np.ndarray:
-    """Each example's place in the seeded permutation, int32 [N]: those below ⌈f·N⌉ are kept.
+def rank_examples(examples: int, seed: int) -> np.ndarray:
+    """Each example's rank in the seeded permutation, int32 [N]: those below ⌈f·N⌉ are kept.
 
     One permutation for all fractions, so the sets are nested, and for all tasks of a dataset, so
     labels and rationales keep the same examples.
@@ -139,8 +139,8 @@ def keep_fraction(dataset: tf.data.Dataset, dataset_name: str) -> tf.data.Datase
     if chosen.data_fraction == 1.0:
         return dataset
     examples = tfrecords.read_info(chosen.folder, dataset_name)["splits"]["train"]["examples"]
-    ranks = tf.constant(fraction_ranks(examples, chosen.fraction_seed))
-    kept = kept_examples(examples, chosen.data_fraction)
+    ranks = tf.constant(rank_examples(examples, chosen.fraction_seed))
+    kept = count_kept(examples, chosen.data_fraction)
 
     def keep(example: Record) -> tf.Tensor:
         # Only a training index is looked up: other splits may be longer than the table.

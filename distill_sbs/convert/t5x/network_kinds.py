@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_sbs.convert.source import Index
-from distill_sbs.convert.t5x.layouts import Handle
+from distill_sbs.convert.t5x.disk_layouts import Handle
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import MOST_LAYERS, T5Config
 from distill_sbs.model.parameters import list_parameters
@@ -143,10 +143,10 @@ def list_tensors(config: T5Config, scan_layers: bool) -> Iterator[Tensor]:
         if not scan_layers or (not layer and rest != POSITIONS):
             yield Tensor(path, shape, axes, [path])
         elif not layer or layer[2] == "0":
-            yield _stacked(side, layer[3] if layer else rest, bool(layer), shape, axes, config)
+            yield _stack_layers(side, layer[3] if layer else rest, bool(layer), shape, axes, config)
 
 
-def _stacked(
+def _stack_layers(
     side: str,
     rest: str,
     in_layers: bool,
