@@ -55,6 +55,7 @@ def evaluate(
     checkpoint: str,
     mixture_or_task: str | None = None,
     split: str = "test",
+    *,
     data_dir: str | None = None,
     output: str | None = None,
     batch_size: int = 128,
@@ -62,7 +63,10 @@ def evaluate(
     task_files: Sequence[str] = (),
     num_model_partitions: int = 1,
 ) -> dict[str, object]:
-    """Evaluates a checkpoint; returns the task, the split, the number of examples, the metrics.
+    """Evaluates a checkpoint; every argument is the flag of its name (`task_files` `--task_file`).
+
+    Returns:
+      The step's folder, the task, the split, the number of examples, and the metrics by name.
 
     Raises:
       UserError: no such checkpoint, task or split, or unprepared data.
@@ -145,12 +149,12 @@ def _work(argv: Sequence[str]) -> int | None:
             values.checkpoint,
             values.mixture_or_task,
             values.split,
-            values.data_dir,
-            values.output,
-            values.batch_size,
-            values.beam_size,
-            values.task_file,
-            values.num_model_partitions,
+            data_dir=values.data_dir,
+            output=values.output,
+            batch_size=values.batch_size,
+            beam_size=values.beam_size,
+            task_files=values.task_file,
+            num_model_partitions=values.num_model_partitions,
         )
         if processes.is_first():
             terminal.say_json(result, indent=2)

@@ -67,28 +67,51 @@ def read_inputs(path: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _answer(rows: Sequence[tuple[str, str]], values: flags.FlagValues) -> None:
+def answer(
+    rows: Sequence[tuple[str, str]],
+    output: str,
+    checkpoint: str,
+    *,
+    task: str = "label",
+    batch_size: int = 128,
+    beam_size: int = 1,
+    num_model_partitions: int = 1,
+) -> None:
+    """Writes `output`: the lines of `read_inputs`, each with the student's "prediction".
+
+    Args:
+      rows: from `read_inputs`.
+      output: the file, which appears when all is answered.
+      checkpoint: as `Student.load` takes it.
+      task: of `TASKS`.
+      batch_size: inputs at a time.
+      beam_size: 1 is greedy.
+      num_model_partitions: devices that share one copy of the parameters.
+
+    Raises:
+      UserError: there is no checkpoint, or it is damaged.
+    """
     # Imported here: the command line has been checked by now, and this takes seconds.
     from distill_sbs.cli.progress import show_progress
     from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.inference.student import Student
 
-    student = Student.load(values.checkpoint, values.num_model_partitions)
+    student = Student.load(checkpoint, num_model_partitions)
     is_first = processes.is_first()
     with show_progress("answering", len(rows), silent=not is_first) as advance:
         outputs = student.decode(
             [text for _, text in rows],
-            values.task,
-            student.decoder(values.batch_size, values.beam_size),
+            task,
+            student.decoder(batch_size, beam_size),
             advance,
         )
     if not is_first:
         return
-    answers = [student.text(output) for output in outputs]
-    with files.open_replacement(values.output) as file:
-        for (line, _), answer in zip(rows, answers, strict=True):
-            file.write(json_lines.set_member(line, "prediction", answer) + "\n")
-    terminal.say(f"{len(rows)} {values.task}s of {student.step_folder} written to {values.output}")
+    answers = [student.text(tokens) for tokens in outputs]
+    with files.open_replacement(output) as file:
+        for (line, _), said in zip(rows, answers, strict=True):
+            file.write(json_lines.set_member(line, "prediction", said) + "\n")
+    terminal.say(f"{len(rows)} {task}s of {student.step_folder} written to {output}")
     if note := explain_outputs(outputs, answers, student.description.max_decode_tokens):
         terminal.say(f"note: {note}", stderr=True)
 
@@ -105,7 +128,15 @@ def _work(argv: Sequence[str]) -> int | None:
     given = values.flag_values_dict()
     processes.check_flags(given)
     with processes.join_processes(given, processes.list_settings(given)):
-        _answer(rows, values)
+        answer(
+            rows,
+            values.output,
+            values.checkpoint,
+            task=values.task,
+            batch_size=values.batch_size,
+            beam_size=values.beam_size,
+            num_model_partitions=values.num_model_partitions,
+        )
     return None
 
 

@@ -190,6 +190,16 @@ def _check_cells(cells: Mapping[str, list[str]], environment: dict[str, str]) ->
             raise UserError(f"{mixture}: {_reason(done.stderr)}; nothing was started")
 
 
+def _gin_arguments(values: flags.FlagValues) -> list[str]:
+    """What every run is given as it was typed: gin files, bindings, registration files."""
+    given = [f"--gin_file={path}" for path in values.gin_file]
+    given += [f"--gin_bindings={binding}" for binding in values.gin_bindings]
+    given += [f"--task_file={path}" for path in values.task_file]
+    if values.gin_search_paths:
+        given.append(f"--gin_search_paths={','.join(values.gin_search_paths)}")
+    return given
+
+
 def _numbers(texts: Sequence[str], flag: str, kind: type[int] | type[float]) -> list[Any]:
     try:
         return [kind(text) for text in texts]
@@ -204,24 +214,36 @@ def _accuracy(model_dir: pathlib.Path) -> float | None:
     return None if accuracy is None else float(accuracy)
 
 
-def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
-    """Runs what is missing, and returns the summary.
+def sweep(
+    arguments: Sequence[str],
+    output: pathlib.Path,
+    mixtures: Sequence[str],
+    data_fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    *,
+    parallel: int = 1,
+    dry_run: bool = False,
+) -> list[dict[str, Any]]:
+    """Runs what is missing, and returns the summary; nothing where it only looks (`dry_run`).
+
+    Args:
+      arguments: of `python -m distill_sbs.train`, the same for every run.
+      output: the folder of all runs.
+      mixtures: MIXTURE_OR_TASK_NAMEs.
+      data_fractions: DATA_FRACTIONs.
+      seeds: RANDOM_SEEDs.
+      parallel: runs at a time.
+      dry_run: checks one run of each mixture, lists what is missing, starts nothing.
 
     Raises:
       UserError: a run cannot begin, or failed; the message gives its reason and its log.
       SystemExit: a signal came; the runs were told, and have ended.
     """
-    output = pathlib.Path(values.output)
-    given = [f"--gin_file={path}" for path in values.gin_file]
-    given += [f"--gin_bindings={binding}" for binding in values.gin_bindings]
-    given += [f"--task_file={path}" for path in values.task_file]
-    if values.gin_search_paths:
-        given.append(f"--gin_search_paths={','.join(values.gin_search_paths)}")
     environment = dict(os.environ)
     environment.setdefault(
         "JAX_COMPILATION_CACHE_DIR", str((output / "compilation_cache").absolute())
     )
-    if values.parallel > 1:
+    if parallel > 1:
         environment["XLA_FLAGS"] = (
             environment.get("XLA_FLAGS", "")
             + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -231,17 +253,13 @@ def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
     runs: dict[pathlib.Path, list[str]] = {}
     cells: dict[str, list[str]] = {}
     # Seeds outermost: an interrupted sweep has all methods at the seeds that it has.
-    for seed, fraction, mixture in itertools.product(
-        _numbers(values.seeds, "seeds", int),
-        _numbers(values.data_fractions, "data_fractions", float),
-        values.mixtures,
-    ):
+    for seed, fraction, mixture in itertools.product(seeds, data_fractions, mixtures):
         model_dir = output / mixture / f"fraction_{fraction:.4g}" / f"seed_{seed}"
         runs[model_dir] = [
             sys.executable,
             "-m",
             "distill_sbs.train",
-            *given,
+            *arguments,
             f"--gin_bindings=MIXTURE_OR_TASK_NAME = {mixture!r}",
             f"--gin_bindings=DATA_FRACTION = {fraction}",
             f"--gin_bindings=RANDOM_SEED = {seed}",
@@ -251,13 +269,13 @@ def sweep(values: flags.FlagValues) -> list[dict[str, Any]]:
     for path, command in missing.items():
         cells.setdefault(str(path.relative_to(output)).split("/fraction_")[0], command)
     _check_cells(cells, environment)
-    terminal.say(f"{len(runs)} runs, {len(missing)} to do, {values.parallel} at a time")
-    if values.dry_run:
+    terminal.say(f"{len(runs)} runs, {len(missing)} to do, {parallel} at a time")
+    if dry_run:
         for path in missing:
             terminal.say(str(path))
         return []
     children = Children()
-    with children.listen(), concurrent.futures.ThreadPoolExecutor(values.parallel) as pool:
+    with children.listen(), concurrent.futures.ThreadPoolExecutor(parallel) as pool:
         futures = {
             pool.submit(children.run, command, path, environment): path
             for path, command in missing.items()
@@ -297,7 +315,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    rows = sweep(values)
+    rows = sweep(
+        _gin_arguments(values),
+        pathlib.Path(values.output),
+        values.mixtures,
+        _numbers(values.data_fractions, "data_fractions", float),
+        _numbers(values.seeds, "seeds", int),
+        parallel=values.parallel,
+        dry_run=values.dry_run,
+    )
     if not values.dry_run:
         terminal.say(table(rows))
     return None

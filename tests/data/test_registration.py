@@ -115,10 +115,10 @@ def test_seqios_evaluator_scores_a_task() -> None:
     def always_first(dataset, *_, **__):
         return [(i, list(vocabulary.encode("yes 0"))) for i, _ in dataset]
 
-    compute_metrics, _ = evaluator.evaluate(
+    metrics_of, _ = evaluator.evaluate(
         compute_metrics=True, step=0, predict_fn=always_first, score_fn=always_first
     )
-    assert compute_metrics.result()["tiny_label"]["accuracy"] == 1 / 8
+    assert metrics_of.result()["tiny_label"]["accuracy"] == 1 / 8
 
 
 @pytest.mark.usefixtures("tiny_settings")

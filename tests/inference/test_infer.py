@@ -87,6 +87,32 @@ def run_infer(model_dir: pathlib.Path, tmp_path: pathlib.Path, content: bytes, *
     return infer.main(["infer", *arguments, f"--output={tmp_path / 'out.jsonl'}", *flags])
 
 
+# ---------------------------------- what it needs ------------------------------
+
+
+def test_runs_where_tensorflow_is_not_installed(
+    model_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"input": "question 1"}\n')
+    arguments = ["infer", f"--checkpoint={model_dir}", f"--input={tmp_path / 'in.jsonl'}"]
+    program = (
+        "import sys\n"
+        "for name in ('tensorflow', 'tensorflow_text', 'seqio', 'clu'): sys.modules[name] = None\n"
+        "from distill_sbs import infer\n"
+        f"sys.exit(infer.main({[*arguments, f'--output={tmp_path / "out.jsonl"}']!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text()).keys() == {"input", "prediction"}
+
+
 # ---------------------------------- what is read and written -------------------
 
 
