@@ -95,11 +95,12 @@ def test_runs_where_tensorflow_is_not_installed(
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"input": "question 1"}\n')
     arguments = ["infer", f"--checkpoint={model_dir}", f"--input={tmp_path / 'in.jsonl'}"]
+    arguments.append(f"--output={tmp_path / 'out.jsonl'}")
     program = (
         "import sys\n"
         "for name in ('tensorflow', 'tensorflow_text', 'seqio', 'clu'): sys.modules[name] = None\n"
         "from distill_sbs import infer\n"
-        f"sys.exit(infer.main({[*arguments, f'--output={tmp_path / "out.jsonl"}']!r}))"
+        f"sys.exit(infer.main({arguments!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
