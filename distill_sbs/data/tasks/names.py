@@ -93,8 +93,8 @@ def check_name(kind: str, name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{kind} {name!r}: expected letters, digits, underscores and dots, a letter or digit "
-            "first, for it becomes part of names such as "
+            f"{kind} {name!r}: expected letters, digits and underscores (or dots), a letter or "
+            "digit first, for it becomes part of names such as "
             f"{'NAME' if kind == 'dataset' else 'DATASET'}_dss_"
             f"{'TEACHER' if kind == 'dataset' else 'NAME'}"
         )
