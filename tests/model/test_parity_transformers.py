@@ -13,7 +13,9 @@ import gc
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
+import jax
 import optax
 import pytest
 
@@ -36,6 +38,15 @@ import parity_training  # noqa: E402
 pytestmark = pytest.mark.parity
 
 EXAMPLES_A_BATCH = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised() -> Iterator[None]:
+    """Compiled as for users: tests/conftest.py asks for less."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    asked = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    jax.config.update("jax_disable_most_optimizations", asked)
 
 
 @pytest.fixture(scope="module")
