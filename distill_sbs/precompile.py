@@ -22,7 +22,7 @@ from absl import flags
 
 from distill_sbs.cli import command_line, terminal
 from distill_sbs.config import PrecompileConfig
-from distill_sbs.precompiling import advice, chips, table
+from distill_sbs.precompiling import advice, chips, printing
 
 DESCRIPTION = "Compiles a run's steps for a TPU slice: whether it fits, and its roofline."
 DOES_NOT_FIT_EXIT_STATUS = 1
@@ -237,7 +237,7 @@ def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
         program_folder=pathlib.Path(programs) if programs else None,
     )
     as_json = bool(configuration.flags["json"])
-    table.print_table(result, to_standard_error=as_json)
+    printing.print_table(result, to_standard_error=as_json)
     if as_json:
         terminal.say_json(_without_infinity(result))
     return DOES_NOT_FIT_EXIT_STATUS if result["fits"] is False else 0

@@ -10,6 +10,7 @@ while the process ended, or not at all: raised in a callback, it was reported an
   exception out of the middle of a library's start made it abort;
 - in the work it is raised, so that half-written files are removed; whatever comes out of the work
   then is taken for the interruption (`was_noted`), and forgotten ones are raised again;
+- the last moments of a process, when Python is taken down, are its own: the status is settled;
 - a second Ctrl-C, or five seconds in which the work does not end, such as in a compiler that
   Python cannot interrupt, ends the process at once.
 
@@ -20,6 +21,7 @@ in a program that merely imports this package, or where SIGINT is ignored (`nohu
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import os
 import signal
@@ -60,6 +62,8 @@ def watch() -> None:
     threading.Thread(target=_read_signals, args=(reading,), daemon=True).start()
     signal.signal(signal.SIGINT, _handle)
     sys.unraisablehook = _raise_again
+    # What was registered first is called last: from there on Python takes its handlers away.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -232,6 +232,7 @@ def kill_and_restart(machines: Machines, name: str, count: int, victim: int) -> 
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 61, 5))
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
     kill_and_restart(machines, "two", 2, victim=1)
 
