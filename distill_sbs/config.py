@@ -252,6 +252,12 @@ class DataConfig(Options):
         default=None,
         may_change="the folder may have moved",
     )
+    text_dir: str | None = option(
+        kinds.optional(kinds.text("'/data/text'")),
+        "text files that text_pretrain reads; None: DATA_DIR/text",
+        default=None,
+        may_change="the folder may have moved",
+    )
     data_fraction: float = option(
         kinds.number(above=0.0, most=1.0), "share of the training examples", default=1.0
     )

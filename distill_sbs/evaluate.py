@@ -79,14 +79,17 @@ def evaluate(
     from distill_sbs.data import registration, settings, vocabulary
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.data.batches.share import Share
+    from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.inference.outputs import explain_outputs
     from distill_sbs.inference.student import Student
+    from distill_sbs.training.target_loss import TargetLoss
 
     step_folder = checkpoints.find_step_folder(checkpoint)
     description = checkpoints.read_description(step_folder)
     own_vocabulary = vocabulary.from_description(description.vocabulary)
-    settings.use(settings.DataSettings(data_dir, vocabulary=own_vocabulary))
+    text_dir = description.options.get("TEXT_DIR")
+    settings.use(settings.DataSettings(data_dir, vocabulary=own_vocabulary, text_dir=text_dir))
     registration.load_task_files(task_files)
     mixture_or_task = mixture_or_task or description.mixture
     if mixture_or_task is None:
@@ -104,6 +107,23 @@ def evaluate(
     examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 
     student = Student.load(str(step_folder), num_model_partitions)
+    about = {
+        "checkpoint": str(step_folder),
+        "task": task.name,
+        "split": split,
+        "examples": len(examples.sequences),
+    }
+    if not task.metric_fns:
+        if output:
+            raise UserError(
+                f"--output={output}: {task.name} has no right answers, so nothing is decoded; it "
+                "is scored by the loss of its targets"
+            )
+        parallel = sharding.data_parallelism(student.mesh)
+        batch_rows = -(-batch_size // parallel) * parallel
+        loss_of_targets = TargetLoss(student.model, student.mesh)
+        batches = input_pipeline.lay_out_singly(examples.sequences, batch_rows)
+        return {**about, **loss_of_targets(student.params, batches)}
     with show_progress(
         f"{task.name} {split}", len(examples.sequences), silent=not is_first
     ) as advance:
@@ -123,13 +143,7 @@ def evaluate(
     metrics = batch_decoder.compute_metrics(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
-    return {
-        "checkpoint": str(step_folder),
-        "task": task.name,
-        "split": split,
-        "examples": len(predictions),
-        **metrics,
-    }
+    return {**about, **metrics}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
@@ -93,17 +94,24 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             config.data.fraction_seed,
             config.objective.rationale_rate,
             config.data.vocabulary_file,
+            text_dir=config.data.text_dir,
         )
     )
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(config.data.mixture_or_task_name)
     architecture = config.student.architecture()
     loaded = vocabulary.load(config.data.vocabulary_file)
-    if loaded.vocab_size > architecture.vocab_size:
+    # Of a pretraining task with its sentinels.
+    ids = max(
+        task.output_features[constants.TARGETS].vocabulary.vocab_size
+        for task in registration.tasks_of(mixture)
+    )
+    if ids > architecture.vocab_size:
+        sentinels = f" and {ids - loaded.vocab_size} sentinels" if ids > loaded.vocab_size else ""
         raise UserError(
-            f"the vocabulary has {loaded.vocab_size} pieces, the student {config.student.name} "
-            f"embeds {architecture.vocab_size}; set STUDENT_OVERRIDES = {{'vocab_size': …}} to no "
-            "less"
+            f"the vocabulary has {loaded.vocab_size} pieces{sentinels}, the student "
+            f"{config.student.name} embeds {architecture.vocab_size}; set STUDENT_OVERRIDES = "
+            f"{{'vocab_size': {-(-ids // 128) * 128}}}, or more"
         )
     description = RunDescription.of_run(config, vocabulary.describe(config.data.vocabulary_file))
     notes = []
@@ -190,6 +198,7 @@ def _train(
     from distill_sbs.training import run_log
     from distill_sbs.training.metrics_file import read_metrics
     from distill_sbs.training.program import build_training_program
+    from distill_sbs.training.target_loss import TargetLoss
     from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
@@ -233,8 +242,9 @@ def _train(
     # ---------------------------------- data ------------------------------------
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
-    rows = sum(task.num_input_examples("train") for task in registration.tasks_of(mixture))
-    with show_progress("tokenising", rows // share.count, silent=not is_first) as advance:
+    counts = [task.num_input_examples("train") for task in registration.tasks_of(mixture)]
+    rows = None if None in counts else sum(counts) // share.count
+    with show_progress("tokenising", rows, silent=not is_first) as advance:
         data = input_pipeline.load_training_data(
             mixture,
             batch_config.task_feature_lengths,
@@ -290,11 +300,16 @@ def _train(
         model, mesh, evaluation.max_decode_tokens, evaluation.eval_batch_size
     )
 
+    loss_of_targets = TargetLoss(model, mesh, program.logits_chunk_tokens)
+    eval_rows = -(-evaluation.eval_batch_size // row_multiple) * row_multiple
     remarks: dict[str, str | None] = {}
 
-    def accuracy_on(split: str, params: Any, limit: int | None = None) -> float:
-        """Accuracy, 0 to 1, of the decoded labels of a split."""
+    def evaluate_on(split: str, params: Any, limit: int | None = None) -> dict[str, float]:
+        """Metrics of a split's decoded answers (`accuracy`, 0 to 1), or the loss of its targets."""
         examples = splits[split]
+        if not evaluated_task.metric_fns:
+            sequences = examples.sequences[:limit]
+            return loss_of_targets(params, input_pipeline.lay_out_singly(sequences, eval_rows))
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
         remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
@@ -303,7 +318,7 @@ def _train(
             evaluated_task.postprocess_fn,
             examples.texts[:limit],
             predictions,
-        )["accuracy"]
+        )
 
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
@@ -340,9 +355,9 @@ def _train(
             window = []
             if evaluates and "validation" in splits:
                 log.advance(step, "evaluating …")
-                accuracy = accuracy_on("validation", state.params, evaluation.eval_examples)
-                progress.add_evaluation(step, accuracy)
-                values["validation_accuracy"] = accuracy
+                found = evaluate_on("validation", state.params, evaluation.eval_examples)
+                progress.add_evaluation(step, found)
+                values.update((f"validation_{name}", value) for name, value in found.items())
             log.write(step, values)
             if saves:
                 checkpointer.save(step, state, progress, checked.description)
@@ -361,13 +376,13 @@ def _train(
 
     # ---------------------------------- results ---------------------------------
     best_step = progress.best_step or train_steps
-    accuracies = {each["step"]: each["accuracy"] for each in progress.evaluations}
-    test_accuracy = None
+    unknown = {"accuracy" if evaluated_task.metric_fns else "loss": None}
+    on_test = None
     if "test" in splits:
         if best_step != int(state.step):
             steps.check_step(steps.step_folder(model_dir, best_step))
             state, _ = checkpointer.restore(best_step, abstract)
-        test_accuracy = accuracy_on("test", state.params)
+        on_test = evaluate_on("test", state.params)
     checkpointer.close()
     results = {
         "mixture": config.data.mixture_or_task_name,
@@ -376,8 +391,8 @@ def _train(
         "seed": run.random_seed,
         "train_steps": train_steps,
         "best_step": best_step,
-        "validation": {"accuracy": accuracies.get(best_step)},
-        "test": {"accuracy": test_accuracy},
+        "validation": progress.values_at(best_step) or unknown,
+        "test": on_test or unknown,
     }
     if not is_first:
         return results
@@ -430,7 +445,9 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
         yield f"warning: step {number} of MODEL_DIR is damaged ({cause}); the run sets it aside"
     folder = settings.current().folder
     tasks = registration.tasks_of(checked.mixture)
-    for spec in {spec.name: spec for spec in map(registration.dataset_of, tasks)}.values():
+    for task in filter(registration.reads_texts, tasks):
+        yield f"{task.name}: {len(task.source.list_shards('train'))} files of text"
+    for spec in registration.datasets_of(checked.mixture):
         try:
             for split in spec.splits:
                 tfrecords.split_files(folder, spec.name, split)

@@ -12,7 +12,9 @@ newest whole one; everything else names it and stops.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -37,20 +39,32 @@ class Progress:
 
     Attributes:
       position: sequences drawn so far, by task (`data.batches.input_pipeline.Position`).
-      evaluations: [{"step": …, "accuracy": …}, …] on validation, in order.
-      best_step: the evaluated step of highest accuracy, the earliest of equals; None before one.
+      evaluations: [{"step": …, "accuracy": …}, …] on validation, in order; of a task whose answers
+        are not scored `loss` and `perplexity` in the place of `accuracy`.
+      best_step: the evaluated step of highest accuracy, or of lowest loss, the earliest of equals;
+        None before one.
     """
 
     position: dict[str, int]
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     best_step: int | None = None
 
-    def add_evaluation(self, step: int, accuracy: float) -> None:
-        """Notes an evaluation and moves `best_step` where the accuracy is higher."""
-        best = max((each["accuracy"] for each in self.evaluations), default=-1.0)
-        self.evaluations.append({"step": step, "accuracy": accuracy})
-        if accuracy > best:
+    def add_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Notes an evaluation and moves `best_step` where it is better.
+
+        The first value decides: a `loss` is better lower, everything else (`accuracy`) higher.
+        """
+        best = max(map(_rank, self.evaluations), default=-math.inf)
+        self.evaluations.append({"step": step, **values})
+        if _rank(self.evaluations[-1]) > best:
             self.best_step = step
+
+    def values_at(self, step: int) -> dict[str, float] | None:
+        """What an evaluation found, without its step; None where there was none."""
+        for each in self.evaluations:
+            if each["step"] == step:
+                return {name: value for name, value in each.items() if name != "step"}
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """What is saved: the attributes, and that checksums lie beside them."""
@@ -71,7 +85,8 @@ class Progress:
             and all(
                 isinstance(each, dict)
                 and isinstance(each.get("step"), int)
-                and isinstance(each.get("accuracy"), int | float)
+                and len(each) > 1
+                and all(isinstance(value, int | float) for value in each.values())
                 for each in progress.evaluations
             )
             and isinstance(progress.best_step, int | None)
@@ -79,6 +94,12 @@ class Progress:
         if not is_whole:
             raise ValueError("it does not say position, evaluations and best step")
         return progress
+
+
+def _rank(evaluation: Mapping[str, float]) -> float:
+    """The higher the better."""
+    name, value = next((name, value) for name, value in evaluation.items() if name != "step")
+    return -value if name == "loss" else value
 
 
 # ---------------------------------- which steps there are --------------------

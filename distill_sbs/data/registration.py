@@ -14,19 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
+import tensorflow as tf
 
 from distill_sbs import constants, resources
 from distill_sbs.data import metrics, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
-from distill_sbs.data.tasks import names, preprocessors, task_files
+from distill_sbs.data.tasks import names, preprocessors, span_corruption, task_files, texts
 from distill_sbs.data.tasks.lookup import (
     check_prepared,
     dataset_of,
+    datasets_of,
     evaluation_task,
     get_dataset,
     get_task_info,
+    is_pretraining,
     is_rationale,
     prepare_missing,
+    reads_texts,
     tasks_of,
 )
 from distill_sbs.data.tasks.names import DATASETS, MIXTURE_METHODS, TASK_METHODS, TaskInfo
@@ -40,15 +44,19 @@ __all__ = [
     "check_joined_teacher",
     "check_prepared",
     "dataset_of",
+    "datasets_of",
     "evaluation_task",
     "get_dataset",
     "get_mixture_or_task",
     "get_task_info",
+    "is_pretraining",
     "is_rationale",
     "load_task_files",
     "prepare_missing",
+    "reads_texts",
     "register_augmented",
     "register_dataset",
+    "register_pretraining",
     "register_teacher",
     "tasks_of",
 ]
@@ -57,6 +65,17 @@ OUTPUT_FEATURES = {
     constants.INPUTS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
     constants.TARGETS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
     constants.TASK_IDS: seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False),
+}
+
+# The same, with sentinels behind the vocabulary's pieces.
+PRETRAINING_FEATURES = {
+    **OUTPUT_FEATURES,
+    **{
+        name: seqio.Feature(
+            vocabulary.ConfiguredVocabulary(sentinels=span_corruption.SENTINELS), add_eos=True
+        )
+        for name in (constants.INPUTS, constants.TARGETS)
+    },
 }
 
 
@@ -124,15 +143,61 @@ def register_dataset(spec: DatasetSpec) -> None:
             f"dataset {spec.name!r} is registered already; give yours another name in DatasetSpec"
         )
     names.check_name("dataset", spec.name)
-    label, finetune = TaskInfo(spec.name, "label"), TaskInfo(spec.name, "finetune")
-    names.check_free([label, finetune])
+    label, finetune, pretrain = (
+        TaskInfo(spec.name, method) for method in ("label", "finetune", "pretrain")
+    )
+    names.check_free([label, finetune, pretrain])
     for teacher in spec.teachers:
         _check_teacher(spec.name, teacher)
     DATASETS[spec.name] = spec
     _add_task(spec, label, preprocessors.label_task(None), _accuracy_metric(spec.is_correct))
     _add_mixture(finetune, [(label.name, 1.0)])
+    _add_pretraining(
+        pretrain,
+        RecordsDataSource(spec, ()),
+        [functools.partial(preprocessors.keep_fraction, dataset_name=spec.name)],
+    )
     for teacher in spec.teachers:
         register_teacher(spec, teacher)
+
+
+def register_pretraining(name: str, source: seqio.DataSource) -> None:
+    """Registers `{name}_pretrain`: span corruption (`tasks.span_corruption`) of plain texts.
+
+    Every dataset has such a task over its inputs, and `text_pretrain` reads `TEXT_DIR`. This is for
+    other texts: `register_pretraining("wiki", seqio.TfdsDataSource("wikipedia/…", splits=…))`, say,
+    with a source whose rows are texts, or have one as `input` or `text`.
+
+    Raises:
+      UserError: the name is taken, or cannot stand in the name of a task.
+    """
+    names.check_name("dataset", name)
+    info = TaskInfo(name, "pretrain")
+    names.check_free([info])
+    _add_pretraining(info, source, [])
+
+
+def _add_pretraining(
+    info: TaskInfo,
+    source: seqio.DataSource,
+    before: Sequence[Callable[..., tf.data.Dataset]],
+) -> None:
+    seqio.TaskRegistry.add(
+        info.name,
+        source=source,
+        preprocessors=[
+            *before,
+            texts.encode_inputs,
+            span_corruption.corrupt_spans,
+            seqio.preprocessors.append_eos_after_trim,
+            # Its targets are what the student is to say: a task of labels, with no rationale.
+            functools.partial(preprocessors.tag_task_ids, task_id=constants.LABEL_TASK_ID),
+            texts.number_rows,
+        ],
+        output_features=PRETRAINING_FEATURES,
+        metric_fns=[],  # no answer is right or wrong: it is scored by the loss of its targets
+    )
+    names.INFO[info.name] = info
 
 
 def register_teacher(spec: DatasetSpec, teacher: str) -> None:

@@ -35,6 +35,7 @@ class DataSettings:
       vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (of the embedded
         datasets). The default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
+      text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
 
     Raises:
       UserError: a value is out of range.
@@ -48,6 +49,7 @@ class DataSettings:
         default_factory=lambda: os.environ.get(VOCABULARY_VARIABLE)
     )
     vocabulary: Any = None
+    text_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
@@ -65,6 +67,11 @@ class DataSettings:
     def folder(self) -> str:
         """The folder of prepared records."""
         return self.data_dir or default_data_dir()
+
+    @property
+    def text_folder(self) -> str:
+        """The folder of text files."""
+        return self.text_dir or os.path.join(self.folder, "text")
 
 
 _provider: Callable[[], DataSettings] = DataSettings

@@ -45,14 +45,27 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     return seqio.ByteVocabulary() if path is None else seqio.SentencePieceVocabulary(path)
 
 
+def _has_sentinels(loaded: seqio.Vocabulary) -> bool:
+    """Whether the model's last piece is T5's first sentinel."""
+    if not isinstance(loaded, seqio.SentencePieceVocabulary):
+        return False
+    last = loaded.tokenizer.IdToPiece(loaded.tokenizer.GetPieceSize() - 1)
+    return last.removeprefix("▁") == "<extra_id_0>"
+
+
 class ConfiguredVocabulary(seqio.Vocabulary):
     """The vocabulary that the current settings name, looked up when it is used.
 
     Tasks are registered before gin is read; this stands in their features until then.
+
+    Args:
+      sentinels: ids above those of the pieces, which stand for what span corruption takes out. They
+        count downwards: the first sentinel is the last id. A model that has pieces for them
+        (`<extra_id_0>`, as in T5's cc_all.32000.100extra) gets no others.
     """
 
-    def __init__(self) -> None:
-        super().__init__(extra_ids=0)
+    def __init__(self, sentinels: int = 0) -> None:
+        super().__init__(extra_ids=sentinels)
 
     @property
     def _loaded(self) -> seqio.Vocabulary:
@@ -76,7 +89,9 @@ class ConfiguredVocabulary(seqio.Vocabulary):
 
     @property
     def _base_vocab_size(self) -> int:
-        return self._loaded.vocab_size
+        loaded = self._loaded
+        has_own = self.extra_ids and _has_sentinels(loaded)
+        return loaded.vocab_size - (self.extra_ids if has_own else 0)
 
     def _encode(self, s: str) -> Sequence[int]:
         return self._loaded.encode(s)

@@ -60,6 +60,7 @@ def prepared_mixture(
     vocabulary_file: str | None = None,
     task_files: Sequence[str] = (),
     module: str | None = None,
+    text_dir: str | None = None,
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -74,6 +75,7 @@ def prepared_mixture(
       vocabulary_file: VOCABULARY_FILE, checked.
       task_files: a user's registration files.
       module: a module that registers tasks when imported.
+      text_dir: TEXT_DIR.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
@@ -82,7 +84,12 @@ def prepared_mixture(
     _check_required(required)
     settings.use(
         settings.DataSettings(
-            data_dir, data_fraction, fraction_seed, rationale_rate, vocabulary_file
+            data_dir,
+            data_fraction,
+            fraction_seed,
+            rationale_rate,
+            vocabulary_file,
+            text_dir=text_dir,
         )
     )
     feature_lengths(task_feature_lengths)

@@ -35,6 +35,7 @@ class TrainingProgram:
       fsdp: whether parameters and optimizer state are split over the data axis.
       state: a `TrainState` of `jax.ShapeDtypeStruct`s that say where they lie.
       shardings: the same tree of shardings alone.
+      logits_chunk_tokens: target positions whose logits may be alive at once.
       step: `step(state, batch) -> (state, metrics)`, jitted; the state given is given away. Call or
         lower it inside `sharding.rules(mesh)`.
     """
@@ -44,6 +45,7 @@ class TrainingProgram:
     fsdp: bool
     state: TrainState
     shardings: Any
+    logits_chunk_tokens: int
     step: Any
 
 
@@ -83,4 +85,4 @@ def build_training_program(
         donate_argnums=0,
     )
     state = sharding.add_shardings(state, shardings)
-    return TrainingProgram(model, mesh, fsdp, state, shardings, step)
+    return TrainingProgram(model, mesh, fsdp, state, shardings, chunk_tokens, step)

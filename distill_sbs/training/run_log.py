@@ -20,6 +20,9 @@ from distill_sbs.cli import progress, terminal
 from distill_sbs.files import write_file
 from distill_sbs.training.metrics_file import METRICS_FILE, read_metrics
 
+# How values of evaluations are told; others have three decimals.
+_FORMS = {"accuracy": ".1%", "perplexity": ".2f"}
+
 
 def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Turns the metrics of some steps into the values that are reported.
@@ -133,8 +136,11 @@ def _status(values: Mapping[str, float]) -> str:
     for key, name in (("label_loss", "label loss"), ("rationale_loss", "rationale loss")):
         if key in values:
             parts.append(f"{name} {values[key]:.3f}")
-    if "validation_accuracy" in values:
-        parts.append(f"validation accuracy {values['validation_accuracy']:.1%}")
+    parts += [
+        f"{name.replace('_', ' ')} {format(value, _FORMS.get(name.split('_', 1)[1], '.3f'))}"
+        for name, value in values.items()
+        if name.startswith("validation_")
+    ]
     if "examples_per_second" in values:
         parts.append(f"{values['examples_per_second']:.0f} examples/s")
     return ", ".join(parts)
@@ -170,7 +176,8 @@ def print_summary(
             terminal.add_row(table, f"{task} loss, first → last", change)
     row("best step", results["best_step"], "d")
     for split in ("validation", "test"):
-        row(f"{split} accuracy", results[split]["accuracy"], ".1%")
+        for name, value in results[split].items():
+            row(f"{split} {name.replace('_', ' ')}", value, _FORMS.get(name, ".3f"))
     terminal.make_console().print(table)
     if remark:
         terminal.say(f"note: {remark}")

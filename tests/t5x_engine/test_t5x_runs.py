@@ -317,3 +317,33 @@ def test_data_are_those_of_the_macros(folder: pathlib.Path, joined: pathlib.Path
     assert none == finetune
     assert texts(qwen, 1, feature=2) == {"a", "b"}
     assert all(re.fullmatch(r"qwen's \d+", text) for text in texts(qwen, 2, feature=2))
+
+
+def test_a_folder_of_text_is_pretrained_on(folder: pathlib.Path) -> None:
+    """T5X trains on what our trainer trains on, and goes on by finetuning the same parameters."""
+    text = folder / "text"
+    text.mkdir()
+    sentence = "the quick brown fox jumps over the lazy dog and then the dog sleeps again"
+    (text / "dogs.txt").write_text("".join(f"{n}: {sentence}\n" for n in range(1_600)))
+    macros = {
+        "MIXTURE_OR_TASK_NAME": "'text_pretrain'",
+        "TASK_FEATURE_LENGTHS": "{'inputs': 32, 'targets': 16}",
+        "TEXT_DIR": "'text'",
+        "MODEL_DIR": "'pretrained'",
+    }
+    log = t5x_program(folder, "train", "finetune", **macros)
+    losses = logged(log, "label_loss")
+    assert losses[-1] < 0.8 * losses[0], losses
+    assert "collection=training_eval/text_pretrain" in log
+    log = t5x_program(
+        folder,
+        "train",
+        "finetune",
+        MODEL_DIR="'taught'",
+        INITIAL_CHECKPOINT_PATH="'pretrained'",
+        TRAIN_STEPS=1,
+        LOG_PERIOD=1,
+        EVAL_PERIOD=1,
+    )
+    assert "Initializing param=state/param_states" not in log
+    assert (folder / "taught/checkpoint_41").is_dir()

@@ -95,7 +95,7 @@ def test_a_run_leaves_its_files(finished: pathlib.Path) -> None:
 def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
     progress = steps.Progress({})
     for step, accuracy in [(2, 0.0), (4, 0.5), (6, 0.5), (8, 0.25)]:
-        progress.add_evaluation(step, accuracy)
+        progress.add_evaluation(step, {"accuracy": accuracy})
     assert progress.best_step == 4
 
 

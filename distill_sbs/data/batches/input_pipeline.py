@@ -25,10 +25,14 @@ from distill_sbs import constants
 from distill_sbs.data import registration
 from distill_sbs.data.batches import layout
 from distill_sbs.data.batches.share import Share
+from distill_sbs.data.tasks import texts as text_source
 from distill_sbs.errors import UserError
 
 # Batches whose lengths decide the shape of all.
 _BATCHES_LOOKED_AT = 256
+
+# Sequences that an epoch of a pretraining task has at least.
+_LEAST_IN_EPOCH = 1024
 
 _ALL = Share()
 
@@ -45,6 +49,8 @@ class TokenisedTask:
       texts: the target text before tokenisation, the reference in evaluation; empty in training.
       input_texts: the input text, prefix included; empty in training.
       cut_inputs, cut_targets: the shares of examples that the feature lengths cut.
+      redraw: epoch → its sequences, as many, of a task that makes others each epoch; `sequences`
+        are those of epoch 0. None: they are always the same.
     """
 
     name: str
@@ -53,6 +59,7 @@ class TokenisedTask:
     input_texts: Sequence[str]
     cut_inputs: float
     cut_targets: float
+    redraw: Callable[[int], Sequence[layout.Sequence2Sequence]] | None = None
 
     def lengths(self) -> np.ndarray:
         """Input and target lengths in tokens, int [N, 2]."""
@@ -88,6 +95,8 @@ def tokenise(
     advance: Callable[[int], None] = lambda _: None,
     share: Share = _ALL,
     keep_texts: bool = True,
+    seed: int = 0,
+    passes: int = 1,
 ) -> TokenisedTask:
     """Reads and tokenises one split of a task.
 
@@ -98,16 +107,24 @@ def tokenise(
       advance: told how many more rows are done.
       share: the part that this process reads; the others' comes from them.
       keep_texts: whether the texts are wanted too, as in evaluation.
+      seed: of what a pretraining task takes out; other tasks draw nothing.
+      passes: how often the split is read, of a pretraining task.
 
     Raises:
       UserError: the split holds no example of this task.
     """
+    # A pretraining task cuts its texts to measure, and has nothing that they were made from. What a
+    # piece holds depends on the texts beside it, so every process reads all of them.
+    pretrains = registration.is_pretraining(task)
+    if pretrains:
+        share, keep_texts = _ALL, False
     # Whole sequences, cut here: so the share that was cut is known.
     dataset = task.get_dataset(
-        sequence_length=None,
+        sequence_length=lengths if pretrains else None,
         split=split,
         shuffle=False,
-        num_epochs=1,
+        seed=seed,
+        num_epochs=passes,
         trim_output_features=False,
         shard_info=share.shard_info,
     )
@@ -153,6 +170,12 @@ def tokenise(
                 share.gather_texts(texts, order),
                 share.gather_texts(input_texts, order),
             )
+    if not sequences and pretrains:
+        raise UserError(
+            f"task {task.name!r} has no text in split {split!r}; of a folder about one text of "
+            f"{text_source.LINES_PER_TEXT} lines in {text_source.HELD_OUT_ONE_IN} is held out as "
+            "validation: give more text"
+        )
     if not sequences:
         raise UserError(
             f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
@@ -162,6 +185,58 @@ def tokenise(
     return TokenisedTask(
         task.name, sequences, texts, input_texts, cut_inputs / count, cut_targets / count
     )
+
+
+def _tokenise_training(
+    task: seqio.Task,
+    lengths: Mapping[str, int],
+    seed: int,
+    advance: Callable[[int], None],
+    share: Share,
+) -> TokenisedTask:
+    """The training split of a task; of a pretraining task, that of its first epoch.
+
+    An epoch of little text is several passes, so that it is not read anew every few steps.
+    """
+    if not registration.is_pretraining(task):
+        return tokenise(task, "train", lengths, advance, share, keep_texts=False)
+
+    def read(epoch: int, passes: int) -> TokenisedTask:
+        key = np.random.SeedSequence([seed, zlib.crc32(task.name.encode()), epoch])
+        corruption_seed = int(key.generate_state(1)[0] % 2**31)
+        return tokenise(task, "train", lengths, seed=corruption_seed, passes=passes)
+
+    first = read(0, passes=1)
+    passes = -(-_LEAST_IN_EPOCH // len(first.sequences))
+    if passes > 1:
+        first = read(0, passes)
+    advance(len(first.sequences))
+    return dataclasses.replace(first, redraw=lambda epoch: read(epoch, passes).sequences)
+
+
+def lay_out_singly(
+    sequences: Sequence[layout.Sequence2Sequence], batch_size: int
+) -> Iterator[layout.Batch]:
+    """All sequences, in batches of one shape, each in a row of its own; as to evaluate them."""
+    pairs = np.array([(len(each.inputs), len(each.targets)) for each in sequences])
+    longest = pairs.max(axis=0)
+    shape = layout.BatchShape(batch_size, int(longest[0]), int(longest[1]))
+    for start in range(0, len(sequences), batch_size):
+        part = sequences[start : start + batch_size]
+        yield layout.fill(part, layout.Layout(shape, shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Epoch:
+    """One walk through a task: its sequences, and the order in which they are drawn."""
+
+    number: int
+    order: np.ndarray
+    sequences: Sequence[layout.Sequence2Sequence]
+
+    def draw(self, place: int) -> layout.Sequence2Sequence:
+        # Of another epoch's sequences there may be a few more or fewer.
+        return self.sequences[int(self.order[place]) % len(self.sequences)]
 
 
 class MixtureSampler:
@@ -177,7 +252,7 @@ class MixtureSampler:
             raise UserError(f"the mixing rates are {list(rates)}: at least one must be positive")
         self._tasks = list(tasks)
         self._seed = seed
-        self._orders: dict[str, tuple[int, np.ndarray]] = {}
+        self._epochs: dict[str, _Epoch] = {}
         self.names = [task.name for task in tasks]
         self.shares = [rate / sum(rates) for rate in rates]
 
@@ -185,14 +260,15 @@ class MixtureSampler:
         """The position before the first draw."""
         return dict.fromkeys(self.names, 0)
 
-    def _order(self, task: TokenisedTask, epoch: int) -> np.ndarray:
-        cached = self._orders.get(task.name)
-        if cached is None or cached[0] != epoch:
+    def _find_epoch(self, task: TokenisedTask, number: int) -> _Epoch:
+        cached = self._epochs.get(task.name)
+        if cached is None or cached.number != number:
             # Keyed by the task's name: a task's order does not depend on what it is mixed with.
-            key = [self._seed, zlib.crc32(task.name.encode()), epoch]
+            key = [self._seed, zlib.crc32(task.name.encode()), number]
             order = np.random.default_rng(key).permutation(len(task.sequences))
-            cached = self._orders[task.name] = (epoch, order)
-        return cached[1]
+            sequences = task.redraw(number) if task.redraw and number else task.sequences
+            cached = self._epochs[task.name] = _Epoch(number, order, sequences)
+        return cached
 
     def draw(
         self, position: Position, count: int
@@ -209,8 +285,8 @@ class MixtureSampler:
             ]
             index = int(np.argmax(behind))
             task = self._tasks[index]
-            epoch, number = divmod(counts[index], len(task.sequences))
-            drawn.append(task.sequences[self._order(task, epoch)[number]])
+            epoch, place = divmod(counts[index], len(task.sequences))
+            drawn.append(self._find_epoch(task, epoch).draw(place))
             counts[index] += 1
         return drawn, dict(zip(self.names, counts, strict=True))
 
@@ -280,7 +356,7 @@ def load_training_data(
         for part in parts
     ]
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
-    tasks = [tokenise(part, "train", lengths, advance, share, keep_texts=False) for part, _ in used]
+    tasks = [_tokenise_training(part, lengths, seed, advance, share) for part, _ in used]
     data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
     data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
@@ -299,10 +375,14 @@ def lay_out_tasks(
 ) -> TrainingData:
     """Chooses the layout for tasks that are mixed at `rates`, from the first batches drawn."""
     sampler = MixtureSampler(tasks, rates, seed)
-    position = sampler.start()
+    # What a later epoch draws anew has the lengths that the first had.
+    looked_at = MixtureSampler(
+        [dataclasses.replace(each, redraw=None) for each in tasks], rates, seed
+    )
+    position = looked_at.start()
     batches = []
     for _ in range(_BATCHES_LOOKED_AT):
-        sequences, position = sampler.draw(position, batch_size)
+        sequences, position = looked_at.draw(position, batch_size)
         batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
     return TrainingData(

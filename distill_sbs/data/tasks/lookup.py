@@ -12,6 +12,7 @@ from distill_sbs.data import settings
 from distill_sbs.data.dataset import DatasetSpec
 from distill_sbs.data.records import build, tfrecords
 from distill_sbs.data.tasks.names import DATASETS, INFO, TaskInfo, suggest
+from distill_sbs.data.tasks.texts import TextFolder
 from distill_sbs.errors import UserError
 
 
@@ -34,7 +35,7 @@ def dataset_of(task: seqio.Task) -> DatasetSpec:
       UserError: the task is not ours.
     """
     info = get_task_info(task)
-    if info is None:
+    if info is None or info.dataset not in DATASETS:
         raise UserError(f"task {task.name!r} belongs to no data set registered by register_dataset")
     return DATASETS[info.dataset]
 
@@ -53,6 +54,28 @@ def is_rationale(task: seqio.Task) -> bool:
     return info is not None and info.method == "rationale"
 
 
+def is_pretraining(task: seqio.Task) -> bool:
+    """Whether a task corrupts plain text: its sequences are others each time it is read."""
+    info = get_task_info(task)
+    return info is not None and info.method == "pretrain"
+
+
+def reads_texts(task: seqio.Task) -> bool:
+    """Whether a task of ours reads plain texts, not the records of a dataset."""
+    info = get_task_info(task)
+    return info is not None and info.dataset not in DATASETS
+
+
+def datasets_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[DatasetSpec]:
+    """The datasets whose records it reads, each once.
+
+    Raises:
+      UserError: a task is not ours.
+    """
+    tasks = [task for task in tasks_of(mixture_or_task) if not reads_texts(task)]
+    return list({spec.name: spec for spec in map(dataset_of, tasks)}.values())
+
+
 def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
     """The task whose accuracy the run reports: the first that is not a rationale task."""
     tasks = tasks_of(mixture_or_task)
@@ -64,11 +87,15 @@ def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
 
     Raises:
       tfrecords.UnpreparedDataError: records are missing; the message holds the command to type.
+      UserError: a task reads `TEXT_DIR`, which holds no text, or a file of it that is no text.
     """
     folder = settings.current().folder
-    for spec in map(dataset_of, tasks_of(mixture_or_task)):
+    for spec in datasets_of(mixture_or_task):
         for split in spec.splits:
             tfrecords.split_files(folder, spec.name, split)
+    for task in filter(reads_texts, tasks_of(mixture_or_task)):
+        if isinstance(task.source, TextFolder):
+            task.source.check_files()
 
 
 def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
@@ -78,7 +105,7 @@ def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
       tfrecords.UnpreparedDataError: see `check_prepared`.
     """
     folder = settings.current().folder
-    for spec in map(dataset_of, tasks_of(mixture_or_task)):
+    for spec in datasets_of(mixture_or_task):
         if spec.needs_source_dir:
             continue
         try:

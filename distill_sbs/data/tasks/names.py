@@ -28,8 +28,8 @@ class TaskInfo:
 
     Attributes:
       dataset: the dataset's name; of a mixture of two datasets, the name that both have together.
-      method: of tasks `label`, `rationale`, `joint` or `pinto`; of mixtures `finetune`, `distill`,
-        `dss` or `dss_distill`.
+      method: of tasks `label`, `rationale`, `joint`, `pinto` or `pretrain`; of mixtures `finetune`,
+        `distill`, `dss` or `dss_distill`.
       teacher: whose outputs it reads; None where it reads gold labels alone.
     """
 
