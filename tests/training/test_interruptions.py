@@ -103,8 +103,10 @@ def test_a_signal_saves_first(
     process.send_signal(number)
     _, rest = process.communicate(timeout=300)
     assert process.returncode == status
-    (told,) = (line for line in rest.splitlines() if not line.startswith("step "))
+    *meanwhile, told = (line for line in rest.splitlines() if not line.startswith("step "))
     assert told.startswith(f"{name}: saved step ")
+    # A person who waits is told what for.
+    assert [line for line in meanwhile if "this step is saved first" not in line] == []
     done = runs.finish(model_dir)
     assert "continuing" in done.stderr
     assert_same_run(undisturbed, model_dir)
