@@ -9,7 +9,7 @@ import dataclasses
 
 from distill_sbs.reporting.figures import Figure, draw_figures
 from distill_sbs.reporting.findings import find
-from distill_sbs.reporting.names import headlines
+from distill_sbs.reporting.names import state_headlines
 from distill_sbs.reporting.reading import Found
 from distill_sbs.reporting.tables import Table, make_tables
 
@@ -43,7 +43,7 @@ def make_document(found: Found, split: str) -> Document:
         summary += f", {_count(len(found.problems), 'file')} passed over"
     return Document(
         f"{summary}. Accuracies are on {split}.",
-        tuple(headlines(findings)),
+        tuple(state_headlines(findings)),
         tuple(make_tables(findings, found.runs)),
         tuple(figures),
         (*found.problems, *findings.problems, *notes),

@@ -124,7 +124,7 @@ def mark_ticks(axes: Axes, values: Sequence[float], show: Callable[[float], str]
     is_log = axes.get_xscale() == "log"
     low, high = values[0], values[-1]
 
-    def place(value: float) -> float:
+    def locate(value: float) -> float:
         if low == high:
             return 0.5
         if is_log:
@@ -133,7 +133,7 @@ def mark_ticks(axes: Axes, values: Sequence[float], show: Callable[[float], str]
 
     kept = [high]
     for value in reversed(values[:-1]):
-        if place(kept[-1]) - place(value) >= 0.065:
+        if locate(kept[-1]) - locate(value) >= 0.065:
             kept.append(value)
     axes.xaxis.set_major_locator(FixedLocator(kept[::-1]))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -174,7 +174,7 @@ def choose_styles(cells: Sequence[Cell]) -> dict[tuple[str, Series], Style]:
     for dataset, counts in points.items():
         reserved = {PREFERRED[each.method] for each in counts if each.method in PREFERRED}
         uses = dict.fromkeys(_CYCLE, 0)
-        ordered = sorted(counts, key=lambda each: (-counts[each], each.order()))
+        ordered = sorted(counts, key=lambda each: (-counts[each], each.rank()))
         for number, series in enumerate(ordered):
             wanted = PREFERRED.get(series.method)
             if wanted is None or uses[wanted]:
@@ -187,12 +187,12 @@ def choose_styles(cells: Sequence[Cell]) -> dict[tuple[str, Series], Style]:
     return styles
 
 
-def with_one_rate(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
+def keep_one_rate(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     """Of every method the λ with most points, of equals the nearest to 1; and a note of it."""
     counts: dict[Series, dict[float, int]] = {}
     for cell in cells:
         if cell.series.rate is not None:
-            by_rate = counts.setdefault(without_rate(cell.series), {})
+            by_rate = counts.setdefault(drop_rate(cell.series), {})
             by_rate[cell.series.rate] = by_rate.get(cell.series.rate, 0) + 1
     chosen = {
         series: min(by_rate, key=lambda rate: (-by_rate[rate], abs(rate - 1), rate))
@@ -201,7 +201,7 @@ def with_one_rate(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     kept = [
         cell
         for cell in cells
-        if cell.series.rate is None or cell.series.rate == chosen[without_rate(cell.series)]
+        if cell.series.rate is None or cell.series.rate == chosen[drop_rate(cell.series)]
     ]
     if len(kept) == len(cells):
         return kept, ""
@@ -209,6 +209,6 @@ def with_one_rate(cells: Sequence[Cell]) -> tuple[list[Cell], str]:
     return kept, f" Shown is λ = {', '.join(f'{rate:g}' for rate in rates)}."
 
 
-def without_rate(series: Series) -> Series:
+def drop_rate(series: Series) -> Series:
     """What lines over λ have in common."""
     return dataclasses.replace(series, rate=None)

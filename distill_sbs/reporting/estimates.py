@@ -57,15 +57,15 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(statistics.fmean(values), error, len(values))
 
 
-def t_quantile(degrees_of_freedom: int) -> float:
+def find_t_quantile(degrees_of_freedom: int) -> float:
     """What Student's t stays within, up or down, with a probability of 95 %."""
     return float(special.stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
 
 
-def paired_interval(differences: Sequence[float]) -> Interval:
+def estimate_difference(differences: Sequence[float]) -> Interval:
     """The t interval of the mean of at least one difference."""
     found = estimate(differences)
     if found.standard_error is None:
         return Interval(found.mean, None, 1)
-    half = t_quantile(found.count - 1) * found.standard_error
+    half = find_t_quantile(found.count - 1) * found.standard_error
     return Interval(found.mean, half, found.count)

@@ -21,11 +21,11 @@ from distill_sbs.reporting.drawing import (
     Style,
     add_legend,
     choose_styles,
+    drop_rate,
+    keep_one_rate,
     mark_fractions,
     mark_ticks,
     render,
-    with_one_rate,
-    without_rate,
 )
 from distill_sbs.reporting.estimates import estimate
 from distill_sbs.reporting.findings import (
@@ -33,8 +33,8 @@ from distill_sbs.reporting.findings import (
     Findings,
     Series,
     TeacherLine,
-    order_of_model,
-    passing_cells,
+    find_passing_cells,
+    rank_model,
 )
 from distill_sbs.reporting.names import Names
 from distill_sbs.reporting.run import Model
@@ -104,8 +104,8 @@ class _Drawer:
     def _draw_fractions(
         self, number: int, dataset: str, model: Model | None, cells: list[Cell]
     ) -> Figure:
-        title = f"{dataset}, {self._names.model(model)}: accuracy against data"
-        cells, note = with_one_rate(cells)
+        title = f"{dataset}, {self._names.name_model(model)}: accuracy against data"
+        cells, note = keep_one_rate(cells)
 
         def fill(canvas: Canvas) -> None:
             axes = self._axes(canvas, title)
@@ -139,7 +139,7 @@ class _Drawer:
     def _draw_sizes(self, number: int, dataset: str, _: Model | None, cells: list[Cell]) -> Figure:
         fraction = words.show_fraction(cells[0].fraction)
         title = f"{dataset}, {fraction} of the data: accuracy against size"
-        cells, note = with_one_rate(cells)
+        cells, note = keep_one_rate(cells)
 
         def fill(canvas: Canvas) -> None:
             axes = self._axes(canvas, title)
@@ -164,7 +164,7 @@ class _Drawer:
                 and (
                     found := [
                         c
-                        for c in passing_cells(self._findings.cells, line, each.series)
+                        for c in find_passing_cells(self._findings.cells, line, each.series)
                         if c.model is not None and c.model.parameters is not None
                     ]
                 )
@@ -203,7 +203,7 @@ class _Drawer:
                     linestyle=style.dash,
                     markersize=9,
                     markerfacecolor="none",  # where two lie on each other, both are seen
-                    label=words.cut(self._names.series(series, line.dataset), 60),
+                    label=words.cut(self._names.name_series(series, line.dataset), 60),
                     clip_on=False,
                 )
             axes.set_ylabel("parameters of the student")
@@ -231,7 +231,7 @@ class _Drawer:
             lines: dict[Series, set[float]] = {}
             for cell in cells:
                 if cell.series.rate is not None:
-                    lines.setdefault(without_rate(cell.series), set()).add(cell.series.rate)
+                    lines.setdefault(drop_rate(cell.series), set()).add(cell.series.rate)
             if any(len(rates) > 1 for rates in lines.values()):
                 yield self._drawing(self._draw_rates, next(number), dataset, model, cells)
 
@@ -239,7 +239,7 @@ class _Drawer:
         self, number: int, dataset: str, model: Model | None, cells: list[Cell]
     ) -> Figure:
         fraction = words.show_fraction(cells[0].fraction)
-        title = f"{dataset}, {self._names.model(model)}, {fraction} of the data: λ"
+        title = f"{dataset}, {self._names.name_model(model)}, {fraction} of the data: λ"
         rated = [cell for cell in cells if cell.series.rate is not None]
         others = [cell for cell in cells if cell.series.method == words.FINETUNE]
 
@@ -247,14 +247,14 @@ class _Drawer:
             axes = self._axes(canvas, title)
             grouped: dict[Series, list[Cell]] = {}
             for cell in rated:
-                grouped.setdefault(without_rate(cell.series), []).append(cell)
+                grouped.setdefault(drop_rate(cell.series), []).append(cell)
             for series, found in self._drawn(grouped):
                 styles = [self._styles[dataset, cell.series] for cell in found]
                 own = [each for each in styles if each.colour == PREFERRED.get(series.method)]
                 style = (own or styles)[0]
-                self._line(axes, self._names.series(series, dataset), style, found, _rate)
+                self._line(axes, self._names.name_series(series, dataset), style, found, _rate)
             for cell in others[:MOST_LINES]:
-                self._level(axes, cell, self._names.series(cell.series, dataset))
+                self._level(axes, cell, self._names.name_series(cell.series, dataset))
             rates = sorted({_rate(cell) for cell in rated})
             if rates[0] > 0 and rates[-1] / rates[0] >= 15:
                 axes.set_xscale("log")
@@ -287,8 +287,8 @@ class _Drawer:
         self, number: int, dataset: str, model: Model | None, cells: list[Cell]
     ) -> Figure:
         fraction = words.show_fraction(cells[0].fraction)
-        title = f"{dataset}, {self._names.model(model)}, {fraction} of the data: training"
-        cells, note = with_one_rate(cells)
+        title = f"{dataset}, {self._names.name_model(model)}, {fraction} of the data: training"
+        cells, note = keep_one_rate(cells)
         curves = sorted({name for cell in cells for run in cell.runs for name in run.curves})
 
         def fill(canvas: Canvas) -> None:
@@ -327,7 +327,7 @@ class _Drawer:
             linewidth=1.3,
             marker=style.marker if len(steps) < 15 else "",
             markersize=3,
-            label=words.cut(self._names.series(cell.series, dataset), 60),
+            label=words.cut(self._names.name_series(cell.series, dataset), 60),
         )
         if len(curves) > 1:
             axes.fill_between(
@@ -348,7 +348,7 @@ class _Drawer:
         return axes
 
     def _lines(
-        self, axes: Axes, dataset: str, cells: Sequence[Cell], place: Callable[[Cell], float]
+        self, axes: Axes, dataset: str, cells: Sequence[Cell], locate: Callable[[Cell], float]
     ) -> None:
         grouped: dict[Series, list[Cell]] = {}
         for cell in cells:
@@ -356,10 +356,10 @@ class _Drawer:
         for series, found in self._drawn(grouped):
             self._line(
                 axes,
-                self._names.series(series, dataset),
+                self._names.name_series(series, dataset),
                 self._styles[dataset, series],
                 found,
-                place,
+                locate,
             )
 
     def _drawn(self, grouped: Mapping[Series, list[Cell]]) -> list[tuple[Series, list[Cell]]]:
@@ -376,13 +376,13 @@ class _Drawer:
         label: str,
         style: Style,
         cells: Sequence[Cell],
-        place: Callable[[Cell], float],
+        locate: Callable[[Cell], float],
     ) -> None:
-        ordered = sorted(cells, key=lambda cell: (place(cell), order_of_model(cell.model)))
-        places = [place(cell) for cell in ordered]
+        ordered = sorted(cells, key=lambda cell: (locate(cell), rank_model(cell.model)))
+        positions = [locate(cell) for cell in ordered]
         means = [100 * cell.accuracy.mean for cell in ordered]
         axes.plot(
-            places,
+            positions,
             means,
             color=style.colour,
             marker=style.marker,
@@ -391,12 +391,12 @@ class _Drawer:
             label=words.cut(label, 60),
         )
         errors = [100 * (cell.accuracy.standard_error or 0.0) for cell in ordered]
-        if len(places) == 1 and errors[0]:  # a band without width is not seen
-            axes.errorbar(places, means, errors, color=style.colour, capsize=3, linewidth=1)
+        if len(positions) == 1 and errors[0]:  # a band without width is not seen
+            axes.errorbar(positions, means, errors, color=style.colour, capsize=3, linewidth=1)
         elif any(errors):
             low = [mean - error for mean, error in zip(means, errors, strict=True)]
             high = [mean + error for mean, error in zip(means, errors, strict=True)]
-            axes.fill_between(places, low, high, color=style.colour, alpha=0.2, linewidth=0)
+            axes.fill_between(positions, low, high, color=style.colour, alpha=0.2, linewidth=0)
 
     def _teacher_lines(self, axes: Axes, dataset: str) -> None:
         lines = [line for line in self._findings.lines if line.dataset == dataset]

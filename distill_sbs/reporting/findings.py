@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from distill_sbs.reporting import words
-from distill_sbs.reporting.estimates import Estimate, Interval, estimate, paired_interval
+from distill_sbs.reporting.estimates import Estimate, Interval, estimate, estimate_difference
 from distill_sbs.reporting.run import Model, Run
 
 # The one control by name: each example with the rationale of another.
@@ -40,10 +40,10 @@ class Series:
     rate: float | None
     setting: str
 
-    def order(self) -> tuple[object, ...]:
+    def rank(self) -> tuple[object, ...]:
         """For sorting."""
         return (
-            words.order_of_method(self.method),
+            words.rank_method(self.method),
             self.teacher == _CONTROL_TEACHER,
             self.teacher or "",
             -1.0 if self.rate is None else self.rate,
@@ -79,7 +79,7 @@ class TeacherLine:
     dataset: str
     teacher: str
     accuracy: float
-    place: str
+    folder: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def find(runs: Sequence[Run], split: str) -> Findings:
         if split in run.scores:
             measured.append(run)
         else:
-            problems.append(f"{run.place}: no accuracy on {split}")
+            problems.append(f"{run.folder}: no accuracy on {split}")
     lines = _find_lines(measured, split, problems)
     cells = _make_cells(measured, split, problems)
     return Findings(
@@ -228,7 +228,7 @@ def _make_cells(runs: Sequence[Run], split: str, problems: list[str]) -> tuple[C
         if earlier.scores[split].accuracy != run.scores[split].accuracy or run.seed is None:
             of_seed = "without a seed" if run.seed is None else f"of seed {run.seed}"
             problems.append(
-                f"{run.place}: a second run {of_seed} like {earlier.place}, which counts"
+                f"{run.folder}: a second run {of_seed} like {earlier.folder}, which counts"
             )
     cells = []
     for (dataset, model, series, fraction), by_seed in groups.items():
@@ -245,13 +245,13 @@ def _estimate(runs: Sequence[Run], split: str) -> Estimate:
     return estimate([run.scores[split].accuracy for run in runs])
 
 
-def order_of_model(model: Model | None) -> tuple[object, ...]:
+def rank_model(model: Model | None) -> tuple[object, ...]:
     """For sorting, smallest first."""
     return (model.parameters or 0, model.name, model.changes) if model else (0, "", "")
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    return (cell.dataset, order_of_model(cell.model), cell.series.order(), cell.fraction)
+    return (cell.dataset, rank_model(cell.model), cell.series.rank(), cell.fraction)
 
 
 # ---------------------------------- teachers ---------------------------------
@@ -267,12 +267,12 @@ def _find_lines(runs: Sequence[Run], split: str, problems: list[str]) -> tuple[T
         teacher = run.teacher or (run.model.name if run.model else None) or "teacher"
         accuracy = run.scores[split].accuracy if is_own else run.teacher_accuracy
         assert accuracy is not None
-        line = TeacherLine(run.dataset, teacher, accuracy, run.place)
+        line = TeacherLine(run.dataset, teacher, accuracy, run.folder)
         earlier = found.setdefault((run.dataset, teacher), line)
         if earlier.accuracy != line.accuracy:
             problems.append(
-                f"{run.place}: accuracy {accuracy:.4f} of teacher {teacher}, where {earlier.place} "
-                f"has {earlier.accuracy:.4f}, which counts"
+                f"{run.folder}: accuracy {accuracy:.4f} of teacher {teacher}, where "
+                f"{earlier.folder} has {earlier.accuracy:.4f}, which counts"
             )
     return tuple(found[key] for key in sorted(found))
 
@@ -293,7 +293,7 @@ def is_reference(reference: Series, series: Series) -> bool:
         method == other
         and series.teacher != reference.teacher
         and series.rate == reference.rate
-        and reference.order() > series.order()
+        and reference.rank() > series.rank()
     )
 
 
@@ -329,11 +329,11 @@ class _Beside:
 
 
 def _compare(cells: Sequence[Cell], split: str) -> Iterable[Difference]:
-    places: dict[tuple[str, Model | None, float], _Beside] = {}
+    positions: dict[tuple[str, Model | None, float], _Beside] = {}
     for cell in cells:
-        places.setdefault((cell.dataset, cell.model, cell.fraction), _Beside()).add(cell)
+        positions.setdefault((cell.dataset, cell.model, cell.fraction), _Beside()).add(cell)
     for cell in cells:
-        for reference in places[cell.dataset, cell.model, cell.fraction].references(cell):
+        for reference in positions[cell.dataset, cell.model, cell.fraction].references(cell):
             interval = _pair(cell, reference, split)
             if interval is not None:
                 yield Difference(cell, reference, interval)
@@ -346,7 +346,7 @@ def _pair(cell: Cell, reference: Cell, split: str) -> Interval | None:
         other = by_seed.get((run.seed, run.fraction_seed))
         if other is not None:
             differences.append(run.scores[split].accuracy - other.scores[split].accuracy)
-    return paired_interval(differences) if differences else None
+    return estimate_difference(differences) if differences else None
 
 
 # ---------------------------------- headlines ---------------------------------
@@ -383,16 +383,16 @@ def _size_headlines(cells: Sequence[Cell], lines: Sequence[TeacherLine]) -> Iter
         by_dataset.setdefault(cell.dataset, {}).setdefault(cell.series, []).append(cell)
     for line in lines:
         of_series = by_dataset.get(line.dataset, {})
-        for series, members in sorted(of_series.items(), key=lambda each: each[0].order()):
+        for series, members in sorted(of_series.items(), key=lambda each: each[0].rank()):
             if series.teacher != line.teacher and (line.dataset, series.teacher) in own_lines:
                 continue  # it is measured by its own teacher's line
-            ordered = sorted(members, key=lambda cell: (order_of_model(cell.model), cell.fraction))
+            ordered = sorted(members, key=lambda cell: (rank_model(cell.model), cell.fraction))
             passed = next((each for each in ordered if each.accuracy.mean > line.accuracy), None)
             models = tuple(dict.fromkeys(each.model for each in ordered if each.model is not None))
             yield SizeHeadline(line, series, passed, models)
 
 
-def passing_cells(cells: Sequence[Cell], line: TeacherLine, series: Series) -> list[Cell]:
+def find_passing_cells(cells: Sequence[Cell], line: TeacherLine, series: Series) -> list[Cell]:
     """Of every student that passes the line the cell of least data, smallest student first."""
     found: dict[Model, Cell] = {}
     for cell in cells:
@@ -402,10 +402,10 @@ def passing_cells(cells: Sequence[Cell], line: TeacherLine, series: Series) -> l
             earlier = found.setdefault(cell.model, cell)
             if cell.fraction < earlier.fraction:
                 found[cell.model] = cell
-    return sorted(found.values(), key=lambda cell: order_of_model(cell.model))
+    return sorted(found.values(), key=lambda cell: rank_model(cell.model))
 
 
-def rates_of(cells: Iterable[Cell]) -> Mapping[tuple[str, str, str | None], set[float]]:
+def list_rates(cells: Iterable[Cell]) -> Mapping[tuple[str, str, str | None], set[float]]:
     """(dataset, method, teacher) → the λ that were run."""
     found: dict[tuple[str, str, str | None], set[float]] = {}
     for cell in cells:

@@ -21,7 +21,7 @@ _START = re.compile(r"^(?:[#+=:-]|\d+(?=[.)](?: |$)))")
 
 def escape(text: str) -> str:
     """A text on one line, as Markdown that shows it."""
-    line = words.one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = words.join_lines(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = _PUNCTUATION.sub(r"\\\g<0>", line).replace("://", r":\//").replace("www.", r"www\.")
     if start := _START.match(line):
         is_number = start.group().isdigit()
@@ -69,7 +69,7 @@ def _rows(table: Table) -> Iterator[str]:
 
 def _commands(table: Table) -> list[str]:
     """The commands of all rows in a fence that none of them can close."""
-    commands = [words.printable(command) for of_row in table.commands for command in of_row]
+    commands = [words.show_lines(command) for of_row in table.commands for command in of_row]
     if not commands or table.name != "runs":
         return []
     text = "\n".join(dict.fromkeys(commands))

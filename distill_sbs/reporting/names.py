@@ -15,7 +15,7 @@ from distill_sbs.reporting.findings import (
     Findings,
     Series,
     SizeHeadline,
-    rates_of,
+    list_rates,
 )
 from distill_sbs.reporting.run import Model
 
@@ -32,15 +32,15 @@ class Names:
         """The names for these cells."""
         brief: dict[str, list[Model]] = {}
         for model in dict.fromkeys(cell.model for cell in cells if cell.model is not None):
-            brief.setdefault(brief_model(model), []).append(model)
+            brief.setdefault(name_model(model), []).append(model)
         models = {
             model: name if len(same) == 1 or not model.changes else f"{name}, {model.changes}"
             for name, same in brief.items()
             for model in same
         }
-        return cls(rates_of(cells), models)
+        return cls(list_rates(cells), models)
 
-    def series(self, series: Series, dataset: str) -> str:
+    def name_series(self, series: Series, dataset: str) -> str:
         """'distilling step-by-step (palm), λ = 0.5'."""
         name = words.describe_method(series.method).title
         if series.teacher is not None:
@@ -50,12 +50,12 @@ class Names:
             name += f", λ = {series.rate:g}"
         return f"{name}, {series.setting}" if series.setting else name
 
-    def model(self, model: Model | None) -> str:
+    def name_model(self, model: Model | None) -> str:
         """'T5-Base (220 M)'."""
-        return "–" if model is None else self.models.get(model, brief_model(model))
+        return "–" if model is None else self.models.get(model, name_model(model))
 
 
-def brief_model(model: Model) -> str:
+def name_model(model: Model) -> str:
     """A student's size by name, and its parameters."""
     if model.parameters is None:
         return model.name
@@ -72,7 +72,7 @@ def show_estimate(cell: Cell, digits: int = 2) -> str:
 # ---------------------------------- sentences ---------------------------------
 
 
-def headlines(findings: Findings) -> list[str]:
+def state_headlines(findings: Findings) -> list[str]:
     """The paper's headlines, computed: one sentence each, of the methods that have rationales."""
     names = Names.of(findings.cells)
     return [
@@ -85,11 +85,11 @@ def _data_sentences(data_headlines: Iterable[DataHeadline], names: Names) -> Ite
     for each in data_headlines:
         if each.series.method not in (words.DSS, words.DSS_DISTILL):
             continue
-        start = f"{each.dataset}, {names.model(each.model)}: "
-        method = names.series(each.series, each.dataset)
+        start = f"{each.dataset}, {names.name_model(each.model)}: "
+        method = names.name_series(each.series, each.dataset)
         if each.reference is None:
             continue
-        reference = names.series(each.reference.series, each.dataset)
+        reference = names.name_series(each.reference.series, each.dataset)
         goal = f"{reference} on 100 % of the data ({show_estimate(each.reference)} %)"
         if each.reached is None:
             best = max(each.measured)
@@ -125,7 +125,7 @@ def _size_sentences(size_headlines: Iterable[SizeHeadline], names: Names) -> Ite
     for each in size_headlines:
         if each.series.method not in (words.FINETUNE, words.DSS, words.DSS_DISTILL):
             continue
-        method = names.series(each.series, each.line.dataset)
+        method = names.name_series(each.series, each.line.dataset)
         line = (
             f"the teacher {each.line.teacher} (few-shot chain of thought, "
             f"{words.show_percent(each.line.accuracy, 2)} %)"
@@ -135,6 +135,7 @@ def _size_sentences(size_headlines: Iterable[SizeHeadline], names: Names) -> Ite
             continue
         yield (
             f"{each.line.dataset}: {method} passes {line} with "
-            f"{names.model(each.passed.model)} and {words.show_fraction(each.passed.fraction)} "
-            f"of the data ({show_estimate(each.passed)} %)."
+            f"{names.name_model(each.passed.model)} and "
+            f"{words.show_fraction(each.passed.fraction)} of the data "
+            f"({show_estimate(each.passed)} %)."
         )

@@ -131,27 +131,27 @@ def _add(parent: Element, tag: str, text: str, **attributes: str) -> Element:
 def _list(parent: Element, lines: Iterable[str]) -> None:
     items = ElementTree.SubElement(parent, "ul")
     for line in lines:
-        _add(items, "li", words.one_line(line))
+        _add(items, "li", words.join_lines(line))
 
 
 def _figure(parent: Element, figure: Figure) -> None:
     element = ElementTree.SubElement(parent, "figure", id=figure.name)
     data = base64.b64encode(figure.svg.encode()).decode()
-    title = words.one_line(figure.title)
+    title = words.join_lines(figure.title)
     ElementTree.SubElement(element, "img", src=f"data:image/svg+xml;base64,{data}", alt=title)
-    _add(element, "figcaption", words.one_line(f"{figure.title}. {figure.caption}"))
+    _add(element, "figcaption", words.join_lines(f"{figure.title}. {figure.caption}"))
 
 
 def _table(parent: Element, table: Table) -> None:
-    _add(parent, "h2", words.one_line(table.title))
-    _add(parent, "p", words.one_line(table.note), **{"class": "note"})
+    _add(parent, "h2", words.join_lines(table.title))
+    _add(parent, "p", words.join_lines(table.note), **{"class": "note"})
     box = ElementTree.SubElement(parent, "div", {"class": "scroll"})
     element = ElementTree.SubElement(box, "table", id=table.name)
     head = ElementTree.SubElement(ElementTree.SubElement(element, "thead"), "tr")
     for column in table.columns:
         attributes = {"class": "number"} if column.is_number else {}
         header = ElementTree.SubElement(head, "th", {"scope": "col", **attributes})
-        _add(header, "button", words.one_line(column.title), type="button")
+        _add(header, "button", words.join_lines(column.title), type="button")
     has_commands = any(table.commands)
     if has_commands:
         _add(head, "th", "command", scope="col")
@@ -179,4 +179,4 @@ def _commands(cell: Element, commands: tuple[str, ...]) -> None:
     details = ElementTree.SubElement(cell, "details")
     _add(details, "summary", "show" if len(commands) == 1 else f"show {len(commands)}")
     for command in commands:
-        _add(details, "pre", words.printable(command))
+        _add(details, "pre", words.show_lines(command))

@@ -96,13 +96,13 @@ def _order(run: Run) -> tuple[object, ...]:
     return (
         run.dataset,
         (model.parameters or 0, model.name, model.changes) if model else (0, "", ""),
-        words.order_of_method(run.method),
+        words.rank_method(run.method),
         run.teacher or "",
         run.rate or 0.0,
         run.fraction or 0.0,
         sorted(run.settings.items()),
         (run.seed or 0, run.fraction_seed or 0),
-        run.place,
+        run.folder,
     )
 
 
@@ -139,7 +139,7 @@ def _walk(runs_dir: str, problems: list[str]) -> Iterator[tuple[str, set[str]]]:
 def _tell(runs_dir: str, path: str, reason: str) -> str:
     """A problem's line: the path inside RUNS_DIR, and what is the matter."""
     shown = os.path.relpath(path, runs_dir)
-    return words.one_line(f"{shown}: {reason}")
+    return words.join_lines(f"{shown}: {reason}")
 
 
 class _FolderReader:
@@ -150,7 +150,7 @@ class _FolderReader:
         self._folder = folder
         self._names = names
         self._problems = problems
-        self._place = words.one_line(os.path.relpath(folder, runs_dir))
+        self._shown = words.join_lines(os.path.relpath(folder, runs_dir))
 
     def read(self) -> list[Run]:
         """The runs of the folder: one, several of a list, or none."""
@@ -182,9 +182,9 @@ class _FolderReader:
         shown = self._show_path(RESULTS_FILE)
         try:
             value: object = json_lines.parse_json(_read_bytes(path, _MOST_RESULTS_BYTES), shown)
-            return read_results(value, self._place, shown), False
+            return read_results(value, self._shown, shown), False
         except SourceError as error:
-            self._problems.append(words.one_line(str(error)))
+            self._problems.append(words.join_lines(str(error)))
         except OSError as error:
             self._problem(RESULTS_FILE, error.strerror or str(error))
         return [], True
@@ -237,7 +237,7 @@ class _FolderReader:
             return None
         dataset, method, teacher = words.split_mixture(mixture)
         state = f"{RESULTS_FILE} is broken" if broken else "not finished"
-        return Run(self._place, dataset, method, teacher, state=state)
+        return Run(self._shown, dataset, method, teacher, state=state)
 
     def _read_command(self) -> str | None:
         """What `sweep` wrote: the command that reproduces the run."""

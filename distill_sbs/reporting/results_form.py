@@ -49,7 +49,7 @@ def read_results(value: object, folder: str, place: str) -> list[Run]:
 
     Args:
       value: the file's JSON.
-      folder: the run's folder, as `Run.place` shall have it.
+      folder: the run's folder, as `Run.folder` shall have it.
       place: the file, for messages.
 
     Raises:
@@ -86,12 +86,12 @@ def _read_one(value: object, folder: str, place: str) -> Run:
     if fraction is None and not is_line:
         raise form.error("it states no data_fraction, above 0 and up to 1", "data_fraction")
     scores = {split: found for split in SPLITS if (found := form.scores(split)) is not None}
-    if not scores:
+    if not scores and not mixture:  # a run of ours may have none: it was pretrained
         raise form.error('it states no accuracy: "test": {"accuracy": 0.5}', "test")
     name, parameters = form.text("model"), form.whole("parameters", least=1)
     seeds = form.whole("seeds", least=1)
     return Run(
-        place=folder,
+        folder=folder,
         dataset=dataset,
         method=method,
         teacher=teacher,

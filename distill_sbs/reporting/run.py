@@ -64,7 +64,7 @@ class Run:
     """One training, or one line of somebody's table.
 
     Attributes:
-      place: its folder inside RUNS_DIR, for people; with '#2' behind it the second of a list.
+      folder: where it lies inside RUNS_DIR, for people; with '#2' behind it the second of a list.
       dataset: its name.
       method: its name, one of `words.METHODS` or another.
       teacher: whose labels or rationales; None if nobody's.
@@ -87,7 +87,7 @@ class Run:
       curves: by name, such as 'label_loss'.
     """
 
-    place: str
+    folder: str
     dataset: str
     method: str
     teacher: str | None = None

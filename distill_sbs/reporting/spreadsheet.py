@@ -25,7 +25,7 @@ def write_csv(table: Table) -> str:
     for number, row in enumerate(table.rows):
         values = [_value(entry) for entry in row]
         if has_commands:
-            values.append(escape(words.printable("\n".join(table.commands[number]))))
+            values.append(escape(words.show_lines("\n".join(table.commands[number]))))
         writer.writerow(values)
     return text.getvalue()
 
@@ -33,7 +33,7 @@ def write_csv(table: Table) -> str:
 def _value(entry: Entry) -> str | int | float:
     if isinstance(entry.value, int | float):
         return float(f"{entry.value:.10g}") if isinstance(entry.value, float) else entry.value
-    return escape(words.one_line(entry.value or ""))
+    return escape(words.join_lines(entry.value or ""))
 
 
 def escape(text: str) -> str:

@@ -18,7 +18,7 @@ from distill_sbs.reporting.findings import (
     SizeHeadline,
     TeacherLine,
 )
-from distill_sbs.reporting.names import Names, brief_model, show_estimate
+from distill_sbs.reporting.names import Names, name_model, show_estimate
 from distill_sbs.reporting.run import Model, Run
 
 Value = str | int | float | None
@@ -40,8 +40,8 @@ class Entry:
     def text(self) -> str:
         """What a person reads, on one line."""
         if self.shown:
-            return words.one_line(self.shown)
-        return "–" if self.value is None else words.one_line(str(self.value))
+            return words.join_lines(self.shown)
+        return "–" if self.value is None else words.join_lines(str(self.value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _matrices(findings: Findings, names: Names) -> Iterable[Table]:
             by_series.setdefault(cell.series, {})[cell.fraction] = cell
         rows = []
         for series, by_fraction in by_series.items():
-            row = [Entry(names.series(series, dataset))]
+            row = [Entry(names.name_series(series, dataset))]
             for fraction in fractions:
                 found = by_fraction.get(fraction)
                 mean = None if found is None else found.accuracy.mean
@@ -115,7 +115,7 @@ def _matrices(findings: Findings, names: Names) -> Iterable[Table]:
             rows.append(tuple(row))
         yield Table(
             f"matrix_{number}",
-            f"{dataset}, {names.model(model)}",
+            f"{dataset}, {names.name_model(model)}",
             f"Accuracy on {findings.split} in %, mean ± standard error over "
             f"{_count_seeds(cells)}, by share of the training data.",
             (
@@ -144,8 +144,8 @@ _NAMING = (
 def _naming(cell: Cell, names: Names) -> tuple[Entry, ...]:
     return (
         Entry(cell.dataset),
-        Entry(names.model(cell.model)),
-        Entry(names.series(cell.series, cell.dataset)),
+        Entry(names.name_model(cell.model)),
+        Entry(names.name_series(cell.series, cell.dataset)),
     )
 
 
@@ -231,7 +231,7 @@ def _differences(findings: Findings, names: Names) -> Table:
         rows.append(
             (
                 *_naming(each.cell, names),
-                Entry(names.series(each.reference.series, each.cell.dataset)),
+                Entry(names.name_series(each.reference.series, each.cell.dataset)),
                 Entry(each.cell.fraction, words.show_fraction(each.cell.fraction)),
                 Entry(mean, words.show_signed(mean)),
                 Entry(low, "–" if low is None else words.show_signed(low)),
@@ -277,9 +277,11 @@ def _data_table(headlines: Sequence[DataHeadline], names: Names) -> Table:
         rows.append(
             (
                 Entry(each.dataset),
-                Entry(names.model(each.model)),
-                Entry(names.series(each.series, each.dataset)),
-                Entry("–" if reference is None else names.series(reference.series, each.dataset)),
+                Entry(names.name_model(each.model)),
+                Entry(names.name_series(each.series, each.dataset)),
+                Entry(
+                    "–" if reference is None else names.name_series(reference.series, each.dataset)
+                ),
                 Entry(
                     None if reference is None else reference.accuracy.mean,
                     "–" if reference is None else show_estimate(reference),
@@ -319,10 +321,10 @@ def _size_table(headlines: Sequence[SizeHeadline], names: Names) -> Table:
                 Entry(each.line.dataset),
                 Entry(each.line.teacher),
                 Entry(each.line.accuracy, words.show_percent(each.line.accuracy)),
-                Entry(names.series(each.series, each.line.dataset)),
+                Entry(names.name_series(each.series, each.line.dataset)),
                 Entry(
                     model.parameters if model else None,
-                    "not reached" if passed is None else names.model(model),
+                    "not reached" if passed is None else names.name_model(model),
                 ),
                 Entry(
                     passed.fraction if passed else None,
@@ -332,7 +334,7 @@ def _size_table(headlines: Sequence[SizeHeadline], names: Names) -> Table:
                     passed.accuracy.mean if passed else None,
                     show_estimate(passed) if passed else "–",
                 ),
-                Entry(", ".join(map(names.model, each.models))),
+                Entry(", ".join(map(names.name_model, each.models))),
             )
         )
     return Table(
@@ -360,7 +362,7 @@ def _lines(lines: Sequence[TeacherLine]) -> Table:
             Entry(line.dataset),
             Entry(line.teacher),
             Entry(line.accuracy, words.show_percent(line.accuracy, 2)),
-            Entry(line.place),
+            Entry(line.folder),
         )
         for line in lines
     ]
@@ -387,7 +389,7 @@ def _unfinished(runs: Sequence[Run]) -> Table:
         validation = run.curves.get("validation_accuracy")
         rows.append(
             (
-                Entry(run.place),
+                Entry(run.folder),
                 Entry(run.dataset),
                 Entry(words.describe_method(run.method).title),
                 Entry(run.fraction, words.show_fraction(run.fraction)),
@@ -430,11 +432,11 @@ def _all_runs(runs: Sequence[Run], split: str) -> Table:
         scores = run.scores.get(split)
         rows.append(
             (
-                Entry(run.place),
+                Entry(run.folder),
                 Entry(run.dataset),
                 Entry(run.method),
                 Entry(run.teacher),
-                Entry("–" if run.model is None else brief_model(run.model)),
+                Entry("–" if run.model is None else name_model(run.model)),
                 Entry(run.fraction, words.show_fraction(run.fraction)),
                 Entry(run.rate, words.show_rate(run.rate)),
                 Entry(run.seed),

@@ -63,7 +63,7 @@ _WITH_TEACHER = {
     "rationale": "rationale",
     "teacher": FEW_SHOT,
 }
-_ALONE = {"finetune": FINETUNE, "label": FINETUNE}
+_ALONE = {"finetune": FINETUNE, "label": FINETUNE, "pretrain": "pretrain"}
 
 
 def describe_method(name: str) -> Method:
@@ -71,7 +71,7 @@ def describe_method(name: str) -> Method:
     return METHODS.get(name) or Method(name, name, has_rate=True)
 
 
-def order_of_method(name: str) -> tuple[int, str]:
+def rank_method(name: str) -> tuple[int, str]:
     """Where a method stands in lists: known ones first, as in the paper."""
     return (list(METHODS).index(name) if name in METHODS else len(METHODS), name)
 
@@ -100,20 +100,20 @@ def split_mixture(mixture: str) -> tuple[str, str, str | None]:
 # ---------------------------------- texts ------------------------------------
 
 
-def printable(text: str) -> str:
+def show_lines(text: str) -> str:
     """A text in its lines, controls shown as escapes, and what is no Unicode text as well."""
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return terminal.clean(whole)
 
 
-def one_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """A text on one line, controls shown as escapes."""
-    return " ".join(printable(text).split())
+    return " ".join(show_lines(text).split())
 
 
 def cut(text: str, most: int = MOST_DRAWN) -> str:
     """A text on one line of at most so many characters; of a longer one the end is left out."""
-    text = one_line(text)
+    text = join_lines(text)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from distill_sbs.reporting.estimates import estimate, paired_interval, t_quantile
+from distill_sbs.reporting.estimates import estimate, estimate_difference, find_t_quantile
 
 
 def test_mean_and_standard_error() -> None:
@@ -21,16 +21,16 @@ def test_mean_and_standard_error() -> None:
     ("degrees", "quantile"), [(1, 12.7062), (3, 3.1824), (7, 2.3646), (1000, 1.9623)]
 )
 def test_quantiles_of_t_are_those_of_the_tables(degrees: int, quantile: float) -> None:
-    assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
+    assert find_t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
 
 
 def test_paired_interval() -> None:
     # Differences 1, 2, 3: mean 2, stdev 1, t(2) = 4.3027.
-    found = paired_interval([1.0, 2.0, 3.0])
+    found = estimate_difference([1.0, 2.0, 3.0])
     assert found.mean == 2
     assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
     assert not found.excludes_zero
-    assert paired_interval([1.0, 1.1, 1.2, 1.1]).excludes_zero
-    assert paired_interval([1.0]).half_width is None
-    assert not paired_interval([1.0]).excludes_zero
-    assert paired_interval([0.25, 0.25]).half_width == 0
+    assert estimate_difference([1.0, 1.1, 1.2, 1.1]).excludes_zero
+    assert estimate_difference([1.0]).half_width is None
+    assert not estimate_difference([1.0]).excludes_zero
+    assert estimate_difference([0.25, 0.25]).half_width == 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from distill_sbs.reporting import figures as drawn
-from distill_sbs.reporting.drawing import Figure, choose_styles, with_one_rate
+from distill_sbs.reporting.drawing import Figure, choose_styles, keep_one_rate
 from distill_sbs.reporting.figures import draw_figures
 from distill_sbs.reporting.findings import find
 from distill_sbs.reporting.run import Curve, Model, Run, Scores
@@ -137,7 +137,7 @@ def test_colours_are_told_apart_and_stay_with_their_method() -> None:
 
 def test_of_several_rates_the_one_with_most_points_is_shown() -> None:
     cells = find([*RUNS, make_run("dss", 0.6, rate=2.0)], "test").cells
-    kept, note = with_one_rate(cells)
+    kept, note = keep_one_rate(cells)
     assert {cell.series.rate for cell in kept} == {None, 1.0}
     assert note == " Shown is λ = 1."
 

@@ -7,7 +7,7 @@ from report_runs import paper_results
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.findings import Cell, Findings, find
-from distill_sbs.reporting.names import headlines
+from distill_sbs.reporting.names import state_headlines
 from distill_sbs.reporting.results_form import read_results
 from distill_sbs.reporting.run import Model, Run, Scores
 
@@ -100,6 +100,12 @@ def test_options_that_follow_the_method_split_nothing() -> None:
     assert len(findings.differences) == 1
 
 
+def test_a_run_that_was_pretrained_has_no_accuracy() -> None:
+    value = {"mixture": "text_pretrain", "data_fraction": 1.0, "test": {"loss": 2.5}}
+    findings = find(read_results(value, "a", "p"), "test")
+    assert findings.cells == () and findings.problems == ("a: no accuracy on test",)
+
+
 def test_a_run_without_that_split_is_named() -> None:
     findings = find([make_run("finetune", 0.5)], "validation")
     assert findings.cells == () and findings.problems == (
@@ -157,7 +163,7 @@ def test_the_least_data_is_the_smallest_fraction_that_was_run() -> None:
     (headline,) = find(runs, "test").data_headlines
     assert headline.reached is not None and headline.reached.fraction == 0.25
     assert headline.measured == (0.1, 0.25, 0.5, 1.0)
-    (sentence,) = headlines(find(runs, "test"))
+    (sentence,) = state_headlines(find(runs, "test"))
     assert "reaches standard finetuning on 100 % of the data (50.00 %) with 25 % of it" in sentence
 
 
@@ -165,7 +171,7 @@ def test_beats_is_said_only_where_the_interval_excludes_zero() -> None:
     def sentence(*accuracies: float) -> str:
         runs = [make_run("finetune", 0.5, seed) for seed in range(4)]
         runs += [make_run("dss", each, seed, 0.5, "palm") for seed, each in enumerate(accuracies)]
-        (found,) = headlines(find(runs, "test"))
+        (found,) = state_headlines(find(runs, "test"))
         return found
 
     assert "reaches" in sentence(0.4, 0.6, 0.4, 0.7)
@@ -177,13 +183,13 @@ def test_not_reached_is_said() -> None:
     runs = [make_run("finetune", 0.5), make_run("dss", 0.4, teacher="palm")]
     findings = find(runs, "test")
     assert findings.data_headlines[0].reached is None
-    assert "does not reach standard finetuning" in headlines(findings)[0]
+    assert "does not reach standard finetuning" in state_headlines(findings)[0]
 
 
 def test_without_the_whole_data_there_is_no_reference() -> None:
     runs = [make_run("finetune", 0.5, fraction=0.5), make_run("dss", 0.6, teacher="palm")]
     (headline,) = find(runs, "test").data_headlines
-    assert headline.reference is None and headlines(find(runs, "test")) == []
+    assert headline.reference is None and state_headlines(find(runs, "test")) == []
 
 
 def test_teacher_labels_are_measured_by_standard_distillation() -> None:
@@ -270,7 +276,7 @@ def test_the_papers_tables_give_its_headlines_back() -> None:
     assert differences["anli1", "palm", "finetune"] == 6.0
     assert differences["cqa", "gpt_neox", "finetune"] == 1.06
     assert differences["svamp", "palm", "joint"] == 2.5
-    said = "\n".join(headlines(findings))
+    said = "\n".join(state_headlines(findings))
     assert (
         "esnli, T5-Base (220 M): distilling step-by-step (palm) beats standard finetuning on "
         "100 % of the data (88.38 %) with 12.5 % of it (88.39 %)."

@@ -23,7 +23,7 @@ def test_a_run_of_train(tmp_path: pathlib.Path) -> None:
     found = read_runs(str(tmp_path))
     assert found.problems == ()
     (run,) = found.runs
-    assert run.place == "a b" and run.is_finished
+    assert run.folder == "a b" and run.is_finished
     assert (run.dataset, run.method, run.teacher) == ("wordproblems", "dss", "template")
     assert (run.fraction, run.rate, run.seed, run.fraction_seed) == (0.25, 1.0, 3, 0)
     assert run.model is not None and run.model.name == "t5_1_1_tiny"
@@ -80,7 +80,7 @@ def test_broken_results_are_named_in_one_line(
     found = read_runs(str(tmp_path))
     (problem,) = found.problems
     assert message in problem and "\n" not in problem and "\x1b" not in problem
-    assert {run.place: run.state for run in found.runs} == {
+    assert {run.folder: run.state for run in found.runs} == {
         "a": "results.json is broken",
         "b": "finished",
     }
@@ -115,7 +115,7 @@ def test_folders_that_are_no_runs_are_passed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)  # round and round
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     found = read_runs(str(tmp_path))
-    assert [run.place for run in found.runs] == ["a"] and found.problems == ()
+    assert [run.folder for run in found.runs] == ["a"] and found.problems == ()
 
 
 def test_a_link_to_runs_elsewhere_is_followed(tmp_path: pathlib.Path) -> None:
@@ -123,7 +123,7 @@ def test_a_link_to_runs_elsewhere_is_followed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (run,) = read_runs(str(tmp_path / "runs")).runs
-    assert run.place == "linked/a"
+    assert run.folder == "linked/a"
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: pathlib.Path) -> None:
@@ -151,7 +151,7 @@ def test_long_curves_are_thinned_and_keep_their_end(tmp_path: pathlib.Path) -> N
 def test_the_order_does_not_depend_on_the_folders(tmp_path: pathlib.Path) -> None:
     accuracies = {"wordproblems_finetune": {1.0: [0.1, 0.2], 0.5: [0.1, 0.2]}}
     write_sweep(tmp_path, accuracies)
-    places = [run.place for run in read_runs(str(tmp_path)).runs]
+    places = [run.folder for run in read_runs(str(tmp_path)).runs]
     assert places == [
         f"wordproblems_finetune/fraction_{fraction}/seed_{seed}"
         for fraction in ("0.5", "1")

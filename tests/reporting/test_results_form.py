@@ -42,7 +42,7 @@ def test_every_key_is_read() -> None:
     }
     assert set(value) == set(KEYS)
     (run,) = read_results(value, "a", "a/results.json")
-    assert (run.place, run.dataset, run.method, run.teacher) == ("a", "esnli", "dss", "palm")
+    assert (run.folder, run.dataset, run.method, run.teacher) == ("a", "esnli", "dss", "palm")
     assert run.model == Model("T5-Base", 220_000_000)
     assert (run.fraction, run.rate, run.seed, run.seeds) == (0.125, 1.0, 3, 4)
     assert (run.standard_error, run.train_steps, run.teacher_accuracy) == (0.01, 10, 0.73)
@@ -53,7 +53,7 @@ def test_every_key_is_read() -> None:
 
 def test_a_list_is_one_run_each() -> None:
     runs = read_results([GOOD, {**GOOD, "seed": 1}], "a", "p")
-    assert [run.place for run in runs] == ["a#1", "a#2"]
+    assert [run.folder for run in runs] == ["a#1", "a#2"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,7 @@ def test_a_teacher_needs_neither_fraction_nor_seed() -> None:
     [
         ("cqa_finetune", ("cqa", "finetune", None)),
         ("cqa_label", ("cqa", "finetune", None)),
+        ("text_pretrain", ("text", "pretrain", None)),
         ("cqa_label_palm", ("cqa", "distill", "palm")),
         ("cqa_distill_palm", ("cqa", "distill", "palm")),
         ("cqa_dss_palm", ("cqa", "dss", "palm")),
