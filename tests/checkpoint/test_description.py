@@ -88,6 +88,7 @@ def test_what_may_change_is_this_and_no_more() -> None:
     assert {option.macro for option in OPTIONS if option.may_change} == {
         "MODEL_DIR",
         "DATA_DIR",
+        "TEXT_DIR",
         "CHECKPOINT_PERIOD",
         "KEEP_CHECKPOINTS",
         "LOG_PERIOD",
