@@ -12,7 +12,7 @@ working_folder.put_working_folder_last()
 
 # After the line above: the working folder may hold a typing.py.
 import importlib  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 from distill_sbs.cli import interrupts, python_messages  # noqa: E402
 
@@ -51,7 +51,7 @@ _NEED_TENSORFLOW = {"register_dataset"}
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'distill_sbs' has no attribute {name!r}")
     if name in _NEED_TENSORFLOW:

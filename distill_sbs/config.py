@@ -11,11 +11,12 @@ An option's macro is its field's name in capitals, where the field does not say 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Self, TypeVar
 
 from distill_sbs import option_kinds as kinds
 from distill_sbs.errors import UserError, did_you_mean
@@ -23,6 +24,8 @@ from distill_sbs.model.config import CONFIG_NAMES, T5Config, named_config
 
 REQUIRED = dataclasses.MISSING
 OPTIMIZERS = ("adamw", "adafactor")
+
+T = TypeVar("T")
 
 
 class OptionError(UserError):
@@ -52,10 +55,10 @@ class Option:
     """
 
     macro: str
-    kind: kinds.Kind
+    kind: kinds.Kind[object]
     help: str
     unit: str
-    default: Any
+    default: object
     may_change: str
     path: tuple[str, ...]
 
@@ -64,7 +67,7 @@ class Option:
         """Whether somebody must set it."""
         return self.default is REQUIRED
 
-    def convert(self, value: object) -> Any:
+    def convert(self, value: object) -> object:
         """The value in the option's own type.
 
         Raises:
@@ -81,23 +84,27 @@ class Option:
 
 
 def option(
-    kind: kinds.Kind,
+    kind: kinds.Kind[T],
     help: str,
     *,
-    default: Any = REQUIRED,
+    default: T | dataclasses._MISSING_TYPE = REQUIRED,
     unit: str = "",
     macro: str = "",
     may_change: str = "",
-) -> Any:
-    """A dataclass field that is an option; see `Option`."""
+) -> T:
+    """A dataclass field that is an option; see `Option`. Its type is that of the kind's values."""
     described = dict(kind=kind, help=help, unit=unit, macro=macro, may_change=may_change)
-    if isinstance(default, dict):
-        made: Callable[[], Any] = functools.partial(dict, default)
-        return dataclasses.field(default_factory=made, metadata=described)
-    return dataclasses.field(default=default, metadata=described)
+    if default is REQUIRED:
+        required: T = dataclasses.field(metadata=described)
+        return required
+    value: T = default
+    if isinstance(value, dict):  # every config has one of its own
+        copied = functools.partial(copy.copy, default)
+        return dataclasses.field(default_factory=copied, metadata=described)
+    return dataclasses.field(default=value, metadata=described)
 
 
-def _as_option(field: dataclasses.Field[Any], path: tuple[str, ...]) -> Option:
+def _as_option(field: dataclasses.Field[object], path: tuple[str, ...]) -> Option:
     described = dict(field.metadata)
     described["macro"] = described["macro"] or field.name.upper()
     default = field.default
@@ -106,8 +113,14 @@ def _as_option(field: dataclasses.Field[Any], path: tuple[str, ...]) -> Option:
     return Option(**described, default=default, path=(*path, field.name))
 
 
-def _types_of(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _parts_of(cls: type) -> dict[str, type[Options]]:
+    """The fields that are no options, but parts with options, and their classes."""
+    types = typing.get_type_hints(cls)
+    return {
+        name: kind
+        for name, kind in types.items()
+        if isinstance(kind, type) and issubclass(kind, Options)
+    }
 
 
 class Options:
@@ -133,15 +146,15 @@ class Options:
 
     @classmethod
     def _options(cls, path: tuple[str, ...]) -> Iterator[Option]:
-        types = _types_of(cls)
+        parts = _parts_of(cls)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.metadata:
                 yield _as_option(field, path)
             else:
-                yield from types[field.name]._options((*path, field.name))
+                yield from parts[field.name]._options((*path, field.name))
 
     @classmethod
-    def from_options(cls, **values: Any) -> Self:
+    def from_options(cls, **values: object) -> Self:
         """Builds it of options by the names of their macros in small letters.
 
         `TrainConfig.from_options(model_dir="runs/mine", train_steps=100, student="t5_1_1_tiny", …)`
@@ -163,25 +176,25 @@ class Options:
         return cls._build(values)
 
     @classmethod
-    def _build(cls, values: Mapping[str, Any]) -> Self:
-        types = _types_of(cls)
-        arguments: dict[str, Any] = {}
+    def _build(cls, values: Mapping[str, object]) -> Self:
+        parts = _parts_of(cls)
+        arguments: dict[str, object] = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.metadata:
                 macro = _as_option(field, ()).macro.lower()
                 if macro in values:
                     arguments[field.name] = values[macro]
             else:
-                arguments[field.name] = types[field.name]._build(values)
+                arguments[field.name] = parts[field.name]._build(values)
         return cls(**arguments)
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Macro → value, of every option."""
         return {
             each.macro: functools.reduce(getattr, each.path, self) for each in type(self).options()
         }
 
-    def change(self, **values: Any) -> Self:
+    def change(self, **values: object) -> Self:
         """A copy in which options, named as in `from_options`, have other values."""
         before = {macro.lower(): value for macro, value in self.values().items()}
         return type(self).from_options(**{**before, **values})
@@ -294,7 +307,7 @@ class StudentConfig(Options):
     name: str = option(
         kinds.choice(CONFIG_NAMES), "a size by name", default="t5_1_1_base", macro="STUDENT"
     )
-    overrides: Mapping[str, Any] = option(
+    overrides: Mapping[str, object] = option(
         kinds.mapping("{'scan_layers': True}"),
         "fields of T5Config; 'remat_policy' may change when the run continues",
         default={},

@@ -6,7 +6,7 @@ exact; parameters in memory are always float32.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ class FloatType(NamedTuple):
 
     name: str
     safetensors: str
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
 
 _ALL = (

@@ -89,7 +89,13 @@ def evaluate(
     description = checkpoints.read_description(step_folder)
     own_vocabulary = vocabulary.from_description(description.vocabulary)
     text_dir = description.options.get("TEXT_DIR")
-    settings.use(settings.DataSettings(data_dir, vocabulary=own_vocabulary, text_dir=text_dir))
+    settings.use(
+        settings.DataSettings(
+            data_dir,
+            vocabulary=own_vocabulary,
+            text_dir=text_dir if isinstance(text_dir, str) else None,
+        )
+    )
     registration.load_task_files(task_files)
     mixture_or_task = mixture_or_task or description.mixture
     if mixture_or_task is None:

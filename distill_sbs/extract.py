@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_sbs import files
 from distill_sbs.cli import command_line, terminal
@@ -34,7 +34,10 @@ from distill_sbs.teacher.options import ExtractConfig
 from distill_sbs.teacher.prompts import Prompt
 
 if TYPE_CHECKING:
-    from distill_sbs.teacher.quality import Quality
+    from distill_sbs.teacher.budget import Prices
+    from distill_sbs.teacher.collect import Outcome
+    from distill_sbs.teacher.journal import Totals
+    from distill_sbs.teacher.quality import AnsweredExample, Quality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +177,10 @@ def _report(config: ExtractConfig, results_folder: str | None, json_file: str | 
         if split is None:
             raise UserError("--results needs --split, the name to put the accuracy under")
         teacher = config.teacher or recorded.teacher or "teacher"
-        results = quality.write_results(
+        quality.write_results(
             results_folder, dataset, teacher, recorded.model or None, split, measured
         )
-        accuracy = results[split]["accuracy"]
-        terminal.say(f"{split} accuracy {accuracy:.1%}: {results_folder}/results.json")
+        terminal.say(f"{split} accuracy {measured.accuracy:.1%}: {results_folder}/results.json")
     return 0
 
 
@@ -193,7 +195,7 @@ def _with_default_output(config: ExtractConfig) -> ExtractConfig:
 
 def _judge(
     config: ExtractConfig, recorded: RequestDescription
-) -> tuple[Iterator[Any], str, Prompt]:
+) -> tuple[Iterator[AnsweredExample], str, Prompt]:
     """The answers that `--report` is about, a title, and the prompt they were asked with."""
     from distill_sbs.teacher import export, quality
 
@@ -223,7 +225,9 @@ def _judge(
     return judged, output, prompt
 
 
-def _judge_prepared(dataset: str, split: str, teacher: str, data_dir: str | None) -> Iterator[Any]:
+def _judge_prepared(
+    dataset: str, split: str, teacher: str, data_dir: str | None
+) -> Iterator[AnsweredExample]:
     """A teacher's answers in prepared records."""
     from distill_sbs.teacher import inputs, quality
 
@@ -279,6 +283,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         inputs = _find_inputs(config, prompt.name, RequestDescription())
     _check_first_input(prompt, inputs, config.rationalise)
     export.check_llm_folder(output, inputs.split)
+    extra_body = endpoint.redactor.hide_in(parameters.extra_body)
     asked = RequestDescription(
         task=prompt.name,
         prompt_sha256=prompt.digest,
@@ -289,7 +294,7 @@ def extract(config: ExtractConfig) -> ExtractResult:
         seed=parameters.seed,
         max_tokens=parameters.max_tokens,
         rationalise=config.rationalise,
-        extra_body=endpoint.redactor.hide_in(parameters.extra_body),
+        extra_body=extra_body if isinstance(extra_body, dict) else None,
         task_path=str(prompt.path.absolute()) if config.task else prompt.name,
         teacher=config.teacher,
         answers=prompt.answers,
@@ -358,7 +363,7 @@ def _check_first_input(prompt: Prompt, inputs: Inputs, rationalise: bool) -> Non
 
 
 def _print_outcome(
-    output: str, inputs: Inputs, prompt: Prompt, totals: Any, outcome: Any, prices: Any
+    output: str, inputs: Inputs, prompt: Prompt, totals: Totals, outcome: Outcome, prices: Prices
 ) -> Quality:
     from distill_sbs.teacher import console, quality
 

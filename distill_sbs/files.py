@@ -13,7 +13,8 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from typing import IO, Any
+from contextlib import AbstractContextManager
+from typing import IO, Any, Literal, overload
 
 from etils import epath
 from etils.epath import gpath
@@ -23,6 +24,18 @@ def write_file(path: epath.PathLike, content: str) -> None:
     """Writes a small file all at once, as UTF-8; its folder is made where it is missing."""
     with open_replacement(path) as file:
         file.write(content)
+
+
+@overload
+def open_replacement(
+    path: epath.PathLike, mode: Literal["w"] = "w"
+) -> AbstractContextManager[IO[str]]: ...
+
+
+@overload
+def open_replacement(
+    path: epath.PathLike, mode: Literal["wb"]
+) -> AbstractContextManager[IO[bytes]]: ...
 
 
 @contextlib.contextmanager
@@ -91,7 +104,7 @@ def check_writable(path: epath.PathLike) -> None:
 
 def _resolve(path: epath.PathLike) -> str:
     """The path behind all links; a name too long, or a file in a folder's place, is an OSError."""
-    target = os.path.realpath(path)
+    target: str = os.path.realpath(path)
     with contextlib.suppress(FileNotFoundError):
         os.lstat(target)
     return target

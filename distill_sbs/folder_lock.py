@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import socket
-from typing import Any
 
 from etils import epath
 
@@ -119,27 +118,27 @@ class FolderLock:
         self._path.write_text(json.dumps(_describe_process()))
         self._is_marked = True
 
-    def _read_owner(self) -> dict[str, Any]:
+    def _read_owner(self) -> dict[str, object]:
         try:
             owner = json.loads(self._path.read_text())
         except (OSError, ValueError):
             return {}
         return owner if isinstance(owner, dict) else {}
 
-    def _told(self, owner: dict[str, Any]) -> str:
+    def _told(self, owner: dict[str, object]) -> str:
         return (
             f"process {owner.get('process', '?')} on {owner.get('host', 'some machine')} began "
             f"{self._work} in {self._folder} at {owner.get('time', 'a time unknown')}"
         )
 
-    def _refusal(self, owner: dict[str, Any]) -> UserError:
+    def _refusal(self, owner: dict[str, object]) -> UserError:
         return UserError(
             f"{self._folder} is in use: {self._told(owner)}; wait for it, end it, or choose another"
             " folder"
         )
 
 
-def _describe_process() -> dict[str, Any]:
+def _describe_process() -> dict[str, object]:
     now = datetime.datetime.now().astimezone()
     return {
         "process": os.getpid(),
@@ -148,7 +147,7 @@ def _describe_process() -> dict[str, Any]:
     }
 
 
-def _is_running(process: Any) -> bool:
+def _is_running(process: object) -> bool:
     if not isinstance(process, int) or process <= 0 or process == os.getpid():
         return False
     try:

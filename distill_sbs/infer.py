@@ -54,12 +54,13 @@ def read_inputs(path: str) -> list[tuple[str, str]]:
                 continue
             place = f"{path}, line {number}"
             row = json_lines.parse_object(line, place)
-            if not isinstance(row.get("input"), str):
+            text = row.get("input")
+            if not isinstance(text, str):
                 raise UserError(
                     f'{place}: expected an object with a text "input", such as '
                     '{"id": "1", "input": "Anna has 3 apples …"}'
                 )
-            rows.append((line, row["input"]))
+            rows.append((line, text))
     except FileNotFoundError:
         raise UserError(f"--input={path}: no such file") from None
     if not rows:

@@ -14,11 +14,15 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 from etils import epath
 
 from distill_sbs.errors import SourceError
+
+# What JSON can say, as Python's parser gives it.
+JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+JsonObject: TypeAlias = dict[str, JsonValue]
 
 # How files begin that are no text: what to do about each.
 _NOT_TEXT = {
@@ -36,7 +40,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(text: str | bytes, place: str) -> Any:
+def parse_json(text: str | bytes, place: str) -> JsonValue:
     """The value that a text stands for.
 
     Args:
@@ -49,7 +53,7 @@ def parse_json(text: str | bytes, place: str) -> Any:
     if isinstance(text, bytes):
         text = decode_utf8(text, place)
     try:
-        value = json.loads(text)
+        value: JsonValue = json.loads(text)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if error.lineno > 1 else ""
         told = f"{place}{line}: broken JSON ({error.msg} at column {error.colno})"
@@ -89,12 +93,12 @@ def _decode(content: bytes, place: str) -> str:
         raise SourceError(f"{place}: {reason}") from None
 
 
-def show_value(value: Any) -> str:
+def show_value(value: object) -> str:
     """A JSON value for a message: its `repr`, cut where it is long or deep."""
     return _SHORT.repr(value)
 
 
-def find_surrogate(value: Any) -> str | None:
+def find_surrogate(value: object) -> str | None:
     """A lone surrogate in the texts of a JSON value, or None; dicts and lists are gone through."""
     pending = [value]
     while pending:
@@ -122,7 +126,7 @@ def read_lines(path: epath.PathLike) -> Iterator[tuple[int, str]]:
             yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def read_json_lines(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: epath.PathLike) -> Iterator[tuple[int, JsonObject]]:
     """Streams (line number from 1, object) of a JSON Lines file; blank lines are passed over.
 
     Raises:
@@ -133,7 +137,7 @@ def read_json_lines(path: epath.PathLike) -> Iterator[tuple[int, dict[str, Any]]
             yield number, parse_object(line, f"{path}, line {number}")
 
 
-def parse_object(text: str, place: str) -> dict[str, Any]:
+def parse_object(text: str, place: str) -> JsonObject:
     """The JSON object that a line stands for.
 
     Raises:
@@ -145,7 +149,7 @@ def parse_object(text: str, place: str) -> dict[str, Any]:
     return row
 
 
-def set_member(text: str, name: str, value: Any) -> str:
+def set_member(text: str, name: str, value: object) -> str:
     """The line of a JSON object with one member more, or another value of it, at its end.
 
     All else stays as it was typed, character by character: Python would write `1.10`, `1e400` and
@@ -179,7 +183,7 @@ def _skip_blanks(text: str, position: int) -> int:
     return position
 
 
-def read_json(path: epath.PathLike) -> Any:
+def read_json(path: epath.PathLike) -> JsonValue:
     """The value of a JSON file, local or gs://.
 
     Raises:

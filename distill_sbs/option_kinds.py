@@ -11,7 +11,7 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 from distill_sbs import constants
 from distill_sbs.errors import did_you_mean
@@ -29,9 +29,13 @@ class WrongValue(Exception):
     """A value is not of a kind; the text, ` is …` or empty, goes behind the value."""
 
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """Which values an option takes.
+class Kind(Generic[T_co]):
+    """Which values an option takes; `T_co` is the type that they have then.
 
     Attributes:
       words: what is expected, such as 'a whole number ≥ 1'.
@@ -40,7 +44,7 @@ class Kind:
     """
 
     words: str
-    convert: Callable[[object], Any]
+    convert: Callable[[object], T_co]
     example: str
 
     def format_flag(self, macro: str, got: object) -> str:
@@ -79,7 +83,7 @@ def _wrong_type(value: object) -> WrongValue:
     return WrongValue(f" is {noun}")
 
 
-def whole(least: int, most: int | None = None, example: str = "") -> Kind:
+def whole(least: int, most: int | None = None, example: str = "") -> Kind[int]:
     """Whole numbers from `least` to `most`, or to 2³¹ - 1; booleans and floats are none."""
 
     def convert(value: object) -> int:
@@ -101,7 +105,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
     most: float | None = None,
-) -> Kind:
+) -> Kind[float]:
     """Finite numbers in a range; whole ones become floats, booleans are none."""
 
     def convert(value: object) -> float:
@@ -128,7 +132,7 @@ def number(
     return Kind(f"a number {' and '.join(ranges)}", convert, "0.1")
 
 
-def text(example: str) -> Kind:
+def text(example: str) -> Kind[str]:
     """Text that a path or a name can be: not empty, no control characters."""
 
     def convert(value: object) -> str:
@@ -143,7 +147,7 @@ def text(example: str) -> Kind:
     return Kind("text in quotes", convert, example)
 
 
-def boolean() -> Kind:
+def boolean() -> Kind[bool]:
     """True or False, and nothing that counts as one of them."""
 
     def convert(value: object) -> bool:
@@ -154,7 +158,7 @@ def boolean() -> Kind:
     return Kind("True or False", convert, "True")
 
 
-def choice(names: Sequence[str]) -> Kind:
+def choice(names: Sequence[str]) -> Kind[str]:
     """One of some names."""
 
     def convert(value: object) -> str:
@@ -167,19 +171,19 @@ def choice(names: Sequence[str]) -> Kind:
     return Kind(f"one of {', '.join(names)}", convert, repr(names[0]))
 
 
-def optional(kind: Kind) -> Kind:
+def optional(kind: Kind[T]) -> Kind[T | None]:
     """A kind, or None."""
 
-    def convert(value: object) -> Any:
+    def convert(value: object) -> T | None:
         return None if value is None else kind.convert(value)
 
     return Kind(f"{kind.words}, or None", convert, kind.example)
 
 
-def mapping(example: str) -> Kind:
+def mapping(example: str) -> Kind[dict[str, object]]:
     """A dict from names to anything."""
 
-    def convert(value: object) -> dict[str, Any]:
+    def convert(value: object) -> dict[str, object]:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
@@ -192,7 +196,7 @@ def mapping(example: str) -> Kind:
     return Kind("a dict of names and values", convert, example)
 
 
-def feature_lengths() -> Kind:
+def feature_lengths() -> Kind[dict[str, int]]:
     """TASK_FEATURE_LENGTHS: lengths of inputs and targets; task ids are as long as targets."""
     expected = (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
     example = "{'inputs': 128, 'targets': 64}"

@@ -106,7 +106,7 @@ def precompile(
     per_chip = chip.devices if chip else 1
 
     # ---------------------------------- compile ---------------------------------
-    def lower_step() -> Any:
+    def lower_step() -> jax.stages.Lowered:
         with sharding.rules(mesh):
             return program.step.lower(program.state, abstract_batch)
 

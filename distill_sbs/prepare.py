@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from rich import box
@@ -26,6 +26,7 @@ from distill_sbs.errors import SourceError, UserError
 
 if TYPE_CHECKING:
     from distill_sbs.data.dataset import DatasetSpec
+    from distill_sbs.data.records.counts import Info
 
 SOURCE_DIR_VARIABLE = "DISTILL_SBS_SOURCE_DIR"
 DESCRIPTION = "Prepares a dataset: raw inputs and teacher outputs become records to train on."
@@ -81,10 +82,10 @@ def _define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def print_summary(info: Mapping[str, Any]) -> None:
+def print_summary(info: Info) -> None:
     """Prints a prepared dataset's figures, one line a split and teacher; accuracies in percent."""
     names = ("examples", "unparsed", "teacher accuracy", "mean rationale words")
-    table = terminal.make_table("split", "teacher", *names, title=info["dataset"], box=box.SIMPLE)
+    table = terminal.make_table("split", "teacher", *names, title=info["dataset"], frame=box.SIMPLE)
     for column in table.columns[2:]:
         column.justify = "right"
     nothing_compared = False
@@ -125,10 +126,8 @@ def _work(argv: Sequence[str]) -> int | None:
     names = values.dataset
     if values.teacher_outputs and len(names) > 1:
         raise UserError("--teacher_outputs are those of one dataset; give one --dataset")
-    options = {name: values[name].value for name in ("source_dir", "data_dir", "splits", "teacher")}
-    options["teacher_outputs"] = tuple(values.teacher_outputs or ())
-    options["task_files"] = tuple(values.task_file)
-    _check(_source_dir(values.source_dir), values.teacher, options["teacher_outputs"])
+    teacher_outputs = tuple(values.teacher_outputs or ())
+    _check(_source_dir(values.source_dir), values.teacher, teacher_outputs)
     # Importing TensorFlow takes seconds: what can be refused without it has been.
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.data import registration, settings
@@ -143,7 +142,15 @@ def _work(argv: Sequence[str]) -> int | None:
     for name in names:
         earlier = _joined_teachers(data_dir, name)
         try:
-            info = prepare(name, **options)
+            info = prepare(
+                name,
+                source_dir=values.source_dir,
+                data_dir=values.data_dir,
+                splits=values.splits,
+                teacher=values.teacher,
+                teacher_outputs=teacher_outputs,
+                task_files=tuple(values.task_file),
+            )
         except SourceError as error:
             terminal.say(f"error: {name}: {error}", stderr=True)
             failed += 1
@@ -167,7 +174,7 @@ def prepare(
     teacher: str | None = None,
     teacher_outputs: Sequence[str] = (),
     task_files: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Info:
     """Prepares one dataset, or joins a teacher's outputs with what is prepared.
 
     Args:
@@ -233,7 +240,7 @@ def _join(
     splits: Sequence[str] | None,
     teacher: str,
     teacher_outputs: Sequence[str],
-) -> dict[str, Any]:
+) -> Info:
     """Joins what extract wrote, or what lies in the published layout; returns the `info.json`."""
     from distill_sbs.data import registration
     from distill_sbs.data.readers import responses
@@ -261,7 +268,7 @@ def _join(
     )
 
 
-def _joined_in(info: Mapping[str, Any]) -> set[tuple[str, str]]:
+def _joined_in(info: Info) -> set[tuple[str, str]]:
     """(split, teacher) of every teacher that was joined after its split was prepared."""
     return {
         (split, teacher)

@@ -21,7 +21,7 @@ from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 from distill_sbs.reporting import markdown, page, reading, spreadsheet
 from distill_sbs.reporting.document import Document, make_document
-from distill_sbs.reporting.figures import Figure
+from distill_sbs.reporting.drawing import Figure
 from distill_sbs.reporting.run import SPLITS
 from distill_sbs.reporting.tables import Table
 

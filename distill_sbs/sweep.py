@@ -22,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypedDict, TypeVar, cast
 
 from absl import flags
 
@@ -31,6 +31,9 @@ from distill_sbs import files, json_lines
 from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
+from distill_sbs.training.metrics_file import RunResults
+
+T = TypeVar("T")
 
 DESCRIPTION = "Trains one experiment over mixtures, data fractions and seeds; prints the table."
 SUMMARY_FILE = "summary.json"
@@ -61,15 +64,27 @@ def standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+class SweepRow(TypedDict):
+    """What `summary.json` says of one mixture at one data fraction; accuracies are 0 to 1."""
+
+    mixture: str
+    data_fraction: float
+    seeds: list[int]
+    test_accuracies: list[float]
+    mean: float
+    standard_error: float
+
+
+def summarise(results: Sequence[RunResults]) -> list[SweepRow]:
     """Test accuracies by mixture and data fraction: mean, standard error, and the values."""
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, float], list[RunResults]] = {}
     for result in results:
         groups.setdefault((result["mixture"], result["data_fraction"]), []).append(result)
-    rows = []
+    rows: list[SweepRow] = []
     for (mixture, fraction), group in groups.items():
         group = sorted(group, key=lambda result: result["seed"])
-        values = [result["test"]["accuracy"] for result in group]
+        tested = (result["test"]["accuracy"] for result in group)
+        values = [accuracy for accuracy in tested if accuracy is not None]
         rows.append(
             {
                 "mixture": mixture,
@@ -83,7 +98,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[SweepRow]) -> str:
     """A Markdown table, a line a mixture and a column a data fraction; percent."""
     fractions = sorted({row["data_fraction"] for row in rows})
     cells = {(row["mixture"], row["data_fraction"]): row for row in rows}
@@ -138,7 +153,7 @@ class Children:
             self._running.discard(child)
         return status
 
-    def stop(self, number: int, _: Any = None) -> None:
+    def stop(self, number: int, _: object = None) -> None:
         """Passes a signal on; no further run begins."""
         with self._lock:
             passed_on = number if self.stopped_by is None else signal.SIGKILL
@@ -200,7 +215,7 @@ def _gin_arguments(values: flags.FlagValues) -> list[str]:
     return given
 
 
-def _numbers(texts: Sequence[str], flag: str, kind: type[int] | type[float]) -> list[Any]:
+def _numbers(texts: Sequence[str], flag: str, kind: Callable[[str], T]) -> list[T]:
     try:
         return [kind(text) for text in texts]
     except ValueError:
@@ -208,10 +223,12 @@ def _numbers(texts: Sequence[str], flag: str, kind: type[int] | type[float]) -> 
         raise UserError(f"--{flag}={','.join(texts)}: expected numbers, {example}") from None
 
 
+def _read_results(model_dir: pathlib.Path) -> RunResults:
+    return cast(RunResults, json_lines.read_json(model_dir / "results.json"))  # a run wrote it
+
+
 def _accuracy(model_dir: pathlib.Path) -> float | None:
-    results = json_lines.read_json(model_dir / "results.json")
-    accuracy = results["test"]["accuracy"]
-    return None if accuracy is None else float(accuracy)
+    return _read_results(model_dir)["test"]["accuracy"]
 
 
 def sweep(
@@ -223,7 +240,7 @@ def sweep(
     *,
     parallel: int = 1,
     dry_run: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[SweepRow]:
     """Runs what is missing, and returns the summary; nothing where it only looks (`dry_run`).
 
     Args:
@@ -294,13 +311,7 @@ def sweep(
     if children.stopped_by is not None:
         terminal.say("stopped: the same command goes on with what is left", stderr=True)
         raise SystemExit(128 + children.stopped_by)
-    rows = summarise(
-        [
-            json_lines.read_json(path / "results.json")
-            for path in runs
-            if _accuracy(path) is not None
-        ]
-    )
+    rows = summarise([_read_results(path) for path in runs if _accuracy(path) is not None])
     files.write_file(output / SUMMARY_FILE, json.dumps(rows, indent=2) + "\n")
     return rows
 

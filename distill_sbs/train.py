@@ -15,7 +15,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
@@ -27,6 +27,15 @@ from distill_sbs.errors import UnreachableError, UserError, explain_unreachable,
 from distill_sbs.files import write_file
 from distill_sbs.folder_lock import FolderLock
 from distill_sbs.model.config import T5Config
+
+if TYPE_CHECKING:
+    import seqio
+
+    from distill_sbs.checkpoint.checkpointer import Checkpointer
+    from distill_sbs.convert.source import ParameterSource
+    from distill_sbs.model.parameters import Params
+    from distill_sbs.training.metrics_file import RunResults
+    from distill_sbs.training.train_step import Metrics
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
 RESULTS_FILE = "results.json"
@@ -52,11 +61,11 @@ class CheckedRun:
       notes: what the user should know though it stops nothing, one line each.
     """
 
-    mixture: Any
-    evaluated_task: Any
-    vocabulary: Any
+    mixture: seqio.Task | seqio.Mixture
+    evaluated_task: seqio.Task
+    vocabulary: seqio.Vocabulary
     architecture: T5Config
-    pretrained: Any
+    pretrained: ParameterSource | None
     description: RunDescription
     continues_from: int | None
     damaged: Mapping[int, str]
@@ -156,7 +165,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     )
 
 
-def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, Any]:
+def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> RunResults:
     """Trains, evaluates, and returns what `results.json` says.
 
     Args:
@@ -178,7 +187,7 @@ def train(config: TrainConfig, *, task_files: Sequence[str] = ()) -> dict[str, A
 
 def _train(
     config: TrainConfig, task_files: Sequence[str], at_end: contextlib.ExitStack
-) -> dict[str, Any]:
+) -> RunResults:
     # Imported here: the command line has been checked by now, and these take seconds.
     quiet_tensorflow.import_tensorflow()
     import jax
@@ -304,7 +313,7 @@ def _train(
     eval_rows = -(-evaluation.eval_batch_size // row_multiple) * row_multiple
     remarks: dict[str, str | None] = {}
 
-    def evaluate_on(split: str, params: Any, limit: int | None = None) -> dict[str, float]:
+    def evaluate_on(split: str, params: Params, limit: int | None = None) -> dict[str, float]:
         """Metrics of a split's decoded answers (`accuracy`, 0 to 1), or the loss of its targets."""
         examples = splits[split]
         if not evaluated_task.metric_fns:
@@ -329,7 +338,7 @@ def _train(
         log.say(f"continuing {model_dir} from step {first_step}")
     stop = stop_request.StopRequest()
     batches = input_pipeline.Prefetcher(data.batches(progress.position))
-    window: list[Mapping[str, Any]] = []
+    window: list[Metrics] = []
     try:
         for step in range(first_step + 1, train_steps + 1):
             batch, position = next(batches)
@@ -384,7 +393,7 @@ def _train(
             state, _ = checkpointer.restore(best_step, abstract)
         on_test = evaluate_on("test", state.params)
     checkpointer.close()
-    results = {
+    results: RunResults = {
         "mixture": config.data.mixture_or_task_name,
         "data_fraction": config.data.data_fraction,
         "rationale_rate": config.objective.rationale_rate,
@@ -402,14 +411,17 @@ def _train(
     return results
 
 
-def _check_finite(window: Sequence[Mapping[str, Any]], step: int, checkpointer: Any) -> None:
+def _check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointer) -> None:
+    from distill_sbs.training.run_log import read_scalar
+
     for metrics in window:
-        if not math.isfinite(float(metrics["loss"])):
+        loss = read_scalar(metrics, "loss")
+        if not math.isfinite(loss):
             checkpointer.wait()
             newest = checkpointer.latest_step()
             kept = f"the checkpoint of step {newest} is good" if newest else "nothing was saved yet"
             raise UserError(
-                f"the loss of step {step} is {float(metrics['loss'])}; {kept}. Lower "
+                f"the loss of step {step} is {loss}; {kept}. Lower "
                 "LEARNING_RATE, set WARMUP_STEPS, or compute in float32"
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -20,6 +20,16 @@ from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.checkpoint.orbax_adapter import explain_damage, quiet_orbax
 from distill_sbs.errors import UserError
 
+if TYPE_CHECKING:
+    from distill_sbs.training.train_step import TrainState
+
+
+class _Info(Protocol):
+    """What orbax says of a checkpoint that it may keep."""
+
+    @property
+    def step(self) -> int: ...
+
 
 class _NewestAndBest(checkpoint_managers.PreservationPolicy):
     """Keeps the newest `keep` checkpoints and the best one."""
@@ -28,7 +38,7 @@ class _NewestAndBest(checkpoint_managers.PreservationPolicy):
         self.keep = keep
         self.best_step: int | None = None
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    def should_preserve(self, checkpoints: Sequence[_Info], *, context: object) -> Sequence[bool]:
         oldest_kept = len(checkpoints) - self.keep
         return [
             number >= oldest_kept or each.step == self.best_step
@@ -68,7 +78,7 @@ class Checkpointer:
         )
 
     def save(
-        self, step: int, state: Any, progress: steps.Progress, description: RunDescription
+        self, step: int, state: TrainState, progress: steps.Progress, description: RunDescription
     ) -> None:
         """Starts writing `step`; returns as soon as the arrays have left the devices.
 
@@ -91,9 +101,10 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None; whether it is whole is not looked at."""
-        return self._manager.latest_step()
+        latest: int | None = self._manager.latest_step()
+        return latest
 
-    def restore(self, step: int, abstract_state: Any) -> tuple[Any, steps.Progress]:
+    def restore(self, step: int, abstract_state: TrainState) -> tuple[TrainState, steps.Progress]:
         """Restores the state of `step` straight into the shardings of `abstract_state`.
 
         Its checksums are not compared here (`steps.check_step`, `steps.find_newest_whole`).

@@ -21,7 +21,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -54,11 +53,11 @@ class ChecksumHandler(ocp.AsyncCheckpointHandler):
     def save(self, directory: epath.Path, args: ChecksumSave) -> None:
         """Nothing to do before the other items are finished."""
 
-    async def async_save(self, directory: epath.Path, args: ChecksumSave) -> list[Any]:
+    async def async_save(self, directory: epath.Path, args: ChecksumSave) -> list[_OwnFiles]:
         """See `orbax.checkpoint.AsyncCheckpointHandler`; orbax waits for futures in their order."""
         return [_OwnFiles(directory)] if jax.process_count() > 1 else []
 
-    def restore(self, directory: epath.Path, args: Any = None) -> dict[str, tuple[int, int]]:
+    def restore(self, directory: epath.Path, args: object = None) -> dict[str, tuple[int, int]]:
         """The sums of a step, as `find_damage` reads them without orbax: {file: (bytes, CRC-32)}.
 
         Raises:
@@ -142,7 +141,7 @@ def _sum_up(path: epath.Path) -> tuple[int, int]:
 
 def has_checksums(step_folder: epath.Path) -> bool:
     """Whether sums were written with the step; steps of before have none."""
-    return (step_folder / FOLDER).exists()
+    return bool((step_folder / FOLDER).exists())
 
 
 def find_damage(step_folder: epath.Path, only: str = "") -> str | None:
@@ -203,7 +202,10 @@ def _read_sums(file: epath.Path) -> dict[str, tuple[int, int]]:
     sums = json_lines.read_json(file)
     if not isinstance(sums, dict):
         raise SourceError(f"{file} holds no checksums")
+    checked = {}
     for name, each in sums.items():
-        if not isinstance(each, list) or [type(part) for part in each] != [int, int]:
+        size, total = each if isinstance(each, list) and len(each) == 2 else (None, None)
+        if type(size) is not int or type(total) is not int:
             raise SourceError(f"{file}: no checksum for {name}, but {each!r}"[:200])
-    return {name: (size, total) for name, (size, total) in sums.items()}
+        checked[name] = (size, total)
+    return checked

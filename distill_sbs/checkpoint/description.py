@@ -13,10 +13,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from distill_sbs import constants
 from distill_sbs.config import Option, TrainConfig
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 
@@ -57,16 +58,16 @@ class RunDescription:
     """
 
     student: T5Config
-    vocabulary: Mapping[str, Any]
+    vocabulary: VocabularyDescription
     mixture: str | None
     task_feature_lengths: Mapping[str, int]
     max_decode_tokens: int
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     converted_from: str | None = None
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(PREFIXES))
 
     @classmethod
-    def of_run(cls, config: TrainConfig, vocabulary: Mapping[str, Any]) -> RunDescription:
+    def of_run(cls, config: TrainConfig, vocabulary: VocabularyDescription) -> RunDescription:
         """The description of a run of ours."""
         return cls(
             student=config.student.architecture(),
@@ -77,7 +78,7 @@ class RunDescription:
             options=config.values(),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """JSON-able, `from_json` reads it back, equal."""
         return {
             "format_version": FORMAT_VERSION,
@@ -96,7 +97,7 @@ class RunDescription:
         """Reads what `to_json`, or distill_sbs 0.1, wrote.
 
         Args:
-          values: the JSON object.
+          values: the JSON object; what does not fit in it is found as it is read.
           place: where it stands, for messages.
 
         Raises:
@@ -127,7 +128,7 @@ class RunDescription:
                             options.setdefault(option.macro, option.default)
             return cls(
                 student=T5Config.from_dict(values["student"]),
-                vocabulary=dict(values["vocabulary"]),
+                vocabulary=cast(VocabularyDescription, dict(values["vocabulary"])),
                 mixture=values["mixture"],
                 task_feature_lengths=dict(values["task_feature_lengths"]),
                 max_decode_tokens=values["max_decode_tokens"],
@@ -147,7 +148,7 @@ class RunDescription:
         return [option.macro for option in compared if option.macro not in known]
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     """As it comes back from JSON: lists for tuples, and texts for keys."""
     return json.loads(json.dumps(value))
 
@@ -207,14 +208,14 @@ def _student_differences(
         yield f"STUDENT_OVERRIDES[{name!r}]", repr(before[name]), repr(after[name])
 
 
-def _comparable(option: Option, options: Mapping[str, Any]) -> Any:
+def _comparable(option: Option, options: Mapping[str, object]) -> object:
     value = options[option.macro]
     if option.macro == "INITIAL_CHECKPOINT_PATH" and isinstance(value, str):
         return value.rstrip("/")
     return _as_json(value)
 
 
-def _vocabulary_hash(vocabulary: Mapping[str, Any]) -> str:
+def _vocabulary_hash(vocabulary: VocabularyDescription) -> str:
     """Of its content; bytes have none."""
     return str(vocabulary.get("sha256", vocabulary["kind"]))
 

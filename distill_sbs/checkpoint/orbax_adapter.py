@@ -18,7 +18,7 @@ import math
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -31,9 +31,10 @@ from orbax.checkpoint._src import asyncio_utils
 from distill_sbs.checkpoint import checksums, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.errors import UserError, describe_disk_error
+from distill_sbs.model.parameters import Params, PyTree
 
 
-def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
+def restore_parameters(step_folder: epath.Path, abstract_params: Params) -> Params:
     """Restores the parameters alone, straight into the shardings of `abstract_params`.
 
     Raises:
@@ -55,7 +56,8 @@ def restore_parameters(step_folder: epath.Path, abstract_params: Any) -> Any:
                 partial_restore=True,
             ),
         )
-    return restored["params"]
+    params: Params = restored["params"]
+    return params
 
 
 @contextlib.contextmanager
@@ -83,14 +85,14 @@ def explain_damage(step_folder: epath.Path) -> Iterator[None]:
         raise steps.make_error(step_folder, cause) from None
 
 
-def _parameters_of(step_folder: epath.Path, metadata: Any) -> Any:
+def _parameters_of(step_folder: epath.Path, metadata: Any) -> PyTree:
     # None where orbax could not read it, for whatever reason.
     if metadata is None or "params" not in metadata.tree:
         raise steps.make_error(step_folder, f"{steps.STATE}/ lists no parameters")
     return metadata.tree["params"]
 
 
-def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
+def _check_shapes(step_folder: epath.Path, stored: PyTree, expected: Params) -> None:
     shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -111,7 +113,23 @@ def _check_shapes(step_folder: epath.Path, stored: Any, expected: Any) -> None:
 # ---------------------------------- tensor by tensor --------------------------
 
 
-def list_stored(step_folder: epath.Path) -> dict[str, Any]:
+class _Storage(Protocol):
+    """How orbax has laid an array out."""
+
+    chunk_shape: tuple[int, ...]
+
+
+class StoredParameter(Protocol):
+    """Orbax's metadata of a parameter, as far as it is read here."""
+
+    name: str
+    directory: epath.Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    storage: _Storage
+
+
+def list_stored(step_folder: epath.Path) -> dict[str, StoredParameter]:
     """Orbax's metadata of every parameter by its path: shape, dtype, chunks, and where it lies.
 
     Raises:
@@ -129,7 +147,9 @@ def list_stored(step_folder: epath.Path) -> dict[str, Any]:
     }
 
 
-def open_parameter(stored: Any, context: tensorstore.Context) -> tensorstore.TensorStore:
+def open_parameter(
+    stored: StoredParameter, context: tensorstore.Context
+) -> tensorstore.TensorStore:
     """A handle of one of `list_stored`, which reads slices; nothing is read yet.
 
     Args:
@@ -254,7 +274,7 @@ class _UnreadHandler(ocp.type_handlers.NumpyHandler):
 
 def write_step(
     folder: str,
-    params: Any,
+    params: PyTree,
     description: RunDescription,
     advance: Callable[[int], None] | None = None,
 ) -> None:

@@ -15,7 +15,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -24,6 +23,7 @@ from distill_sbs import json_lines
 from distill_sbs.checkpoint import checksums
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.errors import DamagedError, SourceError, UserError
+from distill_sbs.json_lines import JsonObject, JsonValue
 
 CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
@@ -66,34 +66,34 @@ class Progress:
                 return {name: value for name, value in each.items() if name != "step"}
         return None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What is saved: the attributes, and that checksums lie beside them."""
         return {**dataclasses.asdict(self), "has_checksums": True}
 
     @classmethod
-    def from_json(cls, saved: Any) -> Progress:
+    def from_json(cls, saved: JsonObject) -> Progress:
         """The progress that `to_json` gave.
 
         Raises:
           ValueError: it is not of that form.
         """
-        progress = cls(saved.get("position"), saved.get("evaluations"), saved.get("best_step"))
-        is_whole = (
-            isinstance(progress.position, dict)
-            and all(isinstance(count, int) for count in progress.position.values())
-            and isinstance(progress.evaluations, list)
-            and all(
-                isinstance(each, dict)
-                and isinstance(each.get("step"), int)
-                and len(each) > 1
-                and all(isinstance(value, int | float) for value in each.values())
-                for each in progress.evaluations
-            )
-            and isinstance(progress.best_step, int | None)
-        )
-        if not is_whole:
-            raise ValueError("it does not say position, evaluations and best step")
-        return progress
+        position, evaluations, best_step = map(saved.get, ("position", "evaluations", "best_step"))
+        if isinstance(position, dict) and isinstance(evaluations, list):
+            counts = {task: count for task, count in position.items() if isinstance(count, int)}
+            points = [point for each in evaluations if (point := _read_point(each)) is not None]
+            is_whole = len(counts) == len(position) and len(points) == len(evaluations)
+            if is_whole and isinstance(best_step, int | None):
+                return cls(counts, points, best_step)
+        raise ValueError("it does not say position, evaluations and best step")
+
+
+def _read_point(value: JsonValue) -> dict[str, float] | None:
+    """An evaluation that was saved; None where it is none."""
+    if not isinstance(value, dict):
+        return None
+    point = {name: each for name, each in value.items() if isinstance(each, int | float)}
+    is_whole = len(point) == len(value) > 1 and isinstance(point.get("step"), int)
+    return point if is_whole else None
 
 
 def _rank(evaluation: Mapping[str, float]) -> float:
@@ -184,7 +184,7 @@ def read_description(step_folder: epath.Path) -> RunDescription:
         raise make_error(step_folder, error.cause) from None
 
 
-def _read_item(step_folder: epath.Path, item: str) -> tuple[dict[str, Any], Progress]:
+def _read_item(step_folder: epath.Path, item: str) -> tuple[JsonObject, Progress]:
     """The JSON of an item, and the step's progress, which says whether there are checksums."""
     values = []
     for name in (PROGRESS, item):

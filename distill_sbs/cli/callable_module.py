@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any
 
 
 class CallableModule(types.ModuleType):
     """A module with a function of its own name, which is what a call of it calls."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Calls the module's function."""
         return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
 

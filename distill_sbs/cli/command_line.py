@@ -42,7 +42,7 @@ class Configuration(Generic[Config]):
       config: the entry point's options.
       task_files: the user's registration files, in order; they exist.
       dry_run: whether only the checks are asked for.
-      flags: further flags that the entry point defined, by name.
+      flags: further flags that the entry point defined, by name; of what types only absl knows.
       notes: what the user should know though it stops nothing, one line each.
     """
 

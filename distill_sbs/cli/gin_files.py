@@ -18,7 +18,6 @@ import pathlib
 import shlex
 import tokenize
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from etils import epath
 from gin import config_parser
@@ -76,7 +75,7 @@ class Binding:
     """
 
     target: str
-    value: Any
+    value: object
     place: str
 
     @property
@@ -225,7 +224,7 @@ def read_binding(text: str) -> Binding:
     return _as_binding(statements[0], f"--gin.{name}")
 
 
-def _parse(text: str, path: str) -> Iterator[Any]:
+def _parse(text: str, path: str) -> Iterator[config_parser.Statement]:
     parser = None
     try:
         parser = config_parser.ConfigParser(text, _Delegate())
@@ -293,7 +292,7 @@ def _explain_value(name: str, value: str) -> str:
     return f"{message}; text needs quotes of its own: --gin.{name}={as_typed}"
 
 
-def references(value: Any) -> Iterator[MacroReference | ConfigurableReference]:
+def references(value: object) -> Iterator[MacroReference | ConfigurableReference]:
     """Every `%NAME` and `@name` inside a value."""
     if isinstance(value, (MacroReference, ConfigurableReference)):
         yield value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from distill_sbs.cli.gin_files import (
     REQUIRED_MACRO,
@@ -78,7 +78,7 @@ def evaluate(bindings: Sequence[Binding], config_class: type[Config], run_file: 
         option.macro: last.get(f"{function}.{option.macro.lower()}") or last.get(option.macro)
         for option in config_class.options()
     }
-    macros: dict[str, Any] = {
+    macros: dict[str, object] = {
         option.macro: MacroReference(REQUIRED_MACRO) if option.is_required else option.default
         for option in [*TrainConfig.options(), *config_class.options()]
     }
@@ -105,7 +105,7 @@ def notes(bindings: Iterable[Binding]) -> Iterator[str]:
             yield f"{binding.target} ({binding.place}) is T5X's macro and has no effect here"
 
 
-def _macro_names(value: Any) -> list[str]:
+def _macro_names(value: object) -> list[str]:
     found = [each.name for each in references(value) if isinstance(each, MacroReference)]
     return list(dict.fromkeys(found))
 
@@ -137,16 +137,16 @@ def _reject_unknown_targets(
                 f"files set macros only, or options of this entry point, {function}.name = value"
                 " (T5X's own files belong to `python -m t5x.train`)"
             )
-        is_whole = isinstance(binding.value, ConfigurableReference)
-        if name == "config" and is_whole and binding.value.name == config_class.__name__:
+        whole = binding.value if isinstance(binding.value, ConfigurableReference) else None
+        if name == "config" and whole is not None and whole.name == config_class.__name__:
             continue
-        if name not in names or is_whole:
+        if name not in names or whole is not None:
             raise UserError(
                 f"{binding.place}: {function} has no option {name}{did_you_mean(name, names)}"
             )
 
 
-def _reject_unset(values: dict[str, Any], macros: dict[str, Any]) -> None:
+def _reject_unset(values: dict[str, object], macros: dict[str, object]) -> None:
     """Refuses macros that are required and unset."""
     pending = [(macro, value) for macro, value in values.items()]
     seen: set[str] = set()
@@ -177,11 +177,11 @@ def _reject_unset(values: dict[str, Any], macros: dict[str, Any]) -> None:
 class _Resolver:
     """Replaces macros by what they stand for."""
 
-    def __init__(self, macros: dict[str, Any]) -> None:
+    def __init__(self, macros: dict[str, object]) -> None:
         self._macros = macros
         self._left = _MOST_PARTS
 
-    def resolve(self, value: Any, within: tuple[str, ...] = ()) -> Any:
+    def resolve(self, value: object, within: tuple[str, ...] = ()) -> object:
         """A value without macros; `within` are those that it stands inside of."""
         self._left -= 1
         if self._left < 0 or len(within) > _MOST_NESTED:

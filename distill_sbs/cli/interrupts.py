@@ -29,7 +29,6 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
-from typing import Any
 
 from distill_sbs.cli import python_messages, working_folder
 
@@ -133,7 +132,7 @@ def _leave_if_noted() -> None:
         leave()
 
 
-def _raise_again(unraisable: Any) -> None:
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
     """An interruption that was raised where nobody could catch it is raised once more."""
     global _count, _is_noted
     if isinstance(unraisable.exc_value, KeyboardInterrupt) and _is_noted:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
@@ -44,7 +45,7 @@ def say(message: str, stderr: bool = False) -> None:
     _write(clean(message), stderr)
 
 
-def say_json(value: Any, indent: int | None = None) -> None:
+def say_json(value: object, indent: int | None = None) -> None:
     r"""Prints a JSON value on standard output, for programs; a control stands as `\u001b`."""
     text = json.dumps(value, indent=indent, default=str)
     _write(text.replace("\x7f", "\\u007f"))  # the one control that json lets pass
@@ -78,16 +79,30 @@ class _Console(Console):
             yield Segment(text if control else clean(text), style, control)
 
 
-def make_console(stderr: bool = False, **options: Any) -> Console:
+def make_console(
+    stderr: bool = False,
+    *,
+    width: int | None = None,
+    soft_wrap: bool = False,
+    quiet: bool = False,
+) -> Console:
     """A console of ours: no markup, no emoji codes, no guessed colours in what it prints."""
     stream = find_stream(stderr)
-    if not stream.isatty():
-        options.setdefault("width", _WIDTH_OFF_TERMINAL)
-    return _Console(file=stream, markup=False, emoji=False, highlight=False, **options)
+    if width is None and not stream.isatty():
+        width = _WIDTH_OFF_TERMINAL
+    return _Console(
+        file=stream,
+        width=width,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=soft_wrap,
+        quiet=quiet,
+    )
 
 
 def make_table(
-    *columns: str, title: str | None = None, right_from: int | None = None, **options: Any
+    *columns: str, title: str | None = None, right_from: int | None = None, frame: Box = HEAVY_HEAD
 ) -> Table:
     """A table whose title and cells (`add_row`) are taken as they are.
 
@@ -95,11 +110,10 @@ def make_table(
       columns: their names; all empty: no header.
       title: stands above it.
       right_from: from this column on, counted from 0, cells are set right, as numbers are.
-      options: of rich's `Table`.
+      frame: the lines around and between them.
     """
     shown = Text(clean(title), style="table.title") if title is not None else None
-    options.setdefault("show_header", any(columns))
-    table = Table(title=shown, title_justify="left", **options)
+    table = Table(title=shown, title_justify="left", show_header=any(columns), box=frame)
     for position, column in enumerate(columns):
         is_right = right_from is not None and position >= right_from
         table.add_column(Text(clean(column)), justify="right" if is_right else "left")

@@ -33,7 +33,9 @@ def read_sharded(
       The tree of `abstract_params` with arrays in the stead of shapes.
     """
 
-    def read_array(key_path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def read_array(
+        key_path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct
+    ) -> jax.Array:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         stacked = _STACKED_PATH.fullmatch(path)
 
@@ -63,7 +65,8 @@ def read_sharded(
             progress(math.prod(leaf.shape))
         return array
 
-    return jax.tree_util.tree_map_with_path(read_array, abstract_params)
+    params: Params = jax.tree_util.tree_map_with_path(read_array, abstract_params)
+    return params
 
 
 def _lengths(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:

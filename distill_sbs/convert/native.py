@@ -15,15 +15,16 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import tensorstore
+from flax import traverse_util
 
 from distill_sbs import constants
 from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import MOST_LAYERS, T5Config
 from distill_sbs.model.parameters import STACKED, Parameter, list_by_stack, split_layer
@@ -118,7 +119,7 @@ def write_native(
     source: ParameterSource,
     output: str,
     *,
-    vocabulary: Mapping[str, Any] | None = None,
+    vocabulary: VocabularyDescription | None = None,
     scan_layers: bool | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> None:
@@ -143,17 +144,14 @@ def write_native(
     for parameter in list_by_stack(config):
         path = split_layer(parameter.path)[0] if config.scan_layers else parameter.path
         stacks.setdefault(path, []).append(parameter)
-    params: dict[str, Any] = {}
+    arrays: dict[str, orbax_adapter.UnreadArray] = {}
     for path, parts in stacks.items():
         stacked = f"/{STACKED}/" in path
         shape = (len(parts), *parts[0].shape) if stacked else parts[0].shape
         paths = tuple(part.path for part in parts)
-        node = params
-        *parents, last = path.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
         readers = tuple(functools.partial(source.read, path) for path in paths)
-        node[last] = orbax_adapter.UnreadArray(shape, readers, stacked)
+        arrays[path] = orbax_adapter.UnreadArray(shape, readers, stacked)
+    params = traverse_util.unflatten_dict(arrays, sep="/")
     if "://" not in output and pathlib.Path(output).is_dir():
         pathlib.Path(output).rmdir()  # orbax makes it
     try:
@@ -171,7 +169,7 @@ def _remove_unfinished(output: str) -> None:
 
 
 def _describe(
-    source: ParameterSource, config: T5Config, vocabulary: Mapping[str, Any] | None
+    source: ParameterSource, config: T5Config, vocabulary: VocabularyDescription | None
 ) -> RunDescription:
     """What the checkpoint will say; what a run of ours said of itself is kept."""
     if vocabulary is None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from distill_sbs.checkpoint.description import RunDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.parameters import list_parameters
@@ -46,7 +46,7 @@ class ParameterSource(abc.ABC):
 
     location: str
     config: T5Config
-    vocabulary: Mapping[str, Any] | None = None
+    vocabulary: VocabularyDescription | None = None
     description: RunDescription | None = None
     warnings: tuple[str, ...] = ()
 
@@ -125,7 +125,7 @@ def check_computation(source: ParameterSource, config: T5Config) -> None:
             )
 
 
-def check_vocabulary(source: ParameterSource, vocabulary: Mapping[str, Any]) -> None:
+def check_vocabulary(source: ParameterSource, vocabulary: VocabularyDescription) -> None:
     """A vocabulary must fit into the embedding.
 
     Raises:

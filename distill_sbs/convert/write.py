@@ -16,9 +16,9 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 
@@ -27,6 +27,7 @@ from distill_sbs.cli.progress import show_values
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
 from distill_sbs.convert.source import ParameterSource
 from distill_sbs.data import sentencepiece_model
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError, describe_disk_error
 from distill_sbs.model.config import T5Config, named_config
 from distill_sbs.model.parameters import list_parameters
@@ -128,7 +129,7 @@ def _write(
     folder: str,
     to: str,
     *,
-    vocabulary: Mapping[str, Any] | None,
+    vocabulary: VocabularyDescription | None,
     dtype: str,
     with_tokenizer: bool,
     scan_layers: bool | None,
@@ -209,7 +210,7 @@ class _Interruptions:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> _Interruptions:
         if threading.current_thread() is threading.main_thread():

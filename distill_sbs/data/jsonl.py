@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from etils import epath
 
 from distill_sbs import json_lines
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
+from distill_sbs.json_lines import JsonObject
 
 # One group of ids in this many is held out where validation, or test, has no file of its own.
 HELD_OUT_ONE_IN = 10
 
 
-def read_rows(path: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: epath.Path) -> Iterator[tuple[int, JsonObject]]:
     """Streams (line number from 1, object) of a JSON Lines file; blank lines are passed over.
 
     Raises:
@@ -44,7 +44,7 @@ def check_file(path: epath.Path) -> None:
         raise SourceError(f"{path} is a folder, expected a file; correct --source_dir")
 
 
-def text_field(row: dict[str, Any], key: str, place: str) -> str:
+def text_field(row: JsonObject, key: str, place: str) -> str:
     """`row[key]` as a text that is not blank.
 
     Raises:
@@ -53,13 +53,14 @@ def text_field(row: dict[str, Any], key: str, place: str) -> str:
     if key not in row:
         names = json_lines.show_value(sorted(row))
         raise SourceError(f'{place}: no "{key}" among {names}; every row needs one')
-    if not isinstance(row[key], str) or not row[key].strip():
-        shown = json_lines.show_value(row[key])
+    text = row[key]
+    if not isinstance(text, str) or not text.strip():
+        shown = json_lines.show_value(text)
         raise SourceError(f'{place}: "{key}" is {shown}, expected a text that is not blank')
-    return row[key]
+    return text
 
 
-def _whole_or_text(row: dict[str, Any], key: str, place: str) -> str:
+def _whole_or_text(row: JsonObject, key: str, place: str) -> str:
     """`row[key]` as a text; a whole number is taken as its digits."""
     if isinstance(row.get(key), int) and not isinstance(row[key], bool):
         return str(row[key])
@@ -206,7 +207,7 @@ class JsonlReader:
             chosen = permuted[start : start + count]
         return {example_id for first in chosen for example_id in groups[first]}
 
-    def _example(self, row: dict[str, Any], place: str, split: str) -> Example:
+    def _example(self, row: JsonObject, place: str, split: str) -> Example:
         example_id = _whole_or_text(row, "id", place)
         label = None if row.get("label", "") is None else text_field(row, "label", place)
         outputs: dict[str, TeacherOutput] = {}

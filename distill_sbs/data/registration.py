@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import seqio
 import tensorflow as tf
@@ -79,7 +79,16 @@ PRETRAINING_FEATURES = {
 }
 
 
-def _accuracy_metric(is_correct: AnswerCheck) -> Callable[..., Mapping[str, float]]:
+# How a task's records become texts, and what SeqIO makes of the answers: its score, and first of
+# all what of an answer is scored.
+Convert: TypeAlias = Callable[[preprocessors.Record], preprocessors.TextPair]
+Metric: TypeAlias = Callable[..., Mapping[str, float]]
+Postprocess: TypeAlias = Callable[..., str]
+# How often a mixture draws from a task.
+Rate: TypeAlias = float | Callable[[seqio.Task], float]
+
+
+def _accuracy_metric(is_correct: AnswerCheck) -> Metric:
     def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
         """Share of right answers, 0 to 1."""
         pairs = zip(targets, predictions, strict=True)
@@ -88,7 +97,7 @@ def _accuracy_metric(is_correct: AnswerCheck) -> Callable[..., Mapping[str, floa
     return accuracy
 
 
-def _joint_answer(text: str, **_: Any) -> str:
+def _joint_answer(text: str, **_: object) -> str:
     """SeqIO postprocessor of joint tasks: scores the label, not the rationale."""
     return preprocessors.answer_after_marker(text)
 
@@ -96,9 +105,9 @@ def _joint_answer(text: str, **_: Any) -> str:
 def _add_task(
     spec: DatasetSpec,
     info: TaskInfo,
-    convert: Callable[[preprocessors.Record], preprocessors.TextPair],
-    metric: Callable[..., Mapping[str, float]],
-    postprocess: Callable[..., Any] | None = None,
+    convert: Convert,
+    metric: Metric,
+    postprocess: Postprocess | None = None,
 ) -> None:
     is_rationale = info.method == "rationale"
     task_id = constants.RATIONALE_TASK_ID if is_rationale else constants.LABEL_TASK_ID
@@ -121,7 +130,7 @@ def _add_task(
     names.INFO[info.name] = info
 
 
-def _add_mixture(info: TaskInfo, tasks: Sequence[tuple[str, Any]]) -> None:
+def _add_mixture(info: TaskInfo, tasks: Sequence[tuple[str, Rate]]) -> None:
     seqio.MixtureRegistry.add(info.name, list(tasks))
     names.INFO[info.name] = info
 
@@ -240,16 +249,19 @@ def _register_free_names(spec: DatasetSpec, teacher: str) -> None:
         TaskInfo(spec.name, method, teacher) for method in TASK_METHODS
     )
 
-    def add(info: TaskInfo, *arguments: Any) -> None:
+    def add(
+        info: TaskInfo, convert: Convert, metric: Metric, postprocess: Postprocess | None = None
+    ) -> None:
         if not names.is_registered(info.name):
-            _add_task(spec, info, *arguments)
+            _add_task(spec, info, convert, metric, postprocess)
 
     add(label, preprocessors.label_task(teacher), is_label)
     add(rationale, preprocessors.rationale_task(teacher), metrics.rationale_overlap)
     add(joint, preprocessors.joint_task(teacher), is_label, _joint_answer)
     add(pinto, preprocessors.pinto_task(teacher), is_label)
-    gold_labels, teacher_labels = (TaskInfo(spec.name, "label").name, 1.0), (label.name, 1.0)
-    rationales = (rationale.name, _rationale_rate)
+    gold_labels: tuple[str, Rate] = (TaskInfo(spec.name, "label").name, 1.0)
+    teacher_labels: tuple[str, Rate] = (label.name, 1.0)
+    rationales: tuple[str, Rate] = (rationale.name, _rationale_rate)
     for method, tasks in (
         ("distill", [teacher_labels]),
         ("dss", [gold_labels, rationales]),
@@ -275,10 +287,10 @@ def register_augmented(name: str, base: str, augmentation: str, teacher: str) ->
     def one(_: seqio.Task) -> float:
         return 1.0
 
-    def labels(base_task: str, augmentation_task: str) -> list[tuple[str, Any]]:
+    def labels(base_task: str, augmentation_task: str) -> list[tuple[str, Rate]]:
         return [(base_task, share(base, one)), (augmentation_task, share(augmentation, one))]
 
-    rationales = [
+    rationales: list[tuple[str, Rate]] = [
         (TaskInfo(dataset, "rationale", teacher).name, share(dataset, _rationale_rate))
         for dataset in (base, augmentation)
     ]

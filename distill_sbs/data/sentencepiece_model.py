@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import sentencepiece
 from etils import epath
@@ -23,6 +22,22 @@ BYTES = "bytes"
 EMBEDDED = "embedded"
 
 BYTE_IDS = 259  # padding, end, unknown, and every byte
+
+
+class VocabularyDescription(TypedDict):
+    """A vocabulary, whole, as it stands in a checkpoint.
+
+    Attributes:
+      kind: 'bytes' or 'sentencepiece'.
+      size: how many ids there are.
+      sha256: of a SentencePiece model.
+      model_base64: that model.
+    """
+
+    kind: str
+    size: int
+    sha256: NotRequired[str]
+    model_base64: NotRequired[str]
 
 
 def check_path(vocabulary_file: str | None) -> str | None:
@@ -59,7 +74,7 @@ def check_path(vocabulary_file: str | None) -> str | None:
     return path
 
 
-def describe(vocabulary_file: str | None) -> dict[str, Any]:
+def describe(vocabulary_file: str | None) -> VocabularyDescription:
     """A JSON-able description that holds the whole vocabulary.
 
     `data.tokenizer.from_description` and `data.vocabulary.from_description` undo it.
@@ -79,7 +94,7 @@ def describe(vocabulary_file: str | None) -> dict[str, Any]:
     }
 
 
-def read_model(description: Mapping[str, Any]) -> bytes | None:
+def read_model(description: VocabularyDescription) -> bytes | None:
     """The serialised model in a description of `describe`; None for bytes, which have none.
 
     Raises:

@@ -10,9 +10,12 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill_sbs.errors import UserError
+
+if TYPE_CHECKING:
+    import seqio
 
 DATA_DIR_VARIABLE = "DISTILL_SBS_DATA_DIR"
 VOCABULARY_VARIABLE = "DISTILL_SBS_VOCABULARY_FILE"
@@ -48,7 +51,7 @@ class DataSettings:
     vocabulary_file: str | None = dataclasses.field(
         default_factory=lambda: os.environ.get(VOCABULARY_VARIABLE)
     )
-    vocabulary: Any = None
+    vocabulary: seqio.Vocabulary | None = None
     text_dir: str | None = None
 
     def __post_init__(self) -> None:

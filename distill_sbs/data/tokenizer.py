@@ -6,13 +6,13 @@ a tokenizer whose ids and texts are those of SeqIO's vocabularies, on which the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import sentencepiece
 
 from distill_sbs import constants
-from distill_sbs.data.sentencepiece_model import BYTE_IDS, read_model
+from distill_sbs.data.sentencepiece_model import BYTE_IDS, VocabularyDescription, read_model
 
 # Natural-language-inference inputs carry the end token between premise and hypothesis, written
 # as this text in the records (the published implementation joins them with tokenizer.eos_token).
@@ -48,13 +48,15 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str, /) -> Sequence[int]:
         """Token ids of a text [S], without an end token."""
-        return self._processor.EncodeAsIds(text)
+        ids: Sequence[int] = self._processor.EncodeAsIds(text)
+        return ids
 
     def decode(self, ids: Iterable[int], /) -> str:
         """The text of token ids [L], up to the first end token; ids beyond the model's: unknown."""
         size, unknown = self._processor.GetPieceSize(), self._processor.unk_id()
         known = [int(each) if each < size else unknown for each in ids]
-        return self._processor.DecodeIds(_cut_behind_end(known))
+        text: str = self._processor.DecodeIds(_cut_behind_end(known))
+        return text
 
 
 class ByteTokenizer:
@@ -76,7 +78,7 @@ def _cut_behind_end(ids: Sequence[int]) -> list[int]:
     return ids[: ids.index(constants.EOS_ID) + 1] if constants.EOS_ID in ids else ids
 
 
-def from_description(description: Mapping[str, Any]) -> Tokenizer:
+def from_description(description: VocabularyDescription) -> Tokenizer:
     """The tokenizer of a described vocabulary, out of the description alone.
 
     Raises:

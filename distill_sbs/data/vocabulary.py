@@ -7,8 +7,7 @@ of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import sentencepiece
 import seqio
@@ -174,7 +173,7 @@ class StoredVocabulary(seqio.SentencePieceVocabulary):
         return hash(self._content)
 
 
-def from_description(description: Mapping[str, Any]) -> seqio.Vocabulary:
+def from_description(description: files.VocabularyDescription) -> seqio.Vocabulary:
     """The described vocabulary, out of the description alone: no file is read or written.
 
     Raises:

@@ -38,8 +38,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 from distill_sbs.cli import terminal
 
@@ -77,6 +77,18 @@ def stop_process(message: str, status: int) -> None:
 _SILENT = "silent"
 
 
+class _Message(TypedDict, total=False):
+    """What one process tells another: who it is, that it lives, that it has finished or failed."""
+
+    process: int
+    token: str
+    alive: int
+    finished: int
+    failed: int
+    reason: str | None
+    status: int
+
+
 class _Connection:
     """Lines of JSON over a socket."""
 
@@ -96,12 +108,12 @@ class _Connection:
         readable, _, _ = select.select([self.socket], [], [], 0)
         return not readable
 
-    def send(self, **message: Any) -> None:
+    def send(self, **message: Unpack[_Message]) -> None:
         # The other end may be gone: that is what its own end of the story says.
         with contextlib.suppress(OSError):
             self.socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self) -> list[Mapping[str, Any]] | None:
+    def receive(self) -> list[_Message] | None:
         """The whole lines that have come; None at the end of the connection."""
         try:
             data = self.socket.recv(65536)
@@ -135,9 +147,11 @@ class Lifeline:
         self._failing = False
 
     @classmethod
-    def listen(cls, count: int, **options: Any) -> tuple[Lifeline, int, str]:
+    def listen(
+        cls, count: int, stop: Callable[[str, int], None] = stop_process
+    ) -> tuple[Lifeline, int, str]:
         """Process 0's end: returns it, the port that it listens on, and the others' token."""
-        lifeline = cls(0, count, **options)
+        lifeline = cls(0, count, stop)
         both = socket.has_dualstack_ipv6()
         lifeline._server = socket.create_server(
             ("", 0),
@@ -151,7 +165,13 @@ class Lifeline:
 
     @classmethod
     def connect(
-        cls, index: int, count: int, host: str, port: int, token: str, **options: Any
+        cls,
+        index: int,
+        count: int,
+        host: str,
+        port: int,
+        token: str,
+        stop: Callable[[str, int], None] = stop_process,
     ) -> Lifeline:
         """Another process's end.
 
@@ -160,7 +180,7 @@ class Lifeline:
         """
         link = socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_SECONDS)
         link.settimeout(None)
-        lifeline = cls(index, count, **options)
+        lifeline = cls(index, count, stop)
         connection = lifeline._connections[0] = _Connection(link)
         connection.send(process=index, token=token)
         threading.Thread(target=lifeline._watch_first, args=(connection,), daemon=True).start()
@@ -252,7 +272,7 @@ class Lifeline:
                     if connection.is_silent and process not in self._finished:
                         self._pass_on(process, _SILENT, PEER_LOST_EXIT_STATUS)
 
-    def _read_introduction(self, connection: _Connection) -> list[Mapping[str, Any]] | None:
+    def _read_introduction(self, connection: _Connection) -> list[_Message] | None:
         """The messages of a new connection; None where it is not one of ours."""
         try:
             messages = connection.receive()
@@ -262,7 +282,7 @@ class Lifeline:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def _handle_messages(self, process: int, messages: list[Mapping[str, Any]] | None) -> None:
+    def _handle_messages(self, process: int, messages: list[_Message] | None) -> None:
         if messages is None:
             if process not in self._finished:
                 self._pass_on(process, None, PEER_LOST_EXIT_STATUS)

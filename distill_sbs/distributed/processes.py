@@ -34,7 +34,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from absl import flags
@@ -42,6 +42,9 @@ from absl import flags
 from distill_sbs.cli import terminal
 from distill_sbs.distributed import lifeline as lifelines
 from distill_sbs.errors import UserError, describe_disk_error
+
+# Flags by name, as absl gives them; of what types they are only absl knows.
+Flags: TypeAlias = Mapping[str, Any]
 
 # JAX gives a process up after this: the second line, behind `lifeline`.
 HEARTBEAT_TIMEOUT_SECONDS = 100
@@ -88,14 +91,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     )
 
 
-def list_settings(values: Mapping[str, Any]) -> str:
+def list_settings(values: Flags) -> str:
     """The flags that all processes must have in common, one a line, for `join_processes`."""
     return "\n".join(
         f"--{name}={value}" for name, value in sorted(values.items()) if name != "process_index"
     )
 
 
-def check_flags(values: Mapping[str, Any]) -> bool:
+def check_flags(values: Flags) -> bool:
     """Whether the flags ask for several processes.
 
     Raises:
@@ -131,9 +134,7 @@ def check_flags(values: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def join_processes(
-    values: Mapping[str, Any], settings: str = "", preemptible: bool = False
-) -> Iterator[None]:
+def join_processes(values: Flags, settings: str = "", preemptible: bool = False) -> Iterator[None]:
     """Inside, this process is one of those that the flags speak of; without them nothing happens.
 
     Call it before anything asks JAX for its devices. What is raised inside ends this process, and
@@ -173,7 +174,7 @@ def check_joined() -> None:
         )
 
 
-def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
+def _join(values: Flags, preemptible: bool) -> lifelines.Lifeline:
     import jax
     from jax._src import distributed  # orbax takes the key-value store from here too
 
@@ -209,13 +210,17 @@ def _join(values: Mapping[str, Any], preemptible: bool) -> lifelines.Lifeline:
     if jax.default_backend() == "cpu":
         _silence_gloo()
     index, count = jax.process_index(), jax.process_count()
-    store = distributed.global_state.client
+    store, coordinator = (
+        distributed.global_state.client,
+        distributed.global_state.coordinator_address,
+    )
+    assert store is not None and coordinator is not None
     if index == 0:
         lifeline, port, token = lifelines.Lifeline.listen(count)
         store.key_value_set("distill_sbs/lifeline", f"{port} {token}")
         return lifeline
     port, token = store.blocking_key_value_get("distill_sbs/lifeline", 60_000).split()
-    host = distributed.global_state.coordinator_address.rpartition(":")[0].strip("[]")
+    host = coordinator.rpartition(":")[0].strip("[]")
     try:
         return lifelines.Lifeline.connect(index, count, host, int(port), token)
     except OSError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -24,7 +24,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_sbs.errors import UserError
-from distill_sbs.model.parameters import find_logical_axes
+from distill_sbs.model.parameters import Params, PyTree, find_logical_axes
+
+if TYPE_CHECKING:
+    from distill_sbs.training.train_step import TrainState
 
 SLICE_AXIS = "slice"
 DATA_AXIS = "data"
@@ -111,7 +114,7 @@ def _physical_grid(
     shape: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
     """Devices [num_slices, data, model], placed as the interconnect wants them."""
-    cores: dict[Any, list[jax.Device]] = {}
+    cores: dict[tuple[int, ...], list[jax.Device]] = {}
     if max(getattr(device, "core_on_chip", 0) for device in devices) > 0:
         for device in sorted(devices, key=lambda device: device.core_on_chip):
             chip = (getattr(device, "slice_index", None) or 0, *device.coords)
@@ -138,10 +141,16 @@ def _grid_of_chips(
     shape: tuple[int, int, int], num_slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
     def make_grid(allow_split_physical_axes: bool) -> np.ndarray:
-        options = {"devices": devices, "allow_split_physical_axes": allow_split_physical_axes}
         if num_slices == 1:
-            return mesh_utils.create_device_mesh(shape, **options)
-        return mesh_utils.create_hybrid_device_mesh(shape, (num_slices, 1, 1), **options)
+            return mesh_utils.create_device_mesh(
+                shape, devices, allow_split_physical_axes=allow_split_physical_axes
+            )
+        return mesh_utils.create_hybrid_device_mesh(
+            shape,
+            (num_slices, 1, 1),
+            devices,
+            allow_split_physical_axes=allow_split_physical_axes,
+        )
 
     try:
         return make_grid(False)
@@ -152,7 +161,8 @@ def _grid_of_chips(
 
 def data_parallelism(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split: slices × data axis."""
-    return mesh.shape[SLICE_AXIS] * mesh.shape[DATA_AXIS]
+    parts: int = mesh.shape[SLICE_AXIS] * mesh.shape[DATA_AXIS]
+    return parts
 
 
 def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
@@ -178,7 +188,7 @@ def _spec(
 
     def divides(name: MeshAxes, size: int) -> bool:
         parts = (name,) if isinstance(name, str) else name or ()
-        return size % math.prod(mesh.shape[part] for part in parts) == 0
+        return bool(size % math.prod(mesh.shape[part] for part in parts) == 0)
 
     # A dimension that the mesh does not divide (6 heads on 4 partitions) is kept whole.
     return PartitionSpec(
@@ -186,7 +196,7 @@ def _spec(
     )
 
 
-def parameter_shardings(mesh: Mesh, params: Any, fsdp: bool = False) -> Any:
+def parameter_shardings(mesh: Mesh, params: Params, fsdp: bool = False) -> PyTree:
     """A `NamedSharding` for every parameter, from its logical axes; gradients lie likewise.
 
     Args:
@@ -205,8 +215,8 @@ def parameter_shardings(mesh: Mesh, params: Any, fsdp: bool = False) -> Any:
 
 
 def state_shardings(
-    mesh: Mesh, optimizer: optax.GradientTransformation, state: Any, fsdp: bool = False
-) -> Any:
+    mesh: Mesh, optimizer: optax.GradientTransformation, state: TrainState, fsdp: bool = False
+) -> TrainState:
     """A `NamedSharding` for every leaf of a `TrainState`.
 
     Optimizer state lies like the parameter it belongs to, and a factor of Adafactor's like the
@@ -214,7 +224,9 @@ def state_shardings(
     """
     shardings = parameter_shardings(mesh, state.params, fsdp)
 
-    def like_parameter(leaf: Any, sharding: NamedSharding, parameter: Any) -> NamedSharding:
+    def like_parameter(
+        leaf: jax.ShapeDtypeStruct, sharding: NamedSharding, parameter: jax.ShapeDtypeStruct
+    ) -> NamedSharding:
         if leaf.shape == parameter.shape:
             return sharding
         axes = (*sharding.spec, *(None,) * (parameter.ndim - len(sharding.spec)))
@@ -235,7 +247,7 @@ def state_shardings(
     return state.replace(step=replicated(mesh), params=shardings, optimizer_state=optimizer_state)
 
 
-def bytes_per_device(shapes: Any, shardings: Any) -> int:
+def bytes_per_device(shapes: PyTree, shardings: PyTree) -> int:
     """What a tree of arrays or shapes, placed so, takes on one device."""
     sizes = jax.tree.map(
         lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
@@ -246,7 +258,7 @@ def bytes_per_device(shapes: Any, shardings: Any) -> int:
 
 
 def choose_fsdp(
-    fsdp: bool | None, mesh: Mesh, optimizer: optax.GradientTransformation, state: Any
+    fsdp: bool | None, mesh: Mesh, optimizer: optax.GradientTransformation, state: TrainState
 ) -> bool:
     """Whether a run uses FSDP: as told, or where None by the size of its state.
 
@@ -260,7 +272,7 @@ def choose_fsdp(
     return taken > REPLICATED_STATE_BYTES
 
 
-def abstract_parameters(mesh: Mesh, shapes: Any, fsdp: bool | None = None) -> Any:
+def abstract_parameters(mesh: Mesh, shapes: Params, fsdp: bool | None = None) -> PyTree:
     """Shapes of parameters that are only used, not trained, with their shardings.
 
     With `fsdp` None they are split over the data axis too where a device would otherwise hold
@@ -272,7 +284,7 @@ def abstract_parameters(mesh: Mesh, shapes: Any, fsdp: bool | None = None) -> An
     return add_shardings(shapes, parameter_shardings(mesh, shapes, True) if fsdp else shardings)
 
 
-def add_shardings(shapes: Any, shardings: Any) -> Any:
+def add_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
     """`jax.ShapeDtypeStruct`s that say where they are to be: to restore into, or to compile for."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -297,7 +309,8 @@ def rows_here(mesh: Mesh, rows: int) -> np.ndarray:
     Processes that share a copy of the parameters (a model axis over several hosts) take the same.
     """
     here = np.zeros(rows, bool)
-    for (taken,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+    for taken in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        assert taken is not None
         here[taken] = True
     return here
 
@@ -310,7 +323,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     """
     sharding = batch_sharding(mesh)
     return {
-        key: jax.make_array_from_callback(array.shape, sharding, lambda index, a=array: a[index])
+        key: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
         for key, array in batch.items()
     }
 

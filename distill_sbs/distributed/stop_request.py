@@ -11,7 +11,8 @@ import os
 import signal
 import socket
 import threading
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
 
 from distill_sbs.cli import terminal
 from distill_sbs.distributed import lifeline as lifelines
@@ -34,7 +35,9 @@ class StopRequest:
 
         self._several = jax.process_count() > 1
         self._noted: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[
+            signal.Signals, Callable[[int, FrameType | None], object] | int | None
+        ] = {}
         if threading.current_thread() is not threading.main_thread():
             return
         # With several processes SIGTERM belongs to JAX's preemption service.
@@ -44,7 +47,7 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._note)
         self._watch_keyboard()
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self._noted = self._noted or signal.Signals(number)
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)  # tells the others, too

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from distill_sbs.data import tokenizer as tokenizers
 from distill_sbs.distributed import processes, sharding
 from distill_sbs.inference import batch_decoder
 from distill_sbs.model.network import Transformer, initial_parameters
+from distill_sbs.model.parameters import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Student:
 
     description: RunDescription
     model: Transformer
-    params: Any
+    params: Params
     tokenizer: tokenizers.Tokenizer
     mesh: Mesh
     step_folder: str

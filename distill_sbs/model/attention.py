@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class Dense(nn.Module):
 
 
 def dropout_multiplier(
-    rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: str
+    rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> jax.Array:
     """1 / (1 - rate) where kept, 0 where dropped, of `shape`, which may broadcast.
 
@@ -207,7 +208,7 @@ class MultiHeadAttention(nn.Module):
         config = self.config
         joined = config.num_heads * config.head_dim
 
-        def query_init(*args: object) -> jax.Array:
+        def query_init(*args: Any) -> jax.Array:  # those of any initialiser, however many
             # T5 folds 1 / sqrt(head_dim) in here and never scales the products.
             return _fan_in_normal(*args) / np.sqrt(config.head_dim).astype(np.float32)
 

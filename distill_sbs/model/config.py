@@ -124,14 +124,14 @@ class T5Config:
         for name in self.mlp_activations:
             _check_choice("mlp_activations", name, ACTIVATIONS)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values only, so that JSON can hold it; `from_dict` reads it back, equal."""
         values = dataclasses.asdict(self)
         values["mlp_activations"] = list(self.mlp_activations)
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> T5Config:
+    def from_dict(cls, values: Mapping[str, object]) -> T5Config:
         """Reads what `to_dict` wrote; fields left out take their defaults.
 
         Raises:
@@ -140,7 +140,8 @@ class T5Config:
         if not isinstance(values, Mapping):
             raise ValueError(f"{type(values).__name__} found, expected the fields of a T5Config")
         _check_fields(values)
-        return cls(**values)
+        fields: dict[str, Any] = dict(values)  # of which types they are is checked as it is made
+        return cls(**fields)
 
 
 def _is_number(value: object) -> bool:
@@ -167,7 +168,7 @@ def _near(name: object, known: tuple[str, ...]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
-def _check_fields(values: Mapping[str, Any]) -> None:
+def _check_fields(values: Mapping[str, object]) -> None:
     known = tuple(field.name for field in dataclasses.fields(T5Config))
     for name in values:
         if name not in known:
@@ -191,7 +192,7 @@ _V1_1 = dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
 _V1_0 = dict(mlp_activations=("relu",), logits_via_embedding=True)
 
 #                        D     H  head    mlp  layers (encoder and decoder each)
-_NAMED: dict[str, dict[str, Any]] = {
+_NAMED: dict[str, dict[str, object]] = {
     "t5_1_1_tiny": _size(128, 4, 32, 256, 2) | _V1_1,  # ours: trains on a laptop's CPU
     "t5_1_1_small": _size(512, 6, 64, 1024, 8) | _V1_1,
     "t5_1_1_base": _size(768, 12, 64, 2048, 12) | _V1_1,
@@ -208,7 +209,7 @@ _NAMED: dict[str, dict[str, Any]] = {
 CONFIG_NAMES = tuple(_NAMED)
 
 
-def named_config(name: str, /, **overrides: Any) -> T5Config:
+def named_config(name: str, /, **overrides: object) -> T5Config:
     """The published size `name` (one of `CONFIG_NAMES`), with fields replaced by `overrides`.
 
     Raises:
@@ -220,4 +221,4 @@ def named_config(name: str, /, **overrides: Any) -> T5Config:
             f"(sizes: {', '.join(CONFIG_NAMES)})"
         )
     _check_fields(overrides)
-    return T5Config(**(_NAMED[name] | overrides))
+    return T5Config.from_dict(_NAMED[name] | overrides)

@@ -39,7 +39,7 @@ def _gather_once(params: Params, config: T5Config) -> Params:
     for every token.
     """
 
-    def gather(path: jax.tree_util.KeyPath, leaf: jax.Array) -> jax.Array:
+    def gather(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return leaf
         name = "/".join(["decoder", *(each.key for each in path)])

@@ -8,6 +8,10 @@ Parameter names are those of google-research/t5x (`t5x/examples/t5/{layers,netwo
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,7 +23,7 @@ HIDDEN_AXES = ("batch", "length", "embed")
 
 fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     # T5 v1.1's GELU is the tanh approximation (HuggingFace: gelu_new).
     "gelu": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
@@ -70,13 +74,13 @@ class FeedForward(nn.Module):
         """[B, length, D] -> [B, length, D]."""
         config = self.config
         names = ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]
-        hidden = None
+        branches = []
         for name, activation in zip(names, config.mlp_activations, strict=True):
             dense = Dense(
                 config.mlp_dim, config.dtype, fan_in_truncated, ("embed", "mlp"), name=name
             )
-            branch = _ACTIVATIONS[activation](dense(inputs))  # [B, length, mlp_dim]
-            hidden = branch if hidden is None else hidden * branch
+            branches.append(_ACTIVATIONS[activation](dense(inputs)))  # [B, length, mlp_dim]
+        hidden = functools.reduce(operator.mul, branches)
         hidden = Dropout(config.dropout_rate)(hidden, deterministic)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         dense = Dense(config.emb_dim, config.dtype, fan_in_truncated, ("mlp", "embed"), name="wo")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from flax import linen as nn
 from distill_sbs import constants
 from distill_sbs.model import network
 from distill_sbs.model.config import T5Config
-from distill_sbs.model.parameters import Params
+from distill_sbs.model.parameters import Params, PyTree
 
 
 class TokenLosses(NamedTuple):
@@ -76,6 +76,11 @@ def _is_target(targets: jax.Array, vocab_size: int) -> jax.Array:
     return targets[..., None] == jnp.arange(vocab_size, dtype=targets.dtype)
 
 
+# What the backward pass keeps of the forward one: hidden states, weights, targets, normalisers, and
+# the logits, unless they are computed anew.
+_Residuals: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]
+
+
 def _chunk_forward(
     config: T5Config,
     label_smoothing: float,
@@ -84,7 +89,7 @@ def _chunk_forward(
     hidden: jax.Array,
     weights: jax.Array,
     targets: jax.Array,
-) -> tuple[TokenLosses, tuple[Any, ...]]:
+) -> tuple[TokenLosses, _Residuals]:
     logits = _chunk_logits(config, hidden, weights)  # [B, T, V]
     highest = jnp.max(logits, axis=-1)
     log_normaliser = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
@@ -109,7 +114,7 @@ def _chunk_backward(
     label_smoothing: float,
     z_loss: float,
     recompute_logits: bool,
-    residuals: tuple[Any, ...],
+    residuals: _Residuals,
     cotangents: TokenLosses,
 ) -> tuple[jax.Array, jax.Array, None]:
     del recompute_logits
@@ -207,10 +212,24 @@ def token_losses(
 
 
 def token_cross_entropy(
-    hidden: jax.Array, weights: jax.Array, targets: jax.Array, config: T5Config, **options: Any
+    hidden: jax.Array,
+    weights: jax.Array,
+    targets: jax.Array,
+    config: T5Config,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logits_chunk_tokens: int | None = None,
 ) -> jax.Array:
     """The cross-entropy of `token_losses` alone: float32 [B, T]."""
-    return token_losses(hidden, weights, targets, config, **options).cross_entropy
+    return token_losses(
+        hidden,
+        weights,
+        targets,
+        config,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logits_chunk_tokens=logits_chunk_tokens,
+    ).cross_entropy
 
 
 def batch_token_losses(
@@ -235,7 +254,7 @@ def batch_token_losses(
       z_loss: see `token_losses`.
       logits_chunk_tokens: see `token_losses`.
     """
-    hidden = model.apply(
+    hidden: PyTree = model.apply(
         {"params": params},
         batch[constants.ENCODER_INPUT_TOKENS],
         batch[constants.DECODER_INPUT_TOKENS],
@@ -346,7 +365,7 @@ class SumAndCount(NamedTuple):
     """A metric that adds over microbatches and steps; divided only when it is written."""
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple's own method, which nobody calls
 
 
 def task_metrics(losses: TokenLosses, decoder_task_ids: jax.Array) -> dict[str, SumAndCount]:

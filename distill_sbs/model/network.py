@@ -14,7 +14,7 @@ values of earlier positions handed in and out; `model.decoding` loops over it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,11 @@ from distill_sbs.model.layers import (
     RootMeanSquareNorm,
     fan_in_truncated,
 )
-from distill_sbs.model.parameters import Params
+from distill_sbs.model.parameters import Params, PyTree
 
 # Keys and values, each [rows, H, length, head_dim]: a pair a layer in a list, or one pair of stacks
 # of all layers where the layers are stacked.
-KeysAndValues = Any
+KeysAndValues: TypeAlias = PyTree
 
 
 def _layer_stack(
@@ -194,7 +194,9 @@ class Decoder(nn.Module):
         layer = DecoderLayer(config, parent=None)
 
         def project(layer_params: Params) -> tuple[jax.Array, jax.Array]:
-            return layer.apply({"params": layer_params}, encoded, method="cross_key_value")
+            variables = {"params": layer_params}
+            projected: PyTree = layer.apply(variables, encoded, method="cross_key_value")
+            return projected
 
         if config.scan_layers:
             return jax.lax.map(project, params["layers"])
@@ -228,10 +230,13 @@ class Decoder(nn.Module):
         )
         layer = DecoderLayer(config, parent=None)
 
-        def run(hidden: jax.Array, of_layer: tuple[Params, Any, Any]) -> tuple[jax.Array, Any]:
+        def run(
+            hidden: jax.Array, of_layer: tuple[Params, KeysAndValues, KeysAndValues]
+        ) -> tuple[jax.Array, KeysAndValues]:
             layer_params, past, cross = of_layer
             arguments = (hidden, past, cross, position, bias, cross_mask)
-            return layer.apply({"params": layer_params}, *arguments, method="step")
+            stepped: PyTree = layer.apply({"params": layer_params}, *arguments, method="step")
+            return stepped
 
         if config.scan_layers:
             hidden, written = jax.lax.scan(run, embedded, (params["layers"], past, cross))
@@ -242,7 +247,8 @@ class Decoder(nn.Module):
                 hidden, of_position = run(hidden, of_layer)
                 written.append(of_position)
         norm = RootMeanSquareNorm(config, parent=None)
-        return norm.apply({"params": params["decoder_norm"]}, hidden), written
+        normalised: PyTree = norm.apply({"params": params["decoder_norm"]}, hidden)
+        return normalised, written
 
 
 def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:

@@ -14,12 +14,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from distill_sbs.model.config import T5Config
 
+# A tree of arrays, shapes, shardings or the like. JAX has no type for trees: what its functions
+# make of one, `jax.tree.map` and the rest, is Any.
+PyTree: TypeAlias = Any
 # A tree of parameters: dictionaries down to arrays, or to `jax.ShapeDtypeStruct`s.
-Params = Mapping[str, Any]
+Params: TypeAlias = Mapping[str, PyTree]
 
 # The subtree that holds a side's layers where they are stacked, and the name of their axis.
 STACKED = "layers"
@@ -140,14 +143,14 @@ def find_axes(path: str, ndim: int) -> tuple[str, ...]:
     return axes
 
 
-def find_logical_axes(params: Params) -> dict[str, Any]:
+def find_logical_axes(params: Params) -> dict[str, PyTree]:
     """The tree of `params` with a tuple of logical names, one a dimension, for every leaf.
 
     Raises:
       ValueError: a parameter that T5 does not have.
     """
 
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    def walk(tree: Params, prefix: str) -> dict[str, PyTree]:
         return {
             name: walk(child, f"{prefix}{name}/")
             if isinstance(child, Mapping)

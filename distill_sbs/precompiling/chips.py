@@ -12,9 +12,12 @@ import importlib.util
 import os
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill_sbs.errors import UserError, nearest_names
+
+if TYPE_CHECKING:
+    import jax
 
 GIB = 2**30
 
@@ -119,7 +122,7 @@ def _known(generation: str) -> str:
     return f"{hint}(known: {', '.join(TPUS)})"
 
 
-def slice_devices(topology: str) -> tuple[list[Any], Chip]:
+def slice_devices(topology: str) -> tuple[list[jax.Device], Chip]:
     """Devices of a slice that need not exist, to compile for; call `use_compiler_only` first.
 
     Raises:
@@ -145,7 +148,7 @@ def slice_devices(topology: str) -> tuple[list[Any], Chip]:
     return list(description.devices), chip
 
 
-def devices_at_hand() -> tuple[list[Any], Chip | None]:
+def devices_at_hand() -> tuple[list[jax.Device], Chip | None]:
     """All of JAX's devices, and their chip where its figures are known."""
     import jax
 

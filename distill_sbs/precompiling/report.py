@@ -10,10 +10,14 @@ import dataclasses
 import pathlib
 import re
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from distill_sbs.precompiling.chips import GIB, Chip
 from distill_sbs.precompiling.hlo_costs import Costs, Program
+
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Report:
             }
         return {**parts, "total": self.total_bytes * times}
 
-    def describe_costs(self, chip: Chip | None) -> dict[str, Any]:
+    def describe_costs(self, chip: Chip | None) -> dict[str, object]:
         """FLOPs, traffic and the times that follow from them, of one chip; {} where not counted."""
         if self.costs is None:
             return {}
@@ -99,11 +103,13 @@ class Report:
         return costs
 
 
-def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Report:
+def compile_report(
+    lower: Callable[[], jax.stages.Lowered], program_file: pathlib.Path | None = None
+) -> Report:
     """Compiles what `lower()` lowers.
 
     Args:
-      lower: traces a program, `jax.stages.Lowered`.
+      lower: traces a program.
       program_file: where the compiled program's text is to be written, if anywhere.
 
     Raises:
@@ -119,6 +125,7 @@ def compile_report(lower: Any, program_file: pathlib.Path | None = None) -> Repo
         return Report(time.monotonic() - start, needed_bytes=needed, refusal=_first_line(error))
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
+    assert memory is not None
     analysis = compiled.cost_analysis() or {}
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else {}
@@ -209,7 +216,9 @@ class Roofline:
         return max(parts, key=lambda name: parts[name])
 
 
-def available_bytes(chip: Chip | None, devices: list[Any], compile_only: bool) -> float | None:
+def available_bytes(
+    chip: Chip | None, devices: Sequence[jax.Device], compile_only: bool
+) -> float | None:
     """Memory that a program may use on one device; None where nobody says."""
     if not compile_only:
         try:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from distill_sbs.reporting.figures import Figure, draw_figures
+from distill_sbs.reporting.drawing import Figure
+from distill_sbs.reporting.figures import draw_figures
 from distill_sbs.reporting.findings import find
 from distill_sbs.reporting.names import state_headlines
 from distill_sbs.reporting.reading import Found

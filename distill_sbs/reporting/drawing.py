@@ -15,6 +15,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -24,6 +25,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.findings import Cell, Series
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # from Matplotlib 3.11 on
 
 _DOTS_PER_INCH = 150
 
@@ -45,7 +49,7 @@ _DASHES = ("-", "--", "-.", ":")
 LINE_COLOUR = "#555555"
 _LEGEND_ROW = 0.19  # inches
 
-_STYLE: Mapping[str, object] = {
+_STYLE: Mapping[RcKeyType, object] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.document import Document
-from distill_sbs.reporting.figures import Figure
+from distill_sbs.reporting.drawing import Figure
 from distill_sbs.reporting.tables import Entry, Table
 
 Element = ElementTree.Element

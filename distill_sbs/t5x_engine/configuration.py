@@ -11,8 +11,8 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from t5x import adafactor, checkpoints_utils, models, optimizers, state_utils
@@ -21,6 +21,7 @@ from tensorflow.io import gfile
 from distill_sbs import config, constants
 from distill_sbs.data import registration, settings, vocabulary
 from distill_sbs.errors import UserError
+from distill_sbs.model.parameters import PyTree
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
 from distill_sbs.t5x_engine.options import read_options
 from distill_sbs.training import optimizer as our_optimizers
@@ -33,7 +34,7 @@ _STEP_FOLDER = re.compile(r"checkpoint_(\d+)")
 UNSET = "required, and not set"
 
 
-def _check_required(macros: Mapping[str, Any]) -> None:
+def _check_required(macros: Mapping[str, object]) -> None:
     unset = [name for name, value in macros.items() if value == UNSET]
     if not unset:
         return
@@ -52,7 +53,7 @@ def _check_required(macros: Mapping[str, Any]) -> None:
 def prepared_mixture(
     name: str,
     task_feature_lengths: Mapping[str, int],
-    required: Mapping[str, Any],
+    required: Mapping[str, object],
     data_dir: str | None = None,
     data_fraction: float = 1.0,
     fraction_seed: int = 0,
@@ -236,8 +237,8 @@ def total_steps(train_steps: int, initial_checkpoint: str | None) -> int:
 
 @one_line_errors
 def parameters_only(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], *, is_resuming: bool = False
-) -> Mapping[str, Any]:
+    saved: Mapping[str, PyTree], wanted: Mapping[str, PyTree], *, is_resuming: bool = False
+) -> Mapping[str, PyTree]:
     """T5X's `state_transformation_fns`: the optimizer begins anew, as in our own trainer.
 
     Args:
@@ -293,8 +294,8 @@ def stock_model(build: Callable[[], models.EncoderDecoderModel]) -> models.Encod
 
 @one_line_errors
 def learning_rate(
-    train_steps: int, initial_checkpoint: str | None = None, **options: Any
-) -> Callable[[Any], Any]:
+    train_steps: int, initial_checkpoint: str | None = None, **options: object
+) -> Callable[[jax.Array], jax.Array]:
     """Our schedule as a function of T5X's step number, which counts pretraining.
 
     Args:
@@ -314,7 +315,7 @@ def optimizer(
     name: str | optimizers.OptimizerDef,
     train_steps: int,
     initial_checkpoint: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> optimizers.OptimizerDef:
     """OPTIMIZER for T5X: 'adamw' is our own trainer's, step for step; 'adafactor' is T5X's.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import clu.metrics
 import flax.struct
@@ -22,6 +21,7 @@ from distill_sbs import constants
 from distill_sbs.data.feature_converter import StepByStepFeatureConverter
 from distill_sbs.errors import UserError
 from distill_sbs.model import losses
+from distill_sbs.model.parameters import Params, PyTree
 from distill_sbs.t5x_engine.messages import one_line_errors
 
 # A feature that `StepByStepTrainer` puts beside the batch: int32 [B, 2], in every row the numbers
@@ -34,7 +34,7 @@ TASK_TOKEN_COUNTS = "task_token_counts"
 class TaskMean(clu.metrics.Average):  # type: ignore[misc]  # clu has no types
     """Mean over the tokens of a task; NaN, without a warning, where there was none."""
 
-    def compute(self) -> Any:
+    def compute(self) -> jax.Array | float:
         """Total / count."""
         return self.total / self.count if self.count else float("nan")
 
@@ -79,7 +79,7 @@ class StepByStepModel(models.EncoderDecoderModel):  # type: ignore[misc]  # t5x 
             )
 
     @one_line_errors
-    def get_initial_variables(self, *arguments: Any, **keywords: Any) -> Any:
+    def get_initial_variables(self, *arguments: object, **keywords: object) -> PyTree:
         """Parameters; see `t5x.models.EncoderDecoderModel`.
 
         Raises:
@@ -96,10 +96,10 @@ class StepByStepModel(models.EncoderDecoderModel):  # type: ignore[misc]  # t5x 
 
     def loss_fn(
         self,
-        params: Any,
+        params: Params,
         batch: Mapping[str, jax.Array],
         dropout_rng: jax.Array | None,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, PyTree]:
         """The loss, a float32 scalar, and T5X's metrics.
 
         Args:

@@ -8,7 +8,7 @@ and an option that is new in `config.py` means the same in both engines.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gin
 
@@ -17,7 +17,7 @@ from distill_sbs.config import Options
 Part = TypeVar("Part", bound=Options)
 
 
-def read_options(part: type[Part], **given: Any) -> Part:
+def read_options(part: type[Part], **given: object) -> Part:
     """A part of the configuration: values that are given, else its macros', else its defaults.
 
     Args:

@@ -7,21 +7,23 @@ the global batch (all hosts, all microbatches) beside every row.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from flax import traverse_util
 from t5x import models, trainer
+from t5x.train_state import TrainState
 
 from distill_sbs import constants
 from distill_sbs.errors import UserError
+from distill_sbs.model.parameters import PyTree
 from distill_sbs.t5x_engine.messages import one_line_errors
 from distill_sbs.t5x_engine.models import add_task_token_counts
+from distill_sbs.training.train_step import Batch
 
 
 @one_line_errors
-def _check_shapes(model: models.BaseModel, train_state: Any) -> None:
+def _check_shapes(model: models.BaseModel, train_state: TrainState) -> None:
     features = (constants.ENCODER_INPUT_TOKENS, constants.DECODER_INPUT_TOKENS)
     variables = jax.eval_shape(
         lambda: model.get_initial_variables(jax.random.key(0), dict.fromkeys(features, (1, 1)))
@@ -44,13 +46,15 @@ class StepByStepTrainer(trainer.Trainer):  # type: ignore[misc]  # t5x has no ty
         them as they are, saves them again and then fails to compile.)
     """
 
-    def __init__(self, model: models.BaseModel, train_state: Any, **keywords: Any) -> None:
+    def __init__(
+        self, model: models.BaseModel, train_state: TrainState, **keywords: object
+    ) -> None:
         _check_shapes(model, train_state)
         super().__init__(model=model, train_state=train_state, **keywords)
 
     @functools.cached_property
-    def _partitioned_train_step(self) -> Callable[..., Any]:
-        def train_step(train_state: Any, batch: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+    def _partitioned_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, PyTree]]:
+        def train_step(train_state: TrainState, batch: Batch) -> tuple[TrainState, PyTree]:
             return trainer.train_with_lr(
                 train_state,
                 add_task_token_counts(batch),

@@ -6,7 +6,7 @@ Enters: token counts of responses, prices, limits. Leaves: whether another call 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 # Where the endpoint counts no tokens: English text has about four characters to one.
 CHARACTERS_PER_TOKEN = 4
@@ -15,7 +15,7 @@ CHARACTERS_PER_TOKEN = 4
 _MOST_TOKENS_OF_A_CALL = 10_000_000
 
 
-def check_token_count(count: Any) -> int | None:
+def check_token_count(count: object) -> int | None:
     """A number of tokens as an endpoint gives it, if it can be one of a call; else None.
 
     Zero is none either: neither a prompt nor a response is empty, and zeros would let a budget

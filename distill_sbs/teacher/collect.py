@@ -14,11 +14,11 @@ import collections
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from distill_sbs.data.dataset import Example
 from distill_sbs.data.readers import responses
+from distill_sbs.data.readers.responses import ResponseRow
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import parsing
 from distill_sbs.teacher.budget import CHARACTERS_PER_TOKEN, Budget
@@ -124,7 +124,7 @@ class Extraction:
         self._on_trouble = on_trouble
         self._last_answer = -1.0  # when the endpoint last answered anybody
         self._told_trouble = False
-        self._put_by: list[dict[str, Any]] = []
+        self._put_by: list[ResponseRow] = []
         self._error: BaseException | None = None
 
     def run(self, examples: Iterator[Example]) -> Outcome:
@@ -207,13 +207,13 @@ class Extraction:
     async def _settle(self, example: Example, sample: int) -> None:
         """Asks about one input until it is answered or failed for good."""
         gold = example.label if self._settings.rationalise else None
-        prompt: Any
+        prompt: str | Sequence[Mapping[str, str]]
         if self._parameters.completion:
             prompt = self._prompt.completion_text(example.input, gold)
             characters = len(prompt)
         else:
-            prompt = self._prompt.messages(example.input, gold)
-            characters = sum(len(message["content"]) for message in prompt)
+            messages = self._prompt.messages(example.input, gold)
+            prompt, characters = messages, sum(len(each["content"]) for each in messages)
         if self._budget.is_limited and not self.journal.totals.answered:
             self._budget.expect(characters, self._parameters.max_tokens)
         attempts = failures = useless = 0
@@ -327,7 +327,7 @@ class Extraction:
         A request that is refused for all inputs, or an endpoint that sends a login page from some
         moment on, would otherwise mark them all as failed.
         """
-        row = {**self._make_row(example, sample, None), "error": reason}
+        row: ResponseRow = {**self._make_row(example, sample, None), "error": reason}
         if any(spent):
             row["usage"] = {"prompt_tokens": spent[0], "completion_tokens": spent[1]}
         if is_sure and self._ever_answered():
@@ -360,7 +360,7 @@ class Extraction:
 
     # ---------------------------------- answers ---------------------------------
 
-    def _make_row(self, example: Example, sample: int, response: Response | None) -> dict[str, Any]:
+    def _make_row(self, example: Example, sample: int, response: Response | None) -> ResponseRow:
         return {
             "id": example.id,
             "raw": None if response is None else response.text,
@@ -381,9 +381,9 @@ class Extraction:
             response.finish_reason, response.completion_tokens, self._parameters.max_tokens
         )
         parsed = parsing.parse(self._prompt, example.input, response.text, row["finish_reason"])
-        row.update(rationale=parsed.rationale, label=parsed.label)
+        row["rationale"], row["label"] = parsed.rationale, parsed.label
         prompt_tokens, completion_tokens = response.prompt_tokens, response.completion_tokens
-        usage: dict[str, Any] = {}
+        usage: dict[str, object] = {}
         if prompt_tokens is None or completion_tokens is None:
             usage["estimated"] = True
             prompt_tokens = prompt_characters // CHARACTERS_PER_TOKEN

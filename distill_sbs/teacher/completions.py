@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 
 from distill_sbs import json_lines
 from distill_sbs.errors import SourceError
+from distill_sbs.json_lines import JsonObject
 from distill_sbs.teacher.budget import check_token_count
 from distill_sbs.teacher.failures import (
     ErrorDetails,
@@ -110,13 +110,13 @@ def read_completion(body: bytes, media_type: str, is_chat: bool) -> Response:
     )
 
 
-def _read_text(choice: dict[str, Any], finish_reason: Any, is_chat: bool) -> str:
+def _read_text(choice: JsonObject, finish_reason: object, is_chat: bool) -> str:
     if isinstance(finish_reason, str) and _WITHHELD.search(finish_reason):
         shown = (
             "" if finish_reason == "content_filter" else f" (finish reason {finish_reason[:40]})"
         )
         raise PermanentFailure(f"withheld by the endpoint's content filter{shown}")
-    holder: Any = choice.get("message") if is_chat else choice
+    holder = choice.get("message") if is_chat else choice
     if not isinstance(holder, dict):
         raise TemporaryFailure("no message in the response", unusable=True)
     text = join_blocks(holder.get("content" if is_chat else "text"))
@@ -133,7 +133,7 @@ def _read_text(choice: dict[str, Any], finish_reason: Any, is_chat: bool) -> str
     raise TemporaryFailure(f"empty answer ({shown})", answered=True)
 
 
-def join_blocks(content: Any) -> str:
+def join_blocks(content: object) -> str:
     """The text of a message's content: a text, or a list of blocks, thoughts left out.
 
     Raises:
@@ -168,7 +168,7 @@ def join_blocks(content: Any) -> str:
     return "".join(texts)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), "an object" if isinstance(value, dict) else "nothing")
 

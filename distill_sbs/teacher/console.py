@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import textwrap
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
@@ -20,7 +19,7 @@ from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.teacher.budget import Prices
 from distill_sbs.teacher.collect import Extraction, Outcome
 from distill_sbs.teacher.journal import Totals
-from distill_sbs.teacher.quality import Quality
+from distill_sbs.teacher.quality import AnsweredExample, Quality
 
 # Off a terminal, where there is no bar, a line comes this often.
 SECONDS_BETWEEN_LINES = 30.0
@@ -211,7 +210,7 @@ def _print_labels(console: Console, quality: Quality, most: int = 10) -> None:
     console.print(table)
 
 
-def _describe(judged: Any) -> str:
+def _describe(judged: AnsweredExample) -> str:
     def quoted(text: str | None) -> str:
         return json.dumps(textwrap.shorten(text or "", 240, placeholder=" …"), ensure_ascii=False)
 

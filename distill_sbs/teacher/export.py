@@ -12,13 +12,12 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from distill_sbs import files, json_lines
 from distill_sbs.data.dataset import Example
 from distill_sbs.data.readers import request_description, responses
 from distill_sbs.data.readers.request_description import RequestDescription
-from distill_sbs.data.readers.responses import AnswerIndex, Selection
+from distill_sbs.data.readers.responses import AnswerIndex, ResponseRow, Selection
 from distill_sbs.errors import UserError
 from distill_sbs.teacher import parsing
 from distill_sbs.teacher.inputs import Inputs
@@ -152,7 +151,7 @@ def _read_description(shard: str) -> RequestDescription:
 
 def _in_order(
     index: AnswerIndex, shards: Sequence[str], inputs: Inputs | None
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[ResponseRow]]:
     if inputs is None:
         yield from (index.answers(example_id) for example_id in index.ids())
         return
@@ -197,9 +196,11 @@ def positional_texts(paths: Sequence[pathlib.Path], examples: Iterator[Example])
     def texts() -> Iterator[str]:
         for path in paths:
             content = json_lines.read_json(path)
-            if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+            found = content if isinstance(content, list) else [None]
+            own = [each for each in found if isinstance(each, str)]
+            if len(own) < len(found):
                 raise UserError(f"{path}: expected a JSON list of texts")
-            yield from content
+            yield from own
 
     stream = texts()
     for position, _ in enumerate(examples):

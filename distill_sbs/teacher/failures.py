@@ -12,7 +12,6 @@ import email.utils
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from distill_sbs import json_lines
 from distill_sbs.errors import SourceError, UserError
@@ -143,7 +142,7 @@ def read_error(body: bytes) -> ErrorDetails:
     return find_error(value) or _describe(value) or ErrorDetails(text)
 
 
-def find_error(value: Any) -> ErrorDetails | None:
+def find_error(value: object) -> ErrorDetails | None:
     """The error object that a JSON body is, or holds; None where it is, or holds, none."""
     if isinstance(value, list) and value:
         return find_error(value[0])
@@ -164,7 +163,7 @@ def find_error(value: Any) -> ErrorDetails | None:
     return _describe(value) if status is not None or "detail" in value else None
 
 
-def _describe(error: Any) -> ErrorDetails | None:
+def _describe(error: object) -> ErrorDetails | None:
     if isinstance(error, str):
         return _describe_text(error) if error.strip() else None
     if isinstance(error, list):
@@ -201,7 +200,7 @@ def _describe_text(error: str) -> ErrorDetails:
     return ErrorDetails(error, status=_status_of(error, error.strip()[:3]))
 
 
-def _status_of(*codes: Any) -> int | None:
+def _status_of(*codes: object) -> int | None:
     for code in codes:
         if isinstance(code, str):
             number = int(code) if re.fullmatch(r"[0-9]{3}", code) else None

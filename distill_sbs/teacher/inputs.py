@@ -11,8 +11,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
@@ -21,6 +20,7 @@ from distill_sbs.data.dataset import Example, SourceError
 from distill_sbs.data.jsonl import read_rows, text_field
 from distill_sbs.data.readers import published
 from distill_sbs.errors import UserError
+from distill_sbs.json_lines import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Inputs:
     size: int
     examples: Callable[[], Iterator[Example]]
     split: str
-    described: dict[str, Any]
+    described: dict[str, str]
 
     def part(self, shard: tuple[int, int] | None, limit: int | None) -> Inputs:
         """The first `limit` examples, and of these every n-th from the i-th for a shard (i, n)."""
@@ -100,7 +100,7 @@ def from_file(path: str, task: str) -> Inputs:
     return Inputs(len(lines), examples, re.sub(r"\W", "_", file.stem), described)
 
 
-def _example(row: dict[str, Any], place: str) -> Example:
+def _example(row: JsonObject, place: str) -> Example:
     if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
         row["id"] = str(row["id"])
     has_label = row.get("label") not in (None, "")
@@ -169,7 +169,7 @@ def read_with_teacher(dataset: str, split: str, data_dir: str, teacher: str) -> 
     )
 
 
-def _check_splits(splits: list[str], known: dict[str, Any], where: str) -> None:
+def _check_splits(splits: list[str], known: Iterable[str], where: str) -> None:
     for split in splits:
         if split not in known:
             raise UserError(f"--split={split}: {where} holds {', '.join(known)}")

@@ -15,12 +15,11 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from distill_sbs import json_lines
 from distill_sbs.data.readers import request_description, responses
 from distill_sbs.data.readers.request_description import RequestDescription
+from distill_sbs.data.readers.responses import ResponseRow
 from distill_sbs.errors import SourceError, UserError
 from distill_sbs.teacher.budget import CHARACTERS_PER_TOKEN, check_token_count
 
@@ -45,7 +44,7 @@ class Totals:
     completion_tokens: int = 0
     uncounted: int = 0
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: ResponseRow) -> None:
         """Counts one line."""
         failed = bool(row.get("error"))
         self.failed += failed
@@ -115,7 +114,7 @@ class Journal:
             raise
         self.finished = len(self._index)
 
-    def _count(self, row: dict[str, Any]) -> bool:
+    def _count(self, row: ResponseRow) -> bool:
         """Counts a line that was there; whether its input is not to be asked about again."""
         answer = (row["id"], row.get("sample") or 0)
         if row.get("error"):
@@ -146,7 +145,7 @@ class Journal:
             )
         return True
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: ResponseRow) -> None:
         """Appends one line; when this returns, a killed process does not lose it.
 
         Raises:

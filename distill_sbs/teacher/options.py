@@ -13,13 +13,14 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from absl import flags
 
 from distill_sbs import json_lines
 from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
+from distill_sbs.json_lines import JsonObject
 from distill_sbs.teacher import prompts
 
 DESCRIPTION = (
@@ -32,15 +33,27 @@ DESCRIPTION = (
 MODES = ("report", "merge", "show_prompt")
 _RANGES = {int: "a whole number", float: "a number"}
 
+T = TypeVar("T")
+
+
+@overload
+def _option(help: str, *, lowest: float | None = None) -> None: ...
+
+
+@overload
+def _option(
+    help: str, default: T, *, lowest: float | None = None, choices: tuple[str, ...] = ()
+) -> T: ...
+
 
 def _option(
     help: str,
-    default: Any = None,
+    default: object = None,
     *,
     lowest: float | None = None,
     choices: tuple[str, ...] = (),
-) -> Any:
-    """A field with what its flag says."""
+) -> object:
+    """A field with what its flag says; mypy takes it for the default."""
     described = {"help": help, "lowest": lowest, "choices": choices}
     return dataclasses.field(default=default, metadata=described)
 
@@ -102,7 +115,7 @@ class ExtractConfig:
         "The longest response, in tokens. Default: the prompt's.", lowest=1
     )
     rationalise: bool = _option("Gives the gold label away and asks for the rationale only.", False)
-    extra_body: Mapping[str, Any] | None = _option(
+    extra_body: Mapping[str, object] | None = _option(
         "JSON object of further request fields, the endpoint's own."
     )
 
@@ -166,7 +179,7 @@ class ExtractConfig:
             )
 
 
-def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
+def _kind(field: dataclasses.Field[object]) -> tuple[Any, bool]:
     """A field's type without None, and whether it may be None."""
     hint = typing.get_type_hints(ExtractConfig)[field.name]
     if typing.get_origin(hint) not in (types.UnionType, typing.Union):
@@ -175,7 +188,7 @@ def _kind(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
     return kind, True
 
 
-def _check_value(field: dataclasses.Field[Any], value: object) -> None:
+def _check_value(field: dataclasses.Field[object], value: object) -> None:
     """Raises UserError for a value of another type, or out of range."""
     kind, is_optional = _kind(field)
     if value is None and is_optional:
@@ -196,7 +209,7 @@ def _check_value(field: dataclasses.Field[Any], value: object) -> None:
     raise UserError(f"--{field.name}={value!r}: expected {wanted}{bound}")
 
 
-def _check_extra_body(body: Mapping[str, Any]) -> None:
+def _check_extra_body(body: Mapping[str, object]) -> None:
     """Raises UserError for a field that is not for it to set, or what is no JSON."""
     for name in ("messages", "prompt", "model"):
         if name in body:
@@ -239,10 +252,11 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def _define_flag(values: flags.FlagValues, field: dataclasses.Field[Any]) -> None:
+def _define_flag(values: flags.FlagValues, field: dataclasses.Field[object]) -> None:
     kind, _ = _kind(field)
     help = field.metadata["help"].replace("{tasks}", ", ".join(prompts.known_tasks()))
-    lowest, choices, default = field.metadata["lowest"], field.metadata["choices"], field.default
+    lowest, choices = field.metadata["lowest"], field.metadata["choices"]
+    default: Any = field.default  # of the field's type, which `kind` is
     if kind in (int, float):
         help += "" if default is None else f" Default: {default:g}."
         make = flags.DEFINE_integer if kind is int else flags.DEFINE_float
@@ -263,7 +277,9 @@ def read(values: flags.FlagValues) -> ExtractConfig:
     Raises:
       UserError: they, or the flags beside them, do not go together.
     """
-    given = {field.name: values[field.name].value for field in dataclasses.fields(ExtractConfig)}
+    given: dict[str, Any] = {
+        field.name: values[field.name].value for field in dataclasses.fields(ExtractConfig)
+    }
     given["task_file"] = tuple(given["task_file"])
     given["extra_body"] = _parse_object("extra_body", given["extra_body"])
     config = ExtractConfig(**given)
@@ -278,7 +294,7 @@ def read(values: flags.FlagValues) -> ExtractConfig:
     return config
 
 
-def _parse_object(name: str, text: str | None) -> dict[str, Any] | None:
+def _parse_object(name: str, text: str | None) -> JsonObject | None:
     if not text:
         return None
     body = json_lines.parse_json(text, f"--{name}")

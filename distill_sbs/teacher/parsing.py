@@ -29,11 +29,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from distill_sbs.data import metrics
 from distill_sbs.data.readers import palm_outputs, thinking
+from distill_sbs.data.readers.responses import ResponseRow
 from distill_sbs.teacher.prompts import OwnParser, Prompt, lettered_choices
 
 CUT_OFF = "cut off before the answer was whole"
@@ -101,7 +101,7 @@ def parse(
     return dataclasses.replace(answer, had_thinking=final.had_thinking)
 
 
-def text_to_publish(row: Mapping[str, Any]) -> str:
+def text_to_publish(row: ResponseRow) -> str:
     """What stands for a stored response in the published layout, which has no room for more.
 
     Its readers know nothing of finish reasons: a cut response without an answer is '', lest they

@@ -26,7 +26,6 @@ import pathlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from distill_sbs import resources
 from distill_sbs.errors import UserError, nearest_names
@@ -261,7 +260,8 @@ def _load_parser(path: pathlib.Path) -> OwnParser:
         raise UserError(f"{path} could not be loaded: {error}") from error
     if not callable(getattr(module, "parse", None)):
         raise UserError(f"{path} defines no parse(response, input) -> (label, rationale) or None")
-    return module.parse
+    parser: OwnParser = module.parse
+    return parser
 
 
 class _PromptError(Exception):
@@ -272,7 +272,7 @@ def _example() -> str:
     return str(resources.prompt_folder() / "svamp.toml")
 
 
-def _text(values: Mapping[str, Any], key: str, default: str | None = None) -> str:
+def _text(values: Mapping[str, object], key: str, default: str | None = None) -> str:
     value = values.get(key, default)
     if not isinstance(value, str):
         got = "is missing" if value is None else f"is {value!r}"
@@ -280,14 +280,16 @@ def _text(values: Mapping[str, Any], key: str, default: str | None = None) -> st
     return value
 
 
-def _texts(values: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def _texts(values: Mapping[str, object], key: str) -> tuple[str, ...]:
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise _PromptError(f"{key} is {value!r}; expected a list of texts")
     return tuple(value)
 
 
-def _read_values(values: Mapping[str, Any], name: str, path: pathlib.Path, digest: str) -> Prompt:
+def _read_values(
+    values: Mapping[str, object], name: str, path: pathlib.Path, digest: str
+) -> Prompt:
     ours = {"name", "path", "digest", "own_parser"}
     known = {field.name for field in dataclasses.fields(Prompt)} - ours
     for key in values:
@@ -365,7 +367,7 @@ def _check_layout(prompt: Prompt) -> None:
                 )
 
 
-def _demonstrations(values: Mapping[str, Any]) -> tuple[Demonstration, ...]:
+def _demonstrations(values: Mapping[str, object]) -> tuple[Demonstration, ...]:
     rows = values.get("demonstrations", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise _PromptError("demonstrations must be written as [[demonstrations]] tables")

@@ -13,7 +13,6 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from distill_sbs import files, json_lines
 from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, TeacherOutput
 from distill_sbs.data.readers import published, responses, thinking
-from distill_sbs.data.readers.responses import AnswerIndex, Selection
+from distill_sbs.data.readers.responses import AnswerIndex, ResponseRow, Selection
 from distill_sbs.teacher import parsing
 from distill_sbs.teacher.prompts import Prompt
 
@@ -148,7 +147,7 @@ class Quality:
         numbers = np.frombuffer(self._rationales, np.uint64) if self._rationales else np.zeros(0)
         return len(numbers) - len(np.unique(numbers))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The figures as JSON; shares are 0 to 1."""
         parsed = max(self.parsed, 1)
         return {
@@ -203,16 +202,16 @@ def judge_index(
     """
     for example in examples:
         rows = index.answers(example.id)
-        for row in rows if example.input else ():  # '': the inputs are not at hand
-            responses.check_same_input(row, example.input, ", ".join(index.paths))
+        for each in rows if example.input else ():  # '': the inputs are not at hand
+            responses.check_same_input(each, example.input, ", ".join(index.paths))
         kept = selection.choose(rows, example.label)
-        row = (kept or rows or [{}])[0]
+        row = next(iter(kept or rows), None)
         output: TeacherOutput = responses.output_of(kept)
-        raw = row.get("raw")
-        failed = bool(rows) and all(row.get("error") for row in rows)
+        raw = None if row is None else row.get("raw")
+        failed = bool(rows) and all(each.get("error") for each in rows)
         problem = None
         if output.label is None:
-            problem = _problem(prompt, example, rows, row, failed)
+            problem = _problem(prompt, example, row, failed)
         layout = "" if prompt is None else prompt.answer
         had_thinking = thinking.find_final_part(raw or "", layout).had_thinking
         yield AnsweredExample(
@@ -220,14 +219,8 @@ def judge_index(
         )
 
 
-def _problem(
-    prompt: Prompt | None,
-    example: Example,
-    rows: list[dict[str, Any]],
-    row: dict[str, Any],
-    failed: bool,
-) -> str:
-    if not rows:
+def _problem(prompt: Prompt | None, example: Example, row: ResponseRow | None, failed: bool) -> str:
+    if row is None:
         return "not asked yet"
     if failed:
         return f"failed: {row['error']}"
@@ -292,14 +285,14 @@ def measure(judged: Iterable[AnsweredExample], equations: bool) -> Quality:
 
 def write_results(
     folder: str, dataset: str, teacher: str, model: str | None, split: str, quality: Quality
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Adds a split to `results.json` in `folder`: the teacher's few-shot accuracy, as a run's.
 
     There is nothing that was trained, so fraction, λ and seed are null and the steps are 0; reports
     draw such a line across all fractions.
     """
     path = pathlib.Path(folder) / "results.json"
-    results: dict[str, Any] = {
+    results: dict[str, object] = {
         "mixture": f"{dataset}_teacher_{teacher}",
         "method": "few_shot_cot",
         "teacher": teacher,
@@ -315,7 +308,7 @@ def write_results(
     if path.exists():
         earlier = json_lines.read_json(path)
         same = ("mixture", "method")
-        if all(earlier.get(key) == results[key] for key in same):
+        if isinstance(earlier, dict) and all(earlier.get(key) == results[key] for key in same):
             results.update(earlier)
     results[split] = {
         "accuracy": quality.accuracy,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable
-from typing import Any
 
 # What stands for a key at local servers ("none", "EMPTY") is none, and may be part of an answer.
 SHORTEST_SECRET = 8
@@ -49,7 +48,7 @@ class Redactor:
             text = _hide_parts(text, self._parts)
         return text
 
-    def hide_in(self, value: Any) -> Any:
+    def hide_in(self, value: object) -> object:
         """A JSON value with `[key]` in place of every secret in its texts."""
         if isinstance(value, str):
             return self.hide(value)

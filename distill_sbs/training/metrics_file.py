@@ -7,14 +7,34 @@ state. Leaves: the lines that a run wrote, and what was passed over.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeAlias, TypedDict
 
 from etils import epath
 
 from distill_sbs import json_lines
 from distill_sbs.errors import SourceError
+from distill_sbs.json_lines import JsonValue
 
 METRICS_FILE = "metrics.jsonl"
+
+
+# Of one split by name: `accuracy` of answers, 0 to 1, or the loss of texts; None where there is
+# nothing to evaluate.
+SplitMetrics: TypeAlias = Mapping[str, float | None]
+
+
+class RunResults(TypedDict):
+    """What `results.json` says of a run."""
+
+    mixture: str
+    data_fraction: float
+    rationale_rate: float
+    seed: int
+    train_steps: int
+    best_step: int
+    validation: SplitMetrics
+    test: SplitMetrics
 
 
 def read_metrics(model_dir: str) -> tuple[list[dict[str, float]], str | None]:
@@ -43,7 +63,7 @@ def read_metrics(model_dir: str) -> tuple[list[dict[str, float]], str | None]:
     return lines, f"{wrong[0]}{more}"
 
 
-def _check(value: Any, number: int, after: float) -> dict[str, float]:
+def _check(value: JsonValue, number: int, after: float) -> dict[str, float]:
     if not isinstance(value, dict):
         raise SourceError(f"line {number}: {type(value).__name__} found, expected an object")
     step = value.get("step")
@@ -51,8 +71,9 @@ def _check(value: Any, number: int, after: float) -> dict[str, float]:
         raise SourceError(f"line {number}: its step is {step!r}")
     if step <= after:
         raise SourceError(f"line {number}: step {step} comes after step {after}")
+    line: dict[str, float] = {}
     for name, each in value.items():
-        is_number = isinstance(each, int | float) and not isinstance(each, bool)
-        if not is_number or not math.isfinite(each):
+        if isinstance(each, bool) or not isinstance(each, int | float) or not math.isfinite(each):
             raise SourceError(f"line {number}: its {name} is {each!r}"[:100])
-    return value
+        line[name] = each
+    return line

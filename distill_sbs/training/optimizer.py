@@ -7,12 +7,11 @@ decay 0, gradients clipped at global norm 1.0.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 
 from distill_sbs.config import OptimizerConfig, check_warmup
+from distill_sbs.model.parameters import Params, PyTree
 
 
 def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
@@ -32,7 +31,7 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, decay], [config.warmup_steps])
 
 
-def _decays(params: Any) -> Any:
+def _decays(params: Params) -> PyTree:
     """Weight decay leaves layer norms alone, as HuggingFace's Trainer does."""
     return jax.tree.map(lambda parameter: parameter.ndim > 1, params)
 

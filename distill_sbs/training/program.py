@@ -7,7 +7,6 @@ Enters: a student's configuration, an optimizer, a mesh. Leaves: what `train` ru
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import optax
@@ -44,9 +43,9 @@ class TrainingProgram:
     mesh: Mesh
     fsdp: bool
     state: TrainState
-    shardings: Any
+    shardings: TrainState
     logits_chunk_tokens: int
-    step: Any
+    step: jax.stages.Wrapped
 
 
 def build_training_program(

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from clu import metric_writers
@@ -18,13 +18,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from distill_sbs.cli import progress, terminal
 from distill_sbs.files import write_file
-from distill_sbs.training.metrics_file import METRICS_FILE, read_metrics
+from distill_sbs.training.metrics_file import METRICS_FILE, RunResults, read_metrics
+
+if TYPE_CHECKING:
+    from distill_sbs.training.train_step import Metrics
 
 # How values of evaluations are told; others have three decimals.
 _FORMS = {"accuracy": ".1%", "perplexity": ".2f"}
 
 
-def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def read_scalar(metrics: Metrics, name: str) -> float:
+    """One of a step's scalars, `loss` or `gradient_norm`; waits for the device."""
+    value = metrics[name]
+    assert not isinstance(value, tuple), name
+    return float(value)
+
+
+def average(window: Sequence[Metrics]) -> dict[str, float]:
     """Turns the metrics of some steps into the values that are reported.
 
     Sums are divided by counts here and nowhere else: `label_loss` is cross-entropy in nats a
@@ -32,12 +42,13 @@ def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     that teacher forcing gets right; a task that had no token is left out.
     """
     values = {
-        "loss": sum(float(each["loss"]) for each in window) / len(window),
-        "gradient_norm": float(window[-1]["gradient_norm"]),
+        "loss": sum(read_scalar(each, "loss") for each in window) / len(window),
+        "gradient_norm": read_scalar(window[-1], "gradient_norm"),
     }
     for name in window[0]:
-        if isinstance(window[0][name], tuple):
-            total, count = (sum(float(each[name][i]) for each in window) for i in (0, 1))
+        sums = [pair for each in window if isinstance(pair := each[name], tuple)]
+        if sums:
+            total, count = (sum(float(pair[i]) for pair in sums) for i in (0, 1))
             if count:
                 values[name] = total / count
     return values
@@ -95,8 +106,9 @@ class RunLog:
 
     def advance(self, step: int, status: str | None = None) -> None:
         """Moves the progress bar, and changes the words beside it where `status` is given."""
-        fields = {"status": status} if status else {}
-        self._bar.update(self._task, completed=step, **fields)
+        self._bar.update(self._task, completed=step)
+        if status:
+            self._bar.update(self._task, status=status)
 
     def restart_clock(self) -> None:
         """The time until now was no training time: evaluating, saving."""
@@ -147,7 +159,7 @@ def _status(values: Mapping[str, float]) -> str:
 
 
 def print_summary(
-    results: Mapping[str, Any],
+    results: RunResults,
     lines: Sequence[Mapping[str, float]],
     model_dir: str,
     remark: str | None = None,
@@ -175,8 +187,8 @@ def print_summary(
             change = f"{logged[0]:.3f} → {logged[-1]:.3f}"
             terminal.add_row(table, f"{task} loss, first → last", change)
     row("best step", results["best_step"], "d")
-    for split in ("validation", "test"):
-        for name, value in results[split].items():
+    for split, found in (("validation", results["validation"]), ("test", results["test"])):
+        for name, value in found.items():
             row(f"{split} {name.replace('_', ' ')}", value, _FORMS.get(name, ".3f"))
     terminal.make_console().print(table)
     if remark:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import flax.struct
 import jax
@@ -21,17 +21,18 @@ import optax
 from distill_sbs import constants
 from distill_sbs.model import losses
 from distill_sbs.model.network import Transformer, initial_parameters
+from distill_sbs.model.parameters import Params, PyTree
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, Any]  # scalars, and `losses.SumAndCount`s of each task
+Metrics: TypeAlias = dict[str, jax.Array | losses.SumAndCount]  # scalars, and sums of each task
 
 
 class TrainState(flax.struct.PyTreeNode):
     """All that a step changes: the number of steps taken, the parameters, the optimizer's state."""
 
     step: jax.Array
-    params: Any
-    optimizer_state: Any
+    params: Params
+    optimizer_state: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def make_train_step(
     objective: Objective,
     seed: int,
     num_microbatches: int = 1,
-    gradient_shardings: Any = None,
+    gradient_shardings: PyTree = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step function, to be jitted by the caller.
 
@@ -94,7 +95,7 @@ def make_train_step(
     """
 
     def loss_of(
-        params: Any, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
+        params: Params, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         task_ids = part[constants.DECODER_TASK_IDS]
         token_losses = losses.batch_token_losses(
@@ -109,10 +110,12 @@ def make_train_step(
         loss = losses.step_by_step_loss(
             token_losses.cross_entropy, task_ids, objective.rationale_rate, counts
         )
-        return loss, losses.task_metrics(token_losses, task_ids)
+        return loss, {**losses.task_metrics(token_losses, task_ids)}
 
-    def value_and_grad(*arguments: Any) -> tuple[tuple[jax.Array, Metrics], Any]:
-        value, gradients = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
+    def value_and_grad(
+        params: Params, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
+    ) -> tuple[tuple[jax.Array, Metrics], PyTree]:
+        value, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, part, counts, key)
         if gradient_shardings is not None:
             gradients = jax.lax.with_sharding_constraint(gradients, gradient_shardings)
         return value, gradients
@@ -124,7 +127,7 @@ def make_train_step(
             (loss, sums), gradients = value_and_grad(state.params, batch, counts, key)
         else:
 
-            def accumulate(total: Any, numbered: Any) -> tuple[Any, None]:
+            def accumulate(total: PyTree, numbered: tuple[jax.Array, Batch]) -> tuple[PyTree, None]:
                 number, part = numbered
                 part_key = jax.random.fold_in(key, number)
                 one = value_and_grad(state.params, part, counts, part_key)
@@ -139,7 +142,7 @@ def make_train_step(
             )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **sums}
+        metrics: Metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **sums}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return step

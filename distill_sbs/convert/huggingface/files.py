@@ -15,7 +15,6 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +22,7 @@ import numpy as np
 from distill_sbs.convert.huggingface import names, settings, tokenizer, weights
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.data import sentencepiece_model
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
@@ -143,7 +143,7 @@ class HuggingFaceSource(ParameterSource):
         )
 
     @functools.cached_property
-    def vocabulary(self) -> Mapping[str, Any] | None:  # type: ignore[override]
+    def vocabulary(self) -> VocabularyDescription | None:  # type: ignore[override]
         """See `ParameterSource`; None where the folder has no `spiece.model` and is no ByT5."""
         file = tokenizer.find_vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
@@ -241,7 +241,7 @@ def write_huggingface(
     source: ParameterSource,
     output: str,
     *,
-    vocabulary: Mapping[str, Any] | None = None,
+    vocabulary: VocabularyDescription | None = None,
     with_tokenizer: bool = True,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
@@ -341,5 +341,5 @@ def _round(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return rounded
 
 
-def _write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+def _write_json(file: pathlib.Path, values: Mapping[str, object]) -> None:
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -71,7 +71,7 @@ class Settings(NamedTuple):
     says_scaled: bool
 
 
-def read_settings(values: Mapping[str, Any]) -> Settings:
+def read_settings(values: Mapping[str, object]) -> Settings:
     """Reads the values of a `config.json` (T5, mT5, FLAN-T5, ByT5).
 
     Raises:
@@ -104,14 +104,14 @@ def read_settings(values: Mapping[str, Any]) -> Settings:
     return Settings(_config(values, is_scaled), tied is not False, scaled is True)
 
 
-def _flag(values: Mapping[str, Any], name: str) -> bool | None:
+def _flag(values: Mapping[str, object], name: str) -> bool | None:
     value = values.get(name)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"config.json has {name}={reprlib.repr(value)}; expected true or false")
     return value
 
 
-def _config(values: Mapping[str, Any], logits_via_embedding: bool) -> T5Config:
+def _config(values: Mapping[str, object], logits_via_embedding: bool) -> T5Config:
     block = values.get("feed_forward_proj", "relu")
     activations = None
     if isinstance(block, str):
@@ -124,7 +124,9 @@ def _config(values: Mapping[str, Any], logits_via_embedding: bool) -> T5Config:
     # A decoder that is not stated is as deep as the encoder; so transformers takes null.
     depth = values.get("num_decoder_layers")
     given = {**values, "num_decoder_layers": values["num_layers"] if depth is None else depth}
-    fields = {ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given}
+    fields: dict[str, Any] = {
+        ours: given[theirs] for theirs, ours in _FIELDS.items() if theirs in given
+    }
     try:
         return T5Config(
             **fields, mlp_activations=activations, logits_via_embedding=logits_via_embedding
@@ -136,7 +138,7 @@ def _config(values: Mapping[str, Any], logits_via_embedding: bool) -> T5Config:
         raise ValueError(message) from None
 
 
-def make_settings(config: T5Config) -> dict[str, Any]:
+def make_settings(config: T5Config) -> dict[str, object]:
     """The values of a `config.json` that HuggingFace's T5ForConditionalGeneration reads.
 
     Raises:

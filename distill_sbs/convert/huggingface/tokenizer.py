@@ -16,10 +16,11 @@ import json
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_sbs import constants
 from distill_sbs.convert.huggingface import weights
+from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def find_vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
 
 
 def make_tokenizer_files(
-    vocabulary: Mapping[str, Any], vocab_size: int, max_length: int
+    vocabulary: VocabularyDescription, vocab_size: int, max_length: int
 ) -> dict[str, bytes]:
     """Name → content of the files that `AutoTokenizer` reads.
 
@@ -65,7 +66,7 @@ def make_tokenizer_files(
     Raises:
       UserError: a SentencePiece model of a kind that HuggingFace's tokenizers do not have.
     """
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
@@ -103,7 +104,7 @@ def make_tokenizer_files(
     return files | {SETTINGS_FILE: _json(settings)}
 
 
-def _json(values: Mapping[str, Any]) -> bytes:
+def _json(values: Mapping[str, object]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -9,6 +9,7 @@ for a writer, one file of tensors, written one after another. `torch` is needed 
 from __future__ import annotations
 
 import abc
+import functools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from distill_sbs import json_lines
 from distill_sbs.dtypes import BY_SAFETENSORS_NAME, FLOAT_TYPES, FloatType
 from distill_sbs.errors import DamagedError, SourceError, UserError
+from distill_sbs.json_lines import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +92,7 @@ def open_weights(folder: pathlib.Path) -> Weights:
     )
 
 
-def read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path) -> JsonObject:
     """An object from a JSON file.
 
     Raises:
@@ -118,6 +120,7 @@ def _read_index(index: pathlib.Path) -> dict[str, pathlib.Path]:
     file_of = read_json(index).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
         raise UserError(f"{index} has no 'weight_map', which names the file of a tensor")
+    found = {}
     for tensor, file in file_of.items():
         # Beside the index, and nowhere else on this machine.
         if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\0" in file:
@@ -125,7 +128,8 @@ def _read_index(index: pathlib.Path) -> dict[str, pathlib.Path]:
                 f"{index} says that tensor {tensor!r} lies in {file!r:.80}; expected the name of a "
                 "file in the same folder"
             )
-    return {tensor: index.parent / file for tensor, file in file_of.items()}
+        found[tensor] = index.parent / file
+    return found
 
 
 def _check_files(file_of: Mapping[str, pathlib.Path], found: Mapping[str, pathlib.Path]) -> None:
@@ -201,7 +205,8 @@ class _SafetensorsWeights(Weights):
             raise DamagedError(
                 f"{self._files[name]}: tensor {name} of shape {shape}", error
             ) from None
-        return value.astype(np.float32, copy=False)
+        converted: np.ndarray = value.astype(np.float32, copy=False)
+        return converted
 
 
 def _first_cut_tensor(file: pathlib.Path) -> tuple[str, tuple[int, ...]] | None:
@@ -211,9 +216,10 @@ def _first_cut_tensor(file: pathlib.Path) -> tuple[str, tuple[int, ...]] | None:
             (length,) = struct.unpack("<Q", opened.read(8))
             size = os.path.getsize(file)
             header = opened.read(length) if length < min(size, _HEADER_BYTES) else b"{}"
+        entries: Any = json_lines.parse_json(header, str(file))  # of any form: see below
         ends = {
             name: (int(entry["data_offsets"][1]), tuple(map(int, entry["shape"])))
-            for name, entry in json_lines.parse_json(header, str(file)).items()
+            for name, entry in entries.items()
             if name != "__metadata__"
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
@@ -246,12 +252,10 @@ class _TorchWeights(Weights):
         _check_files(file_of, self._files)
 
     def _load(self, file: pathlib.Path) -> Mapping[str, torch.Tensor]:
-        # weights_only: a pickle may otherwise run whatever its author wrote.
-        options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the pickle's version and the like
-                state = self._load_mapped(file, options)
+                state = self._load_mapped(file)
         except pickle.UnpicklingError as error:
             # torch's first line is followed by advice how to run the file all the same.
             cause = next((line for line in str(error).splitlines() if "Unsupported" in line), "")
@@ -269,14 +273,16 @@ class _TorchWeights(Weights):
             raise UserError(f"{file} holds no state of a model; expected tensors by name")
         return state
 
-    def _load_mapped(self, file: pathlib.Path, options: Mapping[str, Any]) -> object:
+    def _load_mapped(self, file: pathlib.Path) -> object:
+        # weights_only: a pickle may otherwise run whatever its author wrote.
+        load = functools.partial(self._torch.load, file, map_location="cpu", weights_only=True)
         try:
-            return self._torch.load(file, mmap=True, **options)
+            return load(mmap=True)
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):
                 raise
             # Written before torch 1.6: no zip file, so read at once.
-            return self._torch.load(file, **options)
+            return load()
 
     def check_type(self, name: str) -> None:
         """See `Weights`."""
@@ -332,7 +338,7 @@ def write_file(
       dtype: of what `value` gives.
       value: gives the tensor of a name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
     offset = 0
     for name, shape in shapes:
         size = math.prod(shape) * dtype.dtype.itemsize

@@ -39,7 +39,7 @@ _COMPRESSOR = {"id": "zstd", "level": 1}
 
 # A tensor that is in memory, or on disk; TensorStore's specification of one.
 Handle = np.ndarray | tensorstore.TensorStore
-_Spec = dict[str, Any]
+_Spec = dict[str, object]
 
 
 def make_absolute(path: str) -> epath.Path:
@@ -141,7 +141,7 @@ def shorten_error(error: Exception) -> str:
     return " ".join(_QUOTED.split(str(error))[0].split())
 
 
-def _read_listing(file: epath.Path) -> Mapping[str, Any]:
+def _read_listing(file: epath.Path) -> Mapping[str, object]:
     """The model's part of the msgpack file: a tree of arrays, zarr specifications, placeholders."""
     content = file.read_bytes()
     if content.startswith(b"model_checkpoint_path"):
@@ -156,14 +156,14 @@ def _read_listing(file: epath.Path) -> Mapping[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
-def _flatten(file: epath.Path, model: Mapping[str, Any]) -> dict[str, np.ndarray | str]:
+def _flatten(file: epath.Path, model: Mapping[str, object]) -> dict[str, np.ndarray | str]:
     """Path → array, or the name of its folder, of every leaf of the model's part.
 
     Raises:
       UserError: names that are no text, or of a folder that is not the checkpoint's.
     """
     leaves: dict[str, np.ndarray | str] = {}
-    pending: list[tuple[str, Any]] = [("", model)]
+    pending: list[tuple[str, object]] = [("", model)]
     while pending:
         path, node = pending.pop()
         if len(path) > _NAME_LETTERS:
@@ -203,7 +203,8 @@ def _database_names(state: epath.Path) -> list[str]:
 
 def _described_names(file: epath.Path) -> list[str]:
     try:
-        entries = json_lines.read_json(file)["tree_metadata"].values()
+        content: Any = json_lines.read_json(file)  # of any form: see below
+        entries = content["tree_metadata"].values()
         names = [".".join(str(key["key"]) for key in each["key_metadata"]) for each in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(file, repr(error)) from error
@@ -275,7 +276,7 @@ def create_array(
     return store, {**spec, "kvstore": {"driver": "file", "path": f"{name}/"}}
 
 
-def write_listing(folder: epath.Path, tree: Mapping[str, Any]) -> None:
+def write_listing(folder: epath.Path, tree: Mapping[str, object]) -> None:
     """Writes the file `checkpoint`; it comes last, for it says that the arrays are there."""
     # Version 3, since 2021: bfloat16 values are stored as such.
     content = serialization.msgpack_serialize({"version": 3, "optimizer": dict(tree)})

@@ -8,12 +8,13 @@ Leaves: a `ParameterSource`; or a folder with a `checkpoint_N` that `t5x.train`,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from distill_sbs.convert.source import Index, ParameterSource
 from distill_sbs.convert.t5x import disk_layouts, network_kinds
@@ -178,8 +179,8 @@ def _write(
     step: int,
     advance: Callable[[int], None],
 ) -> None:
-    model: dict[str, Any] = {}
-    optimizer: dict[str, Any] = {}
+    model: dict[str, object] = {}  # by the names of tensors, and then as trees
+    optimizer: dict[str, object] = {}
     for tensor in network_kinds.list_tensors(source.config, scan_layers):
         store, listed = disk_layouts.create_array(
             checkpoint, tensor.name, tensor.shape, tensor.layers_axis
@@ -189,14 +190,8 @@ def _write(
             store[tensor.index_of(layer)].write(values.reshape(tensor.layer_shape())).result()
             if layer == 0 or path != tensor.paths[0]:  # a table that layers share counts once
                 advance(math.prod(values.shape))
-        _insert(model, tensor.name, listed)
-        _insert(optimizer, tensor.name, network_kinds.make_adafactor_state(tensor))
-    state = {"step": np.array(step, np.int32), "param_states": optimizer}
-    disk_layouts.write_listing(checkpoint, {disk_layouts.MODEL: model, "state": state})
-
-
-def _insert(tree: dict[str, Any], path: str, leaf: Any) -> None:
-    *parents, last = path.split("/")
-    for part in parents:
-        tree = tree.setdefault(part, {})
-    tree[last] = leaf
+        model[tensor.name] = listed
+        optimizer[tensor.name] = network_kinds.make_adafactor_state(tensor)
+    as_tree = functools.partial(traverse_util.unflatten_dict, sep="/")
+    state = {"step": np.array(step, np.int32), "param_states": as_tree(optimizer)}
+    disk_layouts.write_listing(checkpoint, {disk_layouts.MODEL: as_tree(model), "state": state})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,12 +55,13 @@ class Part(NamedTuple):
 
     def read(self, index: Index | None) -> np.ndarray:
         """The parameter, or the part of it that `index` names, as float32."""
-        wanted: list[Any] = list(index or [slice(None)] * len(self.shape))
+        parts = index or (slice(None),) * len(self.shape)
+        wanted: list[slice | int] = [*parts]
         axis, cut = self.heads_axis, None
         if axis is not None:
             # Whole heads are read, and their ends cut off.
             width = self._layer_shape()[axis + 1]
-            start, stop, step = wanted[axis].indices(self.shape[axis])
+            start, stop, step = parts[axis].indices(self.shape[axis])
             first = start // width
             wanted[axis : axis + 1] = [slice(first, max(first, -(-stop // width))), slice(None)]
             cut = slice(start - first * width, max(start, stop) - first * width, step)

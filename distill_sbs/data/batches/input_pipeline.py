@@ -16,7 +16,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import seqio
@@ -27,6 +27,8 @@ from distill_sbs.data.batches import layout
 from distill_sbs.data.batches.share import Share
 from distill_sbs.data.tasks import texts as text_source
 from distill_sbs.errors import UserError
+
+T = TypeVar("T")
 
 # Batches whose lengths decide the shape of all.
 _BATCHES_LOOKED_AT = 256
@@ -390,16 +392,23 @@ def lay_out_tasks(
     )
 
 
-class Prefetcher(Iterator[Any]):
+@dataclasses.dataclass(frozen=True)
+class _End:
+    """No more comes: the source ended, or raised an error."""
+
+    error: BaseException | None = None
+
+
+class Prefetcher(Iterator[T]):
     """Runs an iterator in a thread, a few items ahead; an error in it is raised at `next`."""
 
-    def __init__(self, source: Iterator[Any], ahead: int = 2) -> None:
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
+    def __init__(self, source: Iterator[T], ahead: int = 2) -> None:
+        self._queue: queue.Queue[T | _End] = queue.Queue(maxsize=ahead)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(source,), daemon=True)
         self._thread.start()
 
-    def _put(self, item: tuple[str, Any]) -> None:
+    def _put(self, item: T | _End) -> None:
         while not self._stopped.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -407,23 +416,23 @@ class Prefetcher(Iterator[Any]):
             except queue.Full:
                 continue
 
-    def _run(self, source: Iterator[Any]) -> None:
+    def _run(self, source: Iterator[T]) -> None:
         try:
             for item in source:
-                self._put(("item", item))
+                self._put(item)
                 if self._stopped.is_set():
                     return
-            self._put(("end", None))
+            self._put(_End())
         except BaseException as error:
-            self._put(("error", error))
+            self._put(_End(error))
 
-    def __next__(self) -> Any:
-        kind, value = self._queue.get()
-        if kind == "item":
-            return value
-        self._queue.put((kind, value))  # what ended the source ends every later call too
-        if kind == "error":
-            raise value
+    def __next__(self) -> T:
+        item = self._queue.get()
+        if not isinstance(item, _End):
+            return item
+        self._queue.put(item)  # what ended the source ends every later call too
+        if item.error is not None:
+            raise item.error
         raise StopIteration
 
     def close(self) -> None:

@@ -39,7 +39,8 @@ class Share:
 
     def add_up(self, *numbers: int) -> list[int]:
         """The sum of each number over the processes."""
-        return np.sum(self.exchange(np.array(numbers, np.int64)), axis=0).tolist()
+        sums: list[int] = np.sum(self.exchange(np.array(numbers, np.int64)), axis=0).tolist()
+        return sums
 
     def gather_texts(self, own: Sequence[str], indices: np.ndarray) -> list[str]:
         """As `gather_rows`, of texts."""

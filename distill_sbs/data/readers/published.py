@@ -17,7 +17,6 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -27,6 +26,7 @@ from distill_sbs.data import metrics
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
 from distill_sbs.data.jsonl import check_file, read_rows, text_field
 from distill_sbs.data.readers import palm_outputs
+from distill_sbs.json_lines import JsonObject
 
 TEACHER = "palm"
 
@@ -38,7 +38,7 @@ _PUBLISHED_NAMES = {"train": "train", "validation": "valid", "test": "test"}
 _CHUNK_NUMBER = re.compile(r"_CoT_([0-9]+)\.json$")
 
 # (row of the inputs file, its place for errors) -> (input, gold label).
-_RowText = Callable[[dict[str, Any], str], tuple[str, str | None]]
+_RowText = Callable[[JsonObject, str], tuple[str, str | None]]
 _OutputParser = Callable[[str], TeacherOutput]
 
 
@@ -191,13 +191,15 @@ def _chunk_texts(path: epath.Path) -> list[str]:
         raise SourceError(
             f"{path}: expected a JSON list of texts, one an input, got {type(texts).__name__}"
         )
+    checked = []
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise SourceError(
                 f"{path}: expected a JSON list of texts, one an input; number {position + 1} is "
                 f"{json_lines.show_value(text)}"
             )
-    return texts
+        checked.append(text)
+    return checked
 
 
 def _outputs(chunks: Sequence[epath.Path]) -> Iterator[str]:
@@ -218,7 +220,7 @@ def _check_count(
         )
 
 
-def _cqa_text(row: dict[str, Any], place: str) -> tuple[str, str]:
+def _cqa_text(row: JsonObject, place: str) -> tuple[str, str]:
     choices = row.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         shown = json_lines.show_value(choices)
@@ -228,11 +230,11 @@ def _cqa_text(row: dict[str, Any], place: str) -> tuple[str, str]:
     return "\n".join(lines), text_field(row, "answer", place)
 
 
-def _svamp_text(row: dict[str, Any], place: str) -> tuple[str, str]:
+def _svamp_text(row: JsonObject, place: str) -> tuple[str, str]:
     return text_field(row, "input", place), text_field(row, "label", place)
 
 
-def _nli_text(row: dict[str, Any], place: str) -> tuple[str, str]:
+def _nli_text(row: JsonObject, place: str) -> tuple[str, str]:
     label = row.get("label")
     names = palm_outputs.NLI_LABELS
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(names):

@@ -12,7 +12,7 @@ import json
 import pathlib
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from distill_sbs import files, json_lines
 from distill_sbs.data.dataset import SourceError
@@ -21,10 +21,13 @@ from distill_sbs.errors import UserError
 FORMAT_VERSION = 1
 SUFFIX = ".settings.json"
 
+T = TypeVar("T")
 
-def _changeable(default: Any) -> Any:
+
+def _changeable(default: T) -> T:
     """A field that may differ from run to run of one output file: it changes no answer."""
-    return dataclasses.field(default=default, metadata={"changeable": True})
+    field: T = dataclasses.field(default=default, metadata={"changeable": True})
+    return field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,13 @@ class RequestDescription:
     seed: int | None = None
     max_tokens: int = 256
     rationalise: bool = False
-    extra_body: dict[str, Any] | None = None
+    extra_body: dict[str, object] | None = None
     task_path: str | None = _changeable(None)
     teacher: str | None = _changeable(None)
     answers: str = _changeable("text")
     keep: str = _changeable("all")
     rationales: str = _changeable("one")
-    inputs: dict[str, Any] | None = _changeable(None)
+    inputs: dict[str, str] | None = _changeable(None)
     llm_files: tuple[str, ...] = _changeable(())
 
     def check_same_answers(self, earlier: RequestDescription, output: str) -> None:
@@ -117,14 +120,15 @@ def read(output: str) -> RequestDescription | None:
             "use the version of distill_sbs that wrote it"
         )
     kinds = typing.get_type_hints(RequestDescription)
+    checked: dict[str, Any] = {}  # each value is of its field's type
     for name, value in content.items():
         if name not in kinds:
             raise SourceError(f"{path}: unknown field {name!r}; restore the file, or remove it")
-        content[name] = _check_value(value, kinds[name], f"{path}: {name}")
-    return RequestDescription(**content)
+        checked[name] = _check_value(value, kinds[name], f"{path}: {name}")
+    return RequestDescription(**checked)
 
 
-def _check_value(value: Any, kind: Any, place: str) -> Any:
+def _check_value(value: object, kind: object, place: str) -> object:
     """`value` as the field holds it.
 
     Raises:

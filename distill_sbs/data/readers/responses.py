@@ -13,7 +13,7 @@ import json
 import pathlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO, Required, TypedDict, cast
 
 from distill_sbs import json_lines
 from distill_sbs.data import metrics
@@ -25,6 +25,34 @@ RATIONALES = ("one", "all")
 
 # `--samples` is a small number; a larger one in a file is not ours.
 _MOST_SAMPLES = 1_000_000
+
+
+class ResponseRow(TypedDict, total=False):
+    """One line of an output file of `extract`; others of its fields are passed on as they are.
+
+    Attributes:
+      id: of the example.
+      label: None where the response holds none, or nothing came.
+      rationale: likewise.
+      raw: the response as it came; None where none came.
+      error: why the example failed for good.
+      sample: which of an example's answers it is, counted from 0.
+      input_hash: `input_hash` of the text that was asked about.
+      finish_reason: why the response ended, in the endpoint's words.
+      usage: what it cost, in tokens.
+      model: who gave it, in the endpoint's words.
+    """
+
+    id: Required[str]
+    label: Required[str | None]
+    rationale: Required[str | None]
+    raw: str | None
+    error: str | None
+    sample: int
+    input_hash: str
+    finish_reason: str | None
+    usage: object
+    model: str | None
 
 
 def input_hash(text: str) -> str:
@@ -75,33 +103,32 @@ class Selection:
         check = metrics.equations_match if self.equations else metrics.answers_match
         return check(gold, label)
 
-    def choose(self, rows: Sequence[dict[str, Any]], gold: str | None) -> list[dict[str, Any]]:
+    def choose(self, rows: Sequence[ResponseRow], gold: str | None) -> list[ResponseRow]:
         """The kept ones of an example's answers, the one to learn from first.
 
         The labels are voted on (self-consistency); of equal numbers the label that came first
         in the order of samples wins. Without any label the first answer stands for all, unless
         only parsed ones are kept.
         """
-        labelled = [row for row in rows if row.get("label") is not None]
+        labelled = [(label, row) for row in rows if (label := row.get("label")) is not None]
         if not labelled:
             return list(rows[:1]) if self.keep == "all" else []
-        groups: list[list[dict[str, Any]]] = []
-        for row in labelled:
-            for group in groups:
-                label = group[0]["label"]
-                if label == row["label"] or self.is_correct(label, row["label"]):
+        groups: list[tuple[str, list[ResponseRow]]] = []  # each by its first label
+        for label, row in labelled:
+            for first, group in groups:
+                if first == label or self.is_correct(first, label):
                     group.append(row)
                     break
             else:
-                groups.append([row])
-        winners = max(groups, key=len)
-        disagrees = gold is not None and not self.is_correct(gold, winners[0]["label"])
+                groups.append((label, [row]))
+        winner, winners = max(groups, key=lambda each: len(each[1]))
+        disagrees = gold is not None and not self.is_correct(gold, winner)
         if self.keep == "agreeing" and disagrees:
             return []
         return winners if self.rationales == "all" else winners[:1]
 
 
-def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: str) -> Iterator[tuple[int, ResponseRow]]:
     """Streams (offset in bytes, row) of an output file; a torn last line is passed over.
 
     Raises:
@@ -125,21 +152,21 @@ def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             offset += len(line)
 
 
-def _parse_row(line: bytes, place: str) -> dict[str, Any]:
+def _parse_row(line: bytes, place: str) -> ResponseRow:
     row = json_lines.parse_json(line, place)
     if isinstance(row, dict) and isinstance(row.get("id"), str):
         texts = [row.get(key) for key in ("label", "rationale", "raw", "error")]
         sample = row.get("sample") or 0
         is_whole = isinstance(sample, int) and 0 <= sample < _MOST_SAMPLES
         if {"label", "rationale"} <= set(row) and is_whole and all(map(_is_optional_text, texts)):
-            return row
+            return cast(ResponseRow, row)  # which was checked just above
     raise SourceError(
         f'{place}: {line[:80]!r} is no output of extract; expected objects with "id", "rationale" '
         'and "label"'
     )
 
 
-def _is_optional_text(value: Any) -> bool:
+def _is_optional_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
@@ -155,7 +182,7 @@ class AnswerIndex:
     """
 
     def __init__(
-        self, paths: Sequence[str], on_row: Callable[[dict[str, Any]], bool] | None = None
+        self, paths: Sequence[str], on_row: Callable[[ResponseRow], bool] | None = None
     ) -> None:
         self.paths = list(paths)
         self._files: list[BinaryIO] = []
@@ -163,10 +190,12 @@ class AnswerIndex:
         self._table.execute("CREATE TABLE answers (id, sample, file, offset, input_hash)")
         self._table.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", self._rows(on_row))
         self._table.execute("CREATE INDEX by_id ON answers (id)")
-        (self._size,) = self._table.execute("SELECT COUNT(*) FROM answers").fetchone()
+        self._size: int = self._table.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
         self._asked = bytearray(self._size + 1)  # by row number, which SQLite counts from 1
 
-    def _rows(self, on_row: Callable[[dict[str, Any]], bool] | None) -> Iterator[tuple[Any, ...]]:
+    def _rows(
+        self, on_row: Callable[[ResponseRow], bool] | None
+    ) -> Iterator[tuple[str, int, int, int, str]]:
         for number, path in enumerate(self.paths):
             for offset, row in read_lines(path):
                 if on_row is None or on_row(row):
@@ -197,9 +226,9 @@ class AnswerIndex:
         found = self._table.execute(query, (example_id, sample)).fetchone()
         return None if found is None else found[0]
 
-    def answers(self, example_id: str) -> list[dict[str, Any]]:
+    def answers(self, example_id: str) -> list[ResponseRow]:
         """An example's answers in the order of samples; a later success replaces a failure."""
-        by_sample: dict[int, dict[str, Any]] = {}
+        by_sample: dict[int, ResponseRow] = {}
         query = "SELECT rowid, file, offset FROM answers WHERE id = ? ORDER BY rowid"
         for number, file, offset in self._table.execute(query, (example_id,)).fetchall():
             self._asked[number] = True
@@ -216,19 +245,19 @@ class AnswerIndex:
         some = [self._table.execute(query, (number,)).fetchone()[0] for number in numbers[:most]]
         return len(numbers), some
 
-    def _read(self, file_number: int, offset: int) -> dict[str, Any]:
+    def _read(self, file_number: int, offset: int) -> ResponseRow:
         file = self._files[file_number]
         file.seek(offset)
-        row: dict[str, Any] = json.loads(file.readline())
+        row: ResponseRow = json.loads(file.readline())
         return row
 
 
-def _optional_hash(row: dict[str, Any]) -> str:
+def _optional_hash(row: ResponseRow) -> str:
     found = row.get("input_hash")
     return found if isinstance(found, str) else ""
 
 
-def check_same_input(row: dict[str, Any], text: str, path: str) -> None:
+def check_same_input(row: ResponseRow, text: str, path: str) -> None:
     """Refuses an answer that was given to another text under the same id.
 
     Raises:
@@ -241,7 +270,7 @@ def check_same_input(row: dict[str, Any], text: str, path: str) -> None:
         )
 
 
-def output_of(rows: Sequence[dict[str, Any]]) -> TeacherOutput:
+def output_of(rows: Sequence[ResponseRow]) -> TeacherOutput:
     """What is trained on of the answers that `Selection.choose` kept."""
     if not rows or rows[0]["label"] is None or rows[0]["rationale"] is None:
         return TeacherOutput(None, None)

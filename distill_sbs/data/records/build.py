@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
 from distill_sbs.cli import terminal
 from distill_sbs.cli.progress import show_progress
-from distill_sbs.data.dataset import SPLITS, DatasetSpec, RawSplit, SourceError
+from distill_sbs.data.dataset import SPLITS, DatasetSpec, Example, RawSplit, SourceError
 from distill_sbs.data.readers.published import PublishedReader
 from distill_sbs.data.records import counts, joining, tfrecords
 from distill_sbs.errors import UserError, did_you_mean
@@ -33,7 +32,7 @@ def prepare_dataset(
     data_dir: epath.PathLike,
     splits: Sequence[str] | None = None,
     tell: Tell = _tell_on_stderr,
-) -> dict[str, Any]:
+) -> counts.Info:
     """Writes the records of `splits` (None: all that exist) and returns the whole `info.json`.
 
     Every split is checked before the first one is written. Splits prepared earlier and not named
@@ -84,7 +83,7 @@ def join_teacher(
     output_files: Sequence[str],
     splits: Sequence[str] | None = None,
     tell: Tell = _tell_on_stderr,
-) -> dict[str, Any]:
+) -> counts.Info:
     """Joins a teacher's output files with the records of a dataset; returns the `info.json`.
 
     Splits that are prepared are taken as they are, whatever they were made from; the others are
@@ -119,7 +118,7 @@ def join_published_teacher(
     teacher: str,
     splits: Sequence[str] | None = None,
     tell: Tell = _tell_on_stderr,
-) -> dict[str, Any]:
+) -> counts.Info:
     """Joins `{source_dir}/{dataset}/llm/{split}_CoT_{k}.json` under a name of one's own.
 
     For the published layout with another teacher's outputs in the place of PaLM's. Splits that are
@@ -204,7 +203,7 @@ def _find_unprepared(
 
 def _copy_kept_splits(
     dataset: str, data_dir: epath.PathLike, partial: epath.Path, replaced: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, counts.SplitInfo]:
     """Copies the splits prepared earlier that are not `replaced`; returns their entries."""
     try:
         earlier = tfrecords.read_info(data_dir, dataset)["splits"]
@@ -235,7 +234,7 @@ def _count_inputs(data_dir: epath.PathLike, dataset: str, split: str) -> counts.
 
 def _tell_of_outputs(
     dataset: str,
-    info: Mapping[str, Any],
+    info: counts.Info,
     by_split: Mapping[str, Mapping[str, counts.TeacherCounts]],
     tell: Tell,
 ) -> None:
@@ -252,7 +251,7 @@ def _tell_of_outputs(
         tell(f"warning: {dataset}: {warning}")
 
 
-def _advance_with(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Any]:
+def _advance_with(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Example]:
     for example in raw_split.examples():
         yield example
         advance(1)

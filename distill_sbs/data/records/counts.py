@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,30 @@ _MOST_DIFFERENCE = 0.25
 # With more different labels than these, answers are no choice among few.
 _MOST_CLASSES = 10
 _RAW_CHARACTERS = 200
+
+
+class TeacherFigures(TypedDict):
+    """What `info.json` says of one teacher's outputs in one split; see `tfrecords.write_split`."""
+
+    unparsed: int
+    label_accuracy: float | None
+    mean_rationale_words: float | None
+    unanswered: NotRequired[int]
+
+
+class SplitInfo(TypedDict):
+    """What `info.json` says of one split."""
+
+    examples: int
+    teachers: dict[str, TeacherFigures]
+
+
+class Info(TypedDict):
+    """What `info.json` says of a prepared dataset."""
+
+    dataset: str
+    format_version: int
+    splits: dict[str, SplitInfo]
 
 
 class State(enum.Enum):
@@ -93,7 +117,7 @@ class TeacherCounts:
         """Whether every label is the gold one for want of the teacher's own."""
         return bool(self.gold_copies) and not self.own_labels
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> TeacherFigures:
         """The figures by name; see `tfrecords.write_split`."""
         says_something = self.gold_labels and not self.is_compared_with_itself
         return {
@@ -159,7 +183,7 @@ def warn_of_outputs(split: str, teacher: str, counts: TeacherCounts) -> Iterator
             yield f"{told}, as guessing among {classes} would; do they belong to other inputs?"
 
 
-def warn_of_differences(info: Mapping[str, Any]) -> Iterator[str]:
+def warn_of_differences(info: Info) -> Iterator[str]:
     """One line for each teacher whose agreement with gold labels is another in another split.
 
     Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 from etils import epath
@@ -25,7 +24,7 @@ from distill_sbs.data.dataset import (
 )
 from distill_sbs.data.readers import responses
 from distill_sbs.data.records import tfrecords
-from distill_sbs.data.records.counts import State, TeacherCounts
+from distill_sbs.data.records.counts import Info, State, TeacherCounts
 from distill_sbs.errors import UserError
 
 # (rows done): moves a progress bar.
@@ -66,7 +65,7 @@ def read_examples(
         yield _read_example(record.features.feature, [] if teacher is None else [teacher])
 
 
-def _read_example(feature: Any, teachers: Sequence[str]) -> Example:
+def _read_example(feature: tfrecords.FeatureMap, teachers: Sequence[str]) -> Example:
     """What the feature map of a record holds."""
     return Example(
         id=_text(feature, constants.ID) or "",
@@ -88,9 +87,10 @@ def _records(data_dir: epath.PathLike, dataset: str, split: str) -> Iterator[tf.
         yield tf.train.Example.FromString(serialized)
 
 
-def _text(feature: Any, key: str) -> str | None:
+def _text(feature: tfrecords.FeatureMap, key: str) -> str | None:
     values = feature[key].bytes_list.value if key in feature else ()
-    return values[0].decode("utf-8") if values else None
+    text: str | None = values[0].decode("utf-8") if values else None
+    return text
 
 
 def join_extracted(
@@ -101,7 +101,7 @@ def join_extracted(
     splits: Sequence[str],
     advance: Advance = lambda _: None,
     counts: dict[str, TeacherCounts] | None = None,
-) -> dict[str, Any]:
+) -> Info:
     """Joins `output_files` with those of `splits` that they hold answers for.
 
     An example without an answer counts as unparsed, and as `unanswered` in `info.json`. Nothing
@@ -147,7 +147,7 @@ def join_published(
     raw_splits: Mapping[str, RawSplit],
     advance: Advance = lambda _: None,
     counts: dict[str, TeacherCounts] | None = None,
-) -> dict[str, Any]:
+) -> Info:
     """Joins outputs that go with the inputs by position, as the published files lay them.
 
     Args:
@@ -194,7 +194,7 @@ def _rewrite(
     finders: Mapping[str, _Find],
     advance: Advance,
     counts: dict[str, TeacherCounts] | None,
-) -> dict[str, Any]:
+) -> Info:
     """Writes the records again, with a teacher's outputs in the splits that have a finder."""
     info = tfrecords.read_info(data_dir, spec.name)
     entries = dict(info["splits"])

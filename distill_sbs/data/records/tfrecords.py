@@ -19,15 +19,15 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from typing import TypeAlias, cast
 
 import tensorflow as tf
 from etils import epath
 
 from distill_sbs import constants, files, json_lines
 from distill_sbs.data.dataset import AnswerCheck, Example, SourceError, TeacherOutput
-from distill_sbs.data.records.counts import SplitCounts, TeacherCounts
+from distill_sbs.data.records.counts import Info, SplitCounts, SplitInfo, TeacherCounts
 from distill_sbs.errors import UserError
 
 FORMAT_VERSION = 1
@@ -35,6 +35,10 @@ INFO_FILE = "info.json"
 
 # About 8 MB of NLI pairs a shard: enough shards to spread e-SNLI over hosts, few for the others.
 EXAMPLES_PER_SHARD = 16384
+
+
+# The fields of a record by name, as protobuf hands them over.
+FeatureMap: TypeAlias = MutableMapping[str, tf.train.Feature]
 
 
 class UnpreparedDataError(UserError):
@@ -79,7 +83,8 @@ def _serialize(example: Example, index: int, teachers: Sequence[str]) -> bytes:
     record = tf.train.Example(features=tf.train.Features(feature=features))
     for teacher in teachers:
         set_output(record.features.feature, teacher, example.teacher_outputs.get(teacher))
-    return record.SerializeToString()
+    serialized: bytes = record.SerializeToString()
+    return serialized
 
 
 def _check_texts(example: Example, place: str) -> None:
@@ -103,7 +108,7 @@ def _check_texts(example: Example, place: str) -> None:
             )
 
 
-def set_output(feature: Any, teacher: str, output: TeacherOutput | None) -> None:
+def set_output(feature: FeatureMap, teacher: str, output: TeacherOutput | None) -> None:
     """Sets a teacher's fields in the feature map of a record."""
     feature[label_key(teacher)].CopyFrom(_bytes_feature(output and output.label or ""))
     feature[rationale_key(teacher)].CopyFrom(_bytes_feature(output and output.rationale or ""))
@@ -117,7 +122,7 @@ def write_split(
     teachers: Sequence[str],
     is_correct: AnswerCheck,
     counts: SplitCounts | None = None,
-) -> dict[str, Any]:
+) -> SplitInfo:
     """Writes one split into `folder` as it streams, and returns its entry of `info.json`.
 
     `counts` takes what is counted on the way.
@@ -183,14 +188,14 @@ def replace_records(data_dir: epath.PathLike, dataset: str) -> Iterator[epath.Pa
         yield partial
 
 
-def write_info(folder: epath.Path, dataset: str, splits: dict[str, Any]) -> dict[str, Any]:
+def write_info(folder: epath.Path, dataset: str, splits: dict[str, SplitInfo]) -> Info:
     """Writes `info.json`, and returns what it says."""
-    info = {"dataset": dataset, "format_version": FORMAT_VERSION, "splits": splits}
+    info: Info = {"dataset": dataset, "format_version": FORMAT_VERSION, "splits": splits}
     (folder / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
     return info
 
 
-def read_info(data_dir: epath.PathLike, dataset: str) -> dict[str, Any]:
+def read_info(data_dir: epath.PathLike, dataset: str) -> Info:
     """What `info.json` says of a prepared dataset.
 
     Raises:
@@ -205,13 +210,16 @@ def read_info(data_dir: epath.PathLike, dataset: str) -> dict[str, Any]:
         info = json_lines.read_json(path)
     except SourceError as error:
         raise _make_unprepared_error(dataset, data_dir, f"{path} is broken ({error}).") from error
+    if not isinstance(info, dict):
+        reason = f"{path} is broken (it holds no JSON object)."
+        raise _make_unprepared_error(dataset, data_dir, reason)
     if info.get("format_version") != FORMAT_VERSION:
         raise _make_unprepared_error(
             dataset,
             data_dir,
             f"{path} has format version {info.get('format_version')}, expected {FORMAT_VERSION}.",
         )
-    return info
+    return cast(Info, info)  # `write_info` wrote it
 
 
 def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]:
@@ -243,8 +251,9 @@ def parse_record(serialized: tf.Tensor, teachers: Sequence[str]) -> dict[str, tf
     texts = [constants.ID, constants.INPUT, constants.LABEL]
     for teacher in teachers:
         texts += [label_key(teacher), rationale_key(teacher)]
-    features: dict[str, Any] = {
+    features: dict[str, tf.io.FixedLenFeature] = {
         name: tf.io.FixedLenFeature([], tf.string, default_value="") for name in texts
     }
     features[constants.INDEX] = tf.io.FixedLenFeature([], tf.int64)
-    return tf.io.parse_single_example(serialized, features)
+    fields: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)
+    return fields

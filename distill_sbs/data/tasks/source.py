@@ -42,7 +42,7 @@ class RecordsDataSource(seqio.DataSource):
         info = tfrecords.read_info(settings.current().folder, self._spec.name)
         return info["splits"][split]["examples"]
 
-    def get_dataset(  # type: ignore[override]
+    def get_dataset(
         self,
         split: str = "train",
         shuffle: bool = True,

@@ -68,12 +68,12 @@ class TextFolder(seqio.DataSource):
             for _ in json_lines.read_lines(file):
                 pass
 
-    def num_input_examples(self, split: str) -> int | None:  # type: ignore[override]
+    def num_input_examples(self, split: str) -> int | None:
         """None: nobody has counted them."""
         del split
         return None
 
-    def get_dataset(  # type: ignore[override]
+    def get_dataset(
         self,
         split: str = "train",
         shuffle: bool = True,
