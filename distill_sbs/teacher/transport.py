@@ -47,7 +47,7 @@ def make_http_client(timeout_seconds: float) -> httpx2.AsyncClient:
         ) -> httpx2.Response:
             """Sends a request, and reads its response."""
             options["follow_redirects"] = False
-            response = await super().send(request, stream=True, **options)
+            response: httpx2.Response = await super().send(request, stream=True, **options)
             try:
                 body = await _read_body(response)
             finally:
