@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from absl import flags
 
 from distill_sbs.cli import command_line, terminal
 from distill_sbs.config import PrecompileConfig
-from distill_sbs.precompiling import advice, chips, printing
+from distill_sbs.precompiling import advice, chips, printing, report
+from distill_sbs.precompiling.report import Precompilation
 
 DESCRIPTION = "Compiles a run's steps for a TPU slice: whether it fits, and its roofline."
 DOES_NOT_FIT_EXIT_STATUS = 1
@@ -37,7 +37,7 @@ def precompile(
     *,
     decoding: bool = True,
     program_folder: pathlib.Path | None = None,
-) -> dict[str, Any]:
+) -> Precompilation:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
     The batch is laid out one sequence a row, every row as long as the feature lengths: what
@@ -66,7 +66,6 @@ def precompile(
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.model import flops
-    from distill_sbs.precompiling import report
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training.program import build_training_program
 
@@ -145,7 +144,7 @@ def precompile(
         if each is not None and each.refusal is not None and name not in too_large
     ]
     model_flops = flops.train_step_flops(architecture, batch_size, inputs, targets)
-    result: dict[str, Any] = {
+    result: Precompilation = {
         "topology": topology,
         "chip": chip.name if chip else devices[0].device_kind,
         "chips": len(devices) // per_chip,
@@ -177,6 +176,7 @@ def precompile(
         "refusal": step.refusal,
         "unreadable": step.unreadable,
         "decode": None,
+        "advice": [],
     }
     if chip and step.costs:
         best = result["step_seconds_at_least"]

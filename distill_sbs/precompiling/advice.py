@@ -5,12 +5,11 @@ Enters: what `precompile` returned. Leaves: options to set, in words, the likeli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from distill_sbs.precompiling.report import Precompilation
 
 
 def advise(
-    result: Mapping[str, Any], too_large: list[str], state: float, available: float | None
+    result: Precompilation, too_large: list[str], state: float, available: float | None
 ) -> list[str]:
     """What to set, the likeliest remedy first; nothing where everything fits.
 
@@ -49,7 +48,7 @@ def advise(
         )
     if can_split_state and not state_is_large:
         advice.append(splits_state)
-    if too_large == ["decoding"]:
+    if too_large == ["decoding"] and result["decode"] is not None:
         advice.insert(0, f"EVAL_BATCH_SIZE below {result['decode']['rows']}")
     if not any(text.startswith("a larger") for text in advice):
         advice.append("a larger TOPOLOGY")

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill_sbs.cli import terminal
 from distill_sbs.precompiling.chips import GIB
+from distill_sbs.precompiling.report import Precompilation
 
 _WIDTH_OFF_TERMINAL = 110  # a file need not fold it
 
@@ -35,10 +36,10 @@ def _milliseconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1e3:,.2f} ms"
 
 
-def print_table(result: Mapping[str, Any], to_standard_error: bool = False) -> None:
+def print_table(result: Precompilation, to_standard_error: bool = False) -> None:
     """Prints what `precompile` returned, for people."""
     mesh = result["mesh"]
-    decode = result["decode"] or {}
+    decode = result["decode"]
     table = terminal.make_table(
         *("per chip", "training step", "decoding"),
         title=f"{result['student']} on {result['topology'] or 'the devices at hand'}: "
@@ -101,7 +102,7 @@ def print_table(result: Mapping[str, Any], to_standard_error: bool = False) -> N
     row("… of them in HBM", lambda value: _scale(value, "B"), "hbm_bytes_accessed")
     kinds = {
         *result.get("collective_bytes", {}),
-        *decode.get("collective_bytes", {}),
+        *(decode.get("collective_bytes", {}) if decode else {}),
     }
     for kind in sorted(kinds):
         row(f"{kind} operands", lambda value: _scale(value, "B"), "collective_bytes", kind)

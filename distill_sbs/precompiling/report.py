@@ -11,13 +11,123 @@ import pathlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from distill_sbs.precompiling.chips import GIB, Chip
 from distill_sbs.precompiling.hlo_costs import Costs, Program
 
 if TYPE_CHECKING:
     import jax
+
+
+class CostFigures(TypedDict, total=False):
+    """What a program's work comes to, of one chip and one step; nothing where not counted.
+
+    Attributes:
+      flops: of matrix products.
+      bytes_accessed: read and written, on and off the chip.
+      hbm_bytes_accessed: of them in HBM.
+      collective_bytes: operands by the kind of collective.
+      link_bytes: what crosses a link of the interconnect.
+      unknown_loops: loops whose number of turns is not known; they count once.
+      xla_cost_analysis: XLA's own count of `flops` and `bytes_accessed`.
+      compute_seconds, memory_seconds, interconnect_seconds: what each takes at least;
+        None for the interconnect where the chip's figure is not known.
+      roofline_seconds: the longer one of arithmetic and HBM.
+      step_seconds_at_least: the longest of all three.
+      limited_by: which that is.
+    """
+
+    flops: float
+    bytes_accessed: float
+    hbm_bytes_accessed: float
+    collective_bytes: dict[str, float]
+    link_bytes: float
+    unknown_loops: int
+    xla_cost_analysis: dict[str, float]
+    compute_seconds: float
+    memory_seconds: float
+    interconnect_seconds: float | None
+    roofline_seconds: float
+    step_seconds_at_least: float
+    limited_by: str
+
+
+class DecodingStep(CostFigures):
+    """What `precompile` says of a decoding step, of one chip.
+
+    Attributes:
+      rows: inputs at a time, on all chips.
+      tokens: positions that the past has room for.
+      bytes: memory by what it holds, and in all.
+      compile_seconds: of the compiler.
+      refusal: its words, where the program does not fit.
+      unreadable: why nothing was counted, where it was not.
+    """
+
+    rows: int
+    tokens: int
+    bytes: dict[str, float | None]
+    compile_seconds: float
+    refusal: str | None
+    unreadable: str | None
+
+
+class Precompilation(CostFigures):
+    """What `precompile` returns; sizes and times are of one chip and one training step.
+
+    Attributes:
+      topology: of the slice; None where devices at hand were compiled for.
+      chip: its name.
+      chips: how many there are.
+      devices: how many JAX sees.
+      mesh: the length of each axis, in devices.
+      fsdp: whether the state is split over the data axis, too.
+      num_microbatches: of a step.
+      student: its size by name.
+      parameters: how many values they have.
+      remat_policy, scan_layers, dtype: of the student.
+      rows: of a batch.
+      input_tokens, target_tokens: of a row.
+      fits: None where nobody knows the device's memory.
+      hbm_bytes: of a chip, where it is known.
+      available_bytes: of them for programs.
+      bytes: memory by what it holds, and in all.
+      model_flops: what the student's arithmetic takes, without what is computed anew.
+      mfu_bound: the most of the chip's arithmetic that can be of use, 0 to 1.
+      compile_seconds: of the compiler.
+      refusal: its words, where the program does not fit.
+      unreadable: why nothing was counted, where it was not.
+      decode: the decoding step; None where it was not compiled.
+      advice: options to set where something does not fit, the likeliest remedy first.
+    """
+
+    topology: str | None
+    chip: str
+    chips: int
+    devices: int
+    mesh: dict[str, int]
+    fsdp: bool
+    num_microbatches: int
+    student: str
+    parameters: int
+    remat_policy: str
+    scan_layers: bool
+    dtype: str
+    rows: int
+    input_tokens: int
+    target_tokens: int
+    fits: bool | None
+    hbm_bytes: int | None
+    available_bytes: float | None
+    bytes: dict[str, float | None]
+    model_flops: float
+    mfu_bound: float | None
+    compile_seconds: float
+    refusal: str | None
+    unreadable: str | None
+    decode: DecodingStep | None
+    advice: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +181,12 @@ class Report:
             }
         return {**parts, "total": self.total_bytes * times}
 
-    def describe_costs(self, chip: Chip | None) -> dict[str, object]:
+    def describe_costs(self, chip: Chip | None) -> CostFigures:
         """FLOPs, traffic and the times that follow from them, of one chip; {} where not counted."""
         if self.costs is None:
             return {}
         times = chip.devices if chip else 1
-        costs = {
+        costs: CostFigures = {
             "flops": self.costs.matrix_flops * times,
             "bytes_accessed": self.costs.accessed_bytes * times,
             "hbm_bytes_accessed": self.costs.memory_bytes * times,
@@ -92,14 +202,12 @@ class Report:
         }
         if chip is not None:
             roofline = Roofline.of(self.costs, chip)
-            costs.update(
-                compute_seconds=roofline.compute_seconds,
-                memory_seconds=roofline.memory_seconds,
-                interconnect_seconds=roofline.link_seconds,
-                roofline_seconds=roofline.seconds,
-                step_seconds_at_least=roofline.seconds_with_links,
-                limited_by=roofline.limited_by,
-            )
+            costs["compute_seconds"] = roofline.compute_seconds
+            costs["memory_seconds"] = roofline.memory_seconds
+            costs["interconnect_seconds"] = roofline.link_seconds
+            costs["roofline_seconds"] = roofline.seconds
+            costs["step_seconds_at_least"] = roofline.seconds_with_links
+            costs["limited_by"] = roofline.limited_by
         return costs
 
 
