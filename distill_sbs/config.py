@@ -97,30 +97,24 @@ def option(
     if default is REQUIRED:
         required: T = dataclasses.field(metadata=described)
         return required
-    value: T = default
-    if isinstance(value, dict):  # every config has one of its own
-        copied = functools.partial(copy.copy, default)
-        return dataclasses.field(default_factory=copied, metadata=described)
-    return dataclasses.field(default=value, metadata=described)
+    if isinstance(default, dict):  # every config has one of its own
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=described)
+    return dataclasses.field(default=default, metadata=described)
 
 
 def _as_option(field: dataclasses.Field[object], path: tuple[str, ...]) -> Option:
     described = dict(field.metadata)
     described["macro"] = described["macro"] or field.name.upper()
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
     return Option(**described, default=default, path=(*path, field.name))
 
 
 def _parts_of(cls: type) -> dict[str, type[Options]]:
     """The fields that are no options, but parts with options, and their classes."""
-    types = typing.get_type_hints(cls)
-    return {
-        name: kind
-        for name, kind in types.items()
-        if isinstance(kind, type) and issubclass(kind, Options)
-    }
+    hints = typing.get_type_hints(cls).items()
+    classes = {name: kind for name, kind in hints if isinstance(kind, type)}
+    return {name: kind for name, kind in classes.items() if issubclass(kind, Options)}
 
 
 class Options:
