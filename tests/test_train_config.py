@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from distill_sbs import config as configs
-from distill_sbs.config import OptionError, PrecompileConfig, TrainConfig
+from distill_sbs.config import PrecompileConfig, TrainConfig
 from distill_sbs.errors import UserError
+from distill_sbs.option_fields import OptionError, Options
 
 MINIMAL: dict[str, Any] = {
     "model_dir": "runs/mine",
@@ -71,7 +72,7 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
 
 
 @pytest.mark.parametrize("config_class", [TrainConfig, PrecompileConfig])
-def test_every_option_says_what_it_is(config_class: type[configs.Options]) -> None:
+def test_every_option_says_what_it_is(config_class: type[Options]) -> None:
     options = list(config_class.options())
     assert len({option.macro for option in options}) == len(options)
     for option in options:

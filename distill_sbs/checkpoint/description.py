@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from distill_sbs import constants
-from distill_sbs.config import Option, TrainConfig
+from distill_sbs.config import TrainConfig
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
+from distill_sbs.option_fields import Option
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)

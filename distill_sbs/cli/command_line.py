@@ -26,8 +26,8 @@ from absl import flags
 from distill_sbs import resources
 from distill_sbs.cli import gin_files, gin_macros, terminal
 from distill_sbs.cli.run_main import run_main
-from distill_sbs.config import Options
 from distill_sbs.errors import UserError, did_you_mean
+from distill_sbs.option_fields import Options
 
 __all__ = ["Configuration", "UserError", "define_gin_flags", "parse", "parse_flags", "run"]
 

@@ -3,7 +3,8 @@
 Enters: bindings in order (`gin_files`). Leaves: the options, `%MACRO` replaced by what it stands
 for; or a `UserError` that says where the wrong name or value was read.
 
-A macro is an option's name in capitals (`config.Option.macro`), or a helper that other macros read.
+A macro is an option's name in capitals (`option_fields.Option.macro`), or a helper that other
+macros read.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from distill_sbs.cli.gin_files import (
     MacroReference,
     references,
 )
-from distill_sbs.config import OptionError, Options, PrecompileConfig, TrainConfig
+from distill_sbs.config import PrecompileConfig, TrainConfig
 from distill_sbs.errors import UserError, did_you_mean
+from distill_sbs.option_fields import OptionError, Options
 
 Config = TypeVar("Config", bound=Options)
 

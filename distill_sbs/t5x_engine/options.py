@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import gin
 
-from distill_sbs.config import Options
+from distill_sbs.option_fields import Options
 
 Part = TypeVar("Part", bound=Options)
 

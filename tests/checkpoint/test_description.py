@@ -12,9 +12,10 @@ import pytest
 
 from distill_sbs.checkpoint import checkpointer, description, steps
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.config import Option, OptionError, TrainConfig
+from distill_sbs.config import TrainConfig
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.errors import UserError
+from distill_sbs.option_fields import Option, OptionError
 from distill_sbs.train import check_run
 
 CONFIG = TrainConfig.from_options(
