@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from distill_sbs import config
+from distill_sbs import config, option_fields
 from distill_sbs.teacher import options, prompts
 
 HEAD = """# Settings
@@ -35,10 +35,10 @@ def escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
-def macro_row(option: config.Option) -> str:
+def macro_row(option: option_fields.Option) -> str:
     """The row of one macro."""
     default = "required" if option.is_required else f"`{option.default!r}`"
-    if option.unit and option.default not in (None, config.REQUIRED):
+    if option.unit and option.default not in (None, option_fields.REQUIRED):
         default += f" {option.unit}"
     about = f"{option.help}; expects {option.kind.words}"
     if option.may_change:
