@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+from distill_sbs import constants
 from distill_sbs import option_kinds as kinds
 from distill_sbs.model.config import CONFIG_NAMES, T5Config, named_config
 from distill_sbs.option_fields import OptionError, Options, option
@@ -93,6 +94,11 @@ class DataConfig(Options):
     )
     fraction_seed: int = option(
         kinds.whole(0, 2**32 - 1), "which examples a fraction keeps", default=0
+    )
+    rationale_filter: str = option(
+        kinds.choice(constants.RATIONALE_FILTERS),
+        "'all', or 'agreeing': rationales of training examples whose teacher label is right",
+        default="all",
     )
 
 

@@ -34,5 +34,8 @@ DECODER_TASK_IDS = "decoder_task_ids"
 LABEL_PREFIX = "predict: "
 RATIONALE_PREFIX = "explain: "
 
+# RATIONALE_FILTER: which examples' rationales are trained on.
+RATIONALE_FILTERS = ("all", "agreeing")
+
 PAD_ID = 0
 EOS_ID = 1

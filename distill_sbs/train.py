@@ -104,6 +104,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             config.objective.rationale_rate,
             config.data.vocabulary_file,
             text_dir=config.data.text_dir,
+            rationale_filter=config.data.rationale_filter,
         )
     )
     registration.load_task_files(task_files)

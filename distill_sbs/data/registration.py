@@ -97,6 +97,18 @@ def _accuracy_metric(is_correct: AnswerCheck) -> Metric:
     return accuracy
 
 
+def _joint_metric(is_correct: AnswerCheck) -> Callable[..., Mapping[str, float]]:
+    def joint_accuracy(targets: Sequence[str], predictions: Sequence[str]) -> Mapping[str, float]:
+        """Shares, 0 to 1, of right answers, and of outputs without any, which are wrong."""
+        pairs = zip(targets, predictions, strict=True)
+        right = sum(bool(said) and is_correct(gold, said) for gold, said in pairs)
+        count = max(len(targets), 1)
+        unparsed = sum(not said for said in predictions)
+        return {"accuracy": right / count, "unparsed": unparsed / count}
+
+    return joint_accuracy
+
+
 def _joint_answer(text: str, **_: object) -> str:
     """SeqIO postprocessor of joint tasks: scores the label, not the rationale."""
     return preprocessors.answer_after_marker(text)
@@ -111,15 +123,25 @@ def _add_task(
 ) -> None:
     is_rationale = info.method == "rationale"
     task_id = constants.RATIONALE_TASK_ID if is_rationale else constants.LABEL_TASK_ID
+    reads_rationales = info.method in names.RATIONALE_METHODS
     seqio.TaskRegistry.add(
         info.name,
         source=RecordsDataSource(spec, (info.teacher,) if info.teacher else ()),
         preprocessors=[
-            functools.partial(preprocessors.to_text_pair, convert=convert),
+            functools.partial(
+                preprocessors.to_text_pair,
+                convert=convert,
+                teacher=info.teacher if reads_rationales else None,
+            ),
             preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
-            # After the cache: one cache serves every fraction and every length.
+            # After the cache: one cache serves every fraction, filter and length.
             functools.partial(preprocessors.keep_fraction, dataset_name=spec.name),
+            *(
+                [functools.partial(preprocessors.keep_agreeing, is_correct=spec.is_correct)]
+                if reads_rationales
+                else []
+            ),
             seqio.preprocessors.append_eos_after_trim,
             functools.partial(preprocessors.tag_task_ids, task_id=task_id),
         ],
@@ -257,7 +279,7 @@ def _register_free_names(spec: DatasetSpec, teacher: str) -> None:
 
     add(label, preprocessors.label_task(teacher), is_label)
     add(rationale, preprocessors.rationale_task(teacher), metrics.rationale_overlap)
-    add(joint, preprocessors.joint_task(teacher), is_label, _joint_answer)
+    add(joint, preprocessors.joint_task(teacher), _joint_metric(spec.is_correct), _joint_answer)
     add(pinto, preprocessors.pinto_task(teacher), is_label)
     gold_labels: tuple[str, Rate] = (TaskInfo(spec.name, "label").name, 1.0)
     teacher_labels: tuple[str, Rate] = (label.name, 1.0)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from distill_sbs import constants
 from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class DataSettings:
       vocabulary_file: a SentencePiece model, or 'bytes' (ByT5), or 'embedded' (of the embedded
         datasets). The default is `$DISTILL_SBS_VOCABULARY_FILE`, for programs that know no macros.
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
+      rationale_filter: 'all' rationales are trained on, or the 'agreeing' ones: those of examples
+        where the teacher's label is right.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
 
     Raises:
@@ -53,12 +56,18 @@ class DataSettings:
     )
     vocabulary: seqio.Vocabulary | None = None
     text_dir: str | None = None
+    rationale_filter: str = "all"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
             raise UserError(
                 f"DATA_FRACTION={self.data_fraction} is not in (0, 1]; "
                 "1.0 is the whole training set, 0.125 an eighth of it"
+            )
+        if self.rationale_filter not in constants.RATIONALE_FILTERS:
+            raise UserError(
+                f"RATIONALE_FILTER={self.rationale_filter!r} is unknown; known: "
+                f"{', '.join(map(repr, constants.RATIONALE_FILTERS))}"
             )
         if not (math.isfinite(self.rationale_rate) and self.rationale_rate >= 0.0):
             raise UserError(

@@ -62,6 +62,7 @@ def prepared_mixture(
     task_files: Sequence[str] = (),
     module: str | None = None,
     text_dir: str | None = None,
+    rationale_filter: str = "all",
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -77,6 +78,7 @@ def prepared_mixture(
       task_files: a user's registration files.
       module: a module that registers tasks when imported.
       text_dir: TEXT_DIR.
+      rationale_filter: RATIONALE_FILTER, checked.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
@@ -91,6 +93,7 @@ def prepared_mixture(
             rationale_rate,
             vocabulary_file,
             text_dir=text_dir,
+            rationale_filter=rationale_filter,
         )
     )
     feature_lengths(task_feature_lengths)

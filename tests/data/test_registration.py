@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 import seqio
 import tensorflow as tf
 
 from distill_sbs.data import metrics, registration
-from distill_sbs.data.dataset import DatasetSpec
+from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput
 from distill_sbs.data.feature_converter import StepByStepFeatureConverter
+from distill_sbs.data.records import build
 from distill_sbs.errors import UserError
 
 LENGTHS = {"inputs": 64, "targets": 48, "task_ids": 48}
@@ -64,6 +66,71 @@ def test_tasks_hold_the_right_targets() -> None:
     assert targets("tiny_label_gpt", "test")[0] == "yes 0"
     assert targets("tiny_rationale_gpt")[8:10] == ["rationale 8", "rationale 10"]
     assert targets("tiny_joint_gpt")[0] == "rationale 0 So the answer is yes 0"
+
+
+@pytest.fixture(scope="module")
+def sums_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A dataset of five sums and a teacher: right, right in other words, wrong, without gold."""
+    rows = [
+        ("1 + 1", "1 + 1", "first"),
+        ("2 + 1", "1 + 2", "second"),
+        ("3 + 1", "3 + 2", "third"),
+        (None, "4 + 1", "fourth"),
+        ("5 + 1", None, None),
+    ]
+
+    def read(_: object, split: str) -> RawSplit:
+        def examples() -> Iterator[Example]:
+            for number, (gold, label, rationale) in enumerate(rows):
+                output = {"gpt": TeacherOutput(label, rationale)}
+                yield Example(f"{split}-{number}", f"{split} sum {number}", gold, output)
+
+        return RawSplit(len(rows), examples)
+
+    spec = DatasetSpec("sums", read, metrics.equations_match, ("gpt",), needs_source_dir=False)
+    registration.register_dataset(spec)
+    folder = tmp_path_factory.mktemp("sums")
+    build.prepare_dataset(spec, None, str(folder), None)
+    return folder
+
+
+def test_agreeing_rationales_are_those_of_right_labels(
+    tiny_settings, sums_data: pathlib.Path
+) -> None:
+    tiny_settings(data_dir=str(sums_data))
+    assert targets("sums_rationale_gpt") == ["first", "second", "third", "fourth"]
+    tiny_settings(data_dir=str(sums_data), rationale_filter="agreeing")
+    assert targets("sums_rationale_gpt") == ["first", "second", "fourth"]
+    assert targets("sums_joint_gpt") == [
+        "first So the answer is 1 + 1",
+        "second So the answer is 2 + 1",
+    ]
+    assert targets("sums_pinto_gpt") == ["1 + 1", "2 + 1"]
+    # Labels stay, and so does what is evaluated on.
+    assert targets("sums_label") == ["1 + 1", "2 + 1", "3 + 1", "5 + 1"]
+    assert len(targets("sums_rationale_gpt", "validation")) == 4
+    assert len(targets("sums_pinto_gpt", "validation")) == 4
+
+
+def test_an_unknown_filter_is_refused(tiny_settings) -> None:
+    with pytest.raises(UserError, match="RATIONALE_FILTER='right' is unknown; known: 'all', 'agr"):
+        tiny_settings(rationale_filter="right")
+
+
+@pytest.mark.usefixtures("tiny_settings")
+def test_a_joint_output_without_an_answer_is_wrong_and_counted() -> None:
+    task = seqio.get_mixture_or_task("tiny_joint_gpt")
+    said = [
+        "because So the answer is yes",
+        "So the answer is no, or So the answer is no",
+        "because So the answer is",
+        "because the answer is yes",
+    ]
+    answers = [task.postprocess_fn(text, is_target=False) for text in said]
+    assert answers == ["yes", "no", "", ""]
+    (accuracy,) = task.metric_fns
+    # Even where the gold label is as empty as the answer.
+    assert accuracy(["yes", "yes", "", "yes"], answers) == {"accuracy": 0.25, "unparsed": 0.5}
 
 
 @pytest.mark.parametrize(("fraction", "kept"), [(0.1, 4), (0.33, 14), (1.0, 40)])

@@ -48,6 +48,8 @@ INFO: dict[str, TaskInfo] = {}
 # Name of an augmented dataset -> (base, augmentation).
 AUGMENTED: dict[str, tuple[str, str]] = {}
 TASK_METHODS = ("label", "rationale", "joint", "pinto")
+# Those whose rows hold a rationale, as target or as input.
+RATIONALE_METHODS = ("rationale", "joint", "pinto")
 MIXTURE_METHODS = ("distill", "dss", "dss_distill")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")
 

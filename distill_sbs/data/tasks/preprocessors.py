@@ -17,10 +17,14 @@ import tensorflow as tf
 
 from distill_sbs import constants
 from distill_sbs.data import settings, vocabulary
+from distill_sbs.data.dataset import AnswerCheck
 from distill_sbs.data.records import tfrecords
 
 # Between rationale and label in a joint target (the published outputs' own words).
 ANSWER_MARKER = "So the answer is"
+
+# Kept beside the texts of a row, to compare them.
+_GOLD_LABEL, _TEACHER_LABEL = "gold_label", "teacher_label"
 
 Record = Mapping[str, tf.Tensor]
 TextPair = tuple[tf.Tensor, tf.Tensor]
@@ -81,22 +85,27 @@ def pinto_task(teacher: str) -> Callable[[Record], TextPair]:
 
 
 def to_text_pair(
-    dataset: tf.data.Dataset, convert: Callable[[Record], TextPair]
+    dataset: tf.data.Dataset, convert: Callable[[Record], TextPair], teacher: str | None = None
 ) -> tf.data.Dataset:
     """Applies `convert` and drops the rows that it leaves without a target.
 
-    Such rows have no gold label, or an output of the teacher that could not be parsed.
+    Such rows have no gold label, or an output of the teacher that could not be parsed. Both labels
+    stay beside the texts where a `teacher` is named, for `keep_agreeing`.
     """
 
     def apply(record: Record) -> dict[str, tf.Tensor]:
         inputs, targets = convert(record)
-        return {
+        pair = {
             constants.INPUTS: inputs,
             constants.TARGETS: targets,
             constants.INDEX: record[constants.INDEX],
             # A number, not a truth value: SeqIO's cache cannot write those.
             "is_train": tf.cast(record["is_train"], tf.int32),
         }
+        if teacher is not None:
+            pair[_GOLD_LABEL] = record[constants.LABEL]
+            pair[_TEACHER_LABEL] = record[f"{teacher}_label"]
+        return pair
 
     dataset = dataset.map(apply, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.filter(lambda example: tf.strings.length(example[constants.TARGETS]) > 0)
@@ -149,6 +158,27 @@ def keep_fraction(dataset: tf.data.Dataset, dataset_name: str) -> tf.data.Datase
             lambda: ranks[example[constants.INDEX]] < kept,
             lambda: True,
         )
+
+    return dataset.filter(keep)
+
+
+def keep_agreeing(dataset: tf.data.Dataset, is_correct: AnswerCheck) -> tf.data.Dataset:
+    """With `RATIONALE_FILTER = 'agreeing'`, keeps training rows whose teacher agrees with gold.
+
+    A wrong label's rationale argues for it. Where there is no gold label, nothing is known against
+    the rationale, and it stays; validation and test stay whole.
+    """
+    if settings.current().rationale_filter == "all":
+        return dataset
+
+    def agree(gold: bytes, label: bytes) -> np.bool_:
+        return np.bool_(not gold or is_correct(gold.decode(), label.decode()))
+
+    def keep(example: Record) -> tf.Tensor:
+        agrees = tf.numpy_function(
+            agree, [example[_GOLD_LABEL], example[_TEACHER_LABEL]], tf.bool, stateful=False
+        )
+        return ~tf.cast(example["is_train"], tf.bool) | tf.ensure_shape(agrees, [])
 
     return dataset.filter(keep)
 
