@@ -96,9 +96,10 @@ class DataConfig(Options):
         kinds.whole(0, 2**32 - 1), "which examples a fraction keeps", default=0
     )
     rationale_filter: str = option(
-        kinds.choice(constants.RATIONALE_FILTERS),
-        "'all', or 'agreeing': rationales of training examples whose teacher label is right",
-        default="all",
+        kinds.choice(constants.RATIONALE_FILTERS), "or those of right labels", default="all"
+    )
+    rationales_per_example: int = option(
+        kinds.whole(1), "how many of an example's take turns, another one each epoch", default=1
     )
 
 
@@ -168,9 +169,7 @@ class ObjectiveConfig(Options):
         default=1.0,
     )
     label_smoothing: float = option(
-        kinds.number(least=0.0, below=1.0),
-        "probability spread over the other tokens",
-        default=0.0,
+        kinds.number(least=0.0, below=1.0), "probability spread over the other tokens", default=0.0
     )
     z_loss: float = option(
         kinds.number(least=0.0), "weight of log(Z)², Z the logits' normaliser", default=0.0

@@ -105,6 +105,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             config.data.vocabulary_file,
             text_dir=config.data.text_dir,
             rationale_filter=config.data.rationale_filter,
+            rationales_per_example=config.data.rationales_per_example,
         )
     )
     registration.load_task_files(task_files)

@@ -26,6 +26,7 @@ class TeacherOutput:
     Attributes:
       label: the answer's.
       rationale: the answer's.
+      more_rationales: further ones for the same label, of other samples; training may take turns.
       raw: the response that could not be parsed, for a message; None where it was, or nobody knows.
       label_is_gold: whether `label` is the gold label for want of the teacher's own, so that
         comparing the two says nothing of the teacher.
@@ -33,6 +34,7 @@ class TeacherOutput:
 
     label: str | None
     rationale: str | None
+    more_rationales: tuple[str, ...] = ()
     raw: str | None = dataclasses.field(default=None, compare=False, repr=False)
     label_is_gold: bool = dataclasses.field(default=False, compare=False, repr=False)
 

@@ -30,6 +30,7 @@ from distill_sbs.data.tasks.lookup import (
     is_pretraining,
     is_rationale,
     prepare_missing,
+    reads_rationales,
     reads_texts,
     tasks_of,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "is_rationale",
     "load_task_files",
     "prepare_missing",
+    "reads_rationales",
     "reads_texts",
     "register_augmented",
     "register_dataset",
@@ -123,15 +125,20 @@ def _add_task(
 ) -> None:
     is_rationale = info.method == "rationale"
     task_id = constants.RATIONALE_TASK_ID if is_rationale else constants.LABEL_TASK_ID
-    reads_rationales = info.method in names.RATIONALE_METHODS
+    teacher = info.teacher if info.method in names.RATIONALE_METHODS else None
     seqio.TaskRegistry.add(
         info.name,
         source=RecordsDataSource(spec, (info.teacher,) if info.teacher else ()),
         preprocessors=[
+            *(
+                [functools.partial(preprocessors.take_several_rationales, teacher=teacher)]
+                if teacher
+                else []
+            ),
             functools.partial(
                 preprocessors.to_text_pair,
                 convert=convert,
-                teacher=info.teacher if reads_rationales else None,
+                teacher=teacher,
             ),
             preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
@@ -139,7 +146,7 @@ def _add_task(
             functools.partial(preprocessors.keep_fraction, dataset_name=spec.name),
             *(
                 [functools.partial(preprocessors.keep_agreeing, is_correct=spec.is_correct)]
-                if reads_rationales
+                if teacher
                 else []
             ),
             seqio.preprocessors.append_eos_after_trim,

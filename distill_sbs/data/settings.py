@@ -41,6 +41,7 @@ class DataSettings:
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
       rationale_filter: 'all' rationales are trained on, or the 'agreeing' ones: those of examples
         where the teacher's label is right.
+      rationales_per_example: how many of a training example's rationales take turns.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
 
     Raises:
@@ -57,6 +58,7 @@ class DataSettings:
     vocabulary: seqio.Vocabulary | None = None
     text_dir: str | None = None
     rationale_filter: str = "all"
+    rationales_per_example: int = 1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:

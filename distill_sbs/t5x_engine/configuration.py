@@ -63,6 +63,7 @@ def prepared_mixture(
     module: str | None = None,
     text_dir: str | None = None,
     rationale_filter: str = "all",
+    rationales_per_example: int = 1,
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -79,12 +80,18 @@ def prepared_mixture(
       module: a module that registers tasks when imported.
       text_dir: TEXT_DIR.
       rationale_filter: RATIONALE_FILTER, checked.
+      rationales_per_example: RATIONALES_PER_EXAMPLE; T5X, which knows no epochs, takes 1 alone.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
     """
     drop_expected_warnings()
     _check_required(required)
+    if rationales_per_example != 1:
+        raise UserError(
+            f"RATIONALES_PER_EXAMPLE={rationales_per_example}: T5X's data have no epochs in which "
+            "rationales could take turns; use 1, or python -m distill_sbs.train"
+        )
     settings.use(
         settings.DataSettings(
             data_dir,

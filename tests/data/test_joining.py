@@ -14,6 +14,7 @@ from teacher_server import problems, running, write_answers
 from distill_sbs import extract, prepare
 from distill_sbs.config import TrainConfig
 from distill_sbs.data import metrics, registration, settings
+from distill_sbs.data.batches import input_pipeline
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit
 from distill_sbs.data.jsonl import JsonlReader
 from distill_sbs.data.readers import request_description, responses
@@ -121,6 +122,65 @@ def test_what_was_not_kept_is_not_trained_on(data_dir: pathlib.Path, tmp_path) -
         ({"input_hash": "0" * 16}, "id 'train-0' was answered for another input text"),
     ],
 )
+def write_samples(path: pathlib.Path) -> str:
+    """Of the first three problems of training: three votes of four; one of one; none."""
+    votes = {
+        0: [("( 1 + 2 )", "first"), ("( 9 )", "wrong"), ("( 2 + 1 )", "second"), ("( 1 + 2 )", "")],
+        1: [("( 5 )", "alone")],
+        2: [(None, None)],
+    }
+    votes[0].append(("( 3 )", "third, by value"))
+    with path.open("w") as file:
+        for number, samples in votes.items():
+            example = problems(32)[number]
+            for sample, (label, rationale) in enumerate(samples):
+                row = {"id": example.id, "raw": "…", "sample": sample, "model": "m"}
+                row |= {"label": label, "rationale": rationale or None}
+                row["input_hash"] = responses.input_hash(example.input)
+                file.write(json.dumps(row) + "\n")
+    request_description.RequestDescription(answers="equation").write(str(path))
+    return str(path)
+
+
+def read_training(task: str, epochs: int) -> list[list[str]]:
+    """The targets of some epochs, in file order."""
+    lengths = {"inputs": 200, "targets": 40, "task_ids": 40}
+    data = input_pipeline.load_training_data(
+        registration.get_mixture_or_task(task), lengths, batch_size=2, seed=0
+    )
+    (tokenised,) = data.tasks
+    read = [tokenised.redraw(epoch) for epoch in range(epochs)] if tokenised.redraw else []
+    vocabulary = seqio.ByteVocabulary()
+    return [
+        [vocabulary.decode(each.targets.tolist()) for each in sequences]
+        for sequences in read or [tokenised.sequences]
+    ]
+
+
+def test_several_rationales_take_turns(data_dir: pathlib.Path, tmp_path) -> None:
+    join(data_dir, "many", write_samples(tmp_path / "samples.jsonl"))
+    assert read_training("ring_rationale_many", 3) == [["first", "alone"]]
+    use = {"data_dir": str(data_dir), "vocabulary_file": "bytes"}
+    settings.use(settings.DataSettings(**use, rationales_per_example=2))
+    turns = [["first", "alone"], ["second", "alone"]]
+    assert read_training("ring_rationale_many", 3) == [*turns, turns[0]]
+    settings.use(settings.DataSettings(**use, rationales_per_example=8))
+    turns.append(["third, by value", "alone"])
+    assert read_training("ring_rationale_many", 4) == [*turns, turns[0]]
+    # Labels are what they were, one row an example.
+    assert len(read_training("ring_label", 1)[0]) == 24
+
+
+def test_another_join_forgets_further_rationales(data_dir: pathlib.Path, tmp_path) -> None:
+    join(data_dir, "many", write_samples(tmp_path / "samples.jsonl"))
+    join(data_dir, "many", write_outputs(tmp_path / "others.jsonl", range(24)))
+    settings.use(
+        settings.DataSettings(str(data_dir), vocabulary_file="bytes", rationales_per_example=8)
+    )
+    (first, second) = read_training("ring_rationale_many", 2)
+    assert first == second and first[0] == "reason 0"
+
+
 def test_outputs_of_other_inputs_are_refused(
     data_dir: pathlib.Path, tmp_path, change: dict, message: str
 ) -> None:

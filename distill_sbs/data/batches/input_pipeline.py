@@ -22,7 +22,7 @@ import numpy as np
 import seqio
 
 from distill_sbs import constants
-from distill_sbs.data import registration
+from distill_sbs.data import registration, settings
 from distill_sbs.data.batches import layout
 from distill_sbs.data.batches.share import Share
 from distill_sbs.data.tasks import texts as text_source
@@ -53,6 +53,8 @@ class TokenisedTask:
       cut_inputs, cut_targets: the shares of examples that the feature lengths cut.
       redraw: epoch → its sequences, as many, of a task that makes others each epoch; `sequences`
         are those of epoch 0. None: they are always the same.
+      others: sequences that later epochs draw, where they may be longer than those of epoch 0.
+      indices: each sequence's example, int64 [N].
     """
 
     name: str
@@ -62,10 +64,13 @@ class TokenisedTask:
     cut_inputs: float
     cut_targets: float
     redraw: Callable[[int], Sequence[layout.Sequence2Sequence]] | None = None
+    others: Sequence[layout.Sequence2Sequence] = ()
+    indices: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     def lengths(self) -> np.ndarray:
-        """Input and target lengths in tokens, int [N, 2]."""
-        pairs = [(len(each.inputs), len(each.targets)) for each in self.sequences]
+        """Input and target lengths in tokens, of any epoch, int [N, 2]."""
+        every = (*self.sequences, *self.others)
+        pairs = [(len(each.inputs), len(each.targets)) for each in every]
         return np.array(pairs, np.int64).reshape(-1, 2)
 
 
@@ -159,6 +164,7 @@ def tokenise(
         input_texts.extend(
             text.decode() for text in batch[f"{constants.INPUTS}_pretokenized"].numpy()
         )
+    places = np.array(indices, np.int64)
     if share.count > 1:
         order = share.gather_indices(indices)
         cut_inputs, cut_targets = share.add_up(cut_inputs, cut_targets)
@@ -172,6 +178,7 @@ def tokenise(
                 share.gather_texts(texts, order),
                 share.gather_texts(input_texts, order),
             )
+        places = np.sort(order)
     if not sequences and pretrains:
         raise UserError(
             f"task {task.name!r} has no text in split {split!r}; of a folder about one text of "
@@ -185,7 +192,29 @@ def tokenise(
         )
     count = len(sequences)
     return TokenisedTask(
-        task.name, sequences, texts, input_texts, cut_inputs / count, cut_targets / count
+        task.name,
+        sequences,
+        texts,
+        input_texts,
+        cut_inputs / count,
+        cut_targets / count,
+        indices=places,
+    )
+
+
+def _take_turns(task: TokenisedTask) -> TokenisedTask:
+    """One sequence an example, another of its own each epoch, where it has several."""
+    begins = np.flatnonzero(np.diff(task.indices, prepend=-1))  # an example's stand side by side
+    ends = [*begins[1:], len(task.sequences)]
+
+    def draw(epoch: int) -> list[layout.Sequence2Sequence]:
+        return [
+            task.sequences[begin + epoch % (end - begin)]
+            for begin, end in zip(begins, ends, strict=True)
+        ]
+
+    return dataclasses.replace(
+        task, sequences=draw(0), redraw=draw, others=task.sequences, indices=task.indices[begins]
     )
 
 
@@ -201,7 +230,10 @@ def _tokenise_training(
     An epoch of little text is several passes, so that it is not read anew every few steps.
     """
     if not registration.is_pretraining(task):
-        return tokenise(task, "train", lengths, advance, share, keep_texts=False)
+        read_once = tokenise(task, "train", lengths, advance, share, keep_texts=False)
+        takes_turns = settings.current().rationales_per_example > 1
+        is_several = takes_turns and registration.reads_rationales(task)
+        return _take_turns(read_once) if is_several else read_once
 
     def read(epoch: int, passes: int) -> TokenisedTask:
         key = np.random.SeedSequence([seed, zlib.crc32(task.name.encode()), epoch])

@@ -274,4 +274,6 @@ def output_of(rows: Sequence[ResponseRow]) -> TeacherOutput:
     """What is trained on of the answers that `Selection.choose` kept."""
     if not rows or rows[0]["label"] is None or rows[0]["rationale"] is None:
         return TeacherOutput(None, None)
-    return TeacherOutput(rows[0]["label"], rows[0]["rationale"])
+    others = dict.fromkeys(row["rationale"] for row in rows[1:] if row["rationale"])
+    others.pop(rows[0]["rationale"], None)
+    return TeacherOutput(rows[0]["label"], rows[0]["rationale"], tuple(others))

@@ -75,6 +75,7 @@ def _read_example(feature: tfrecords.FeatureMap, teachers: Sequence[str]) -> Exa
             teacher: TeacherOutput(
                 _text(feature, tfrecords.label_key(teacher)) or None,
                 _text(feature, tfrecords.rationale_key(teacher)) or None,
+                tuple(_texts(feature, tfrecords.more_rationales_key(teacher))),
             )
             for teacher in teachers
         },
@@ -88,9 +89,12 @@ def _records(data_dir: epath.PathLike, dataset: str, split: str) -> Iterator[tf.
 
 
 def _text(feature: tfrecords.FeatureMap, key: str) -> str | None:
-    values = feature[key].bytes_list.value if key in feature else ()
-    text: str | None = values[0].decode("utf-8") if values else None
-    return text
+    return next(_texts(feature, key), None)
+
+
+def _texts(feature: tfrecords.FeatureMap, key: str) -> Iterator[str]:
+    for value in feature[key].bytes_list.value if key in feature else ():
+        yield value.decode("utf-8")
 
 
 def join_extracted(
@@ -121,7 +125,9 @@ def join_extracted(
         answered = _count_answered(index, data_dir, spec.name, list(info["splits"]), advance)
         joined = [split for split in splits if answered[split]]
         _check_ids(index, spec.name, list(splits), joined)
-        selection = responses.Selection.of(output_files[0])
+        # All that voted for the label are joined, whatever else was kept: how many of them are
+        # trained on is a setting of the run.
+        selection = dataclasses.replace(responses.Selection.of(output_files[0]), rationales="all")
 
         def find(example: Example) -> _Found:
             rows = index.answers(example.id)

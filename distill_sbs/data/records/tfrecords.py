@@ -5,7 +5,8 @@ Enters: a stream of `Example`s (writing); `DATA_DIR/{dataset}` (reading). Leaves
 
 A record is a `tf.train.Example`: bytes `id`, int64 `index` (its position in the split), bytes
 `input`, bytes `label` ('' where there is no gold label), and for each teacher bytes
-`{teacher}_label` and `{teacher}_rationale` ('' where its output could not be parsed or is absent).
+`{teacher}_label` and `{teacher}_rationale` ('' where its output could not be parsed or is absent);
+further rationales for the label are the values of `{teacher}_more_rationales`.
 `info.json` is `{"dataset": …, "format_version": 1, "splits": {split: {"examples": N, "teachers":
 {teacher: {"unparsed": …, "label_accuracy": …, "mean_rationale_words": …}}}}}`; a teacher that was
 joined later (`joining`) has `unanswered` besides.
@@ -69,8 +70,14 @@ def rationale_key(teacher: str) -> str:
     return f"{teacher}_rationale"
 
 
-def _bytes_feature(text: str) -> tf.train.Feature:
-    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode("utf-8")]))
+def more_rationales_key(teacher: str) -> str:
+    """The record field of a teacher's further rationales."""
+    return f"{teacher}_more_rationales"
+
+
+def _bytes_feature(*texts: str) -> tf.train.Feature:
+    values = [text.encode("utf-8") for text in texts]
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
 
 
 def _serialize(example: Example, index: int, teachers: Sequence[str]) -> bytes:
@@ -93,6 +100,8 @@ def _check_texts(example: Example, place: str) -> None:
     for teacher, output in example.teacher_outputs.items():
         texts[f"label of {teacher}"] = output.label
         texts[f"rationale of {teacher}"] = output.rationale
+        for number, rationale in enumerate(output.more_rationales, start=2):
+            texts[f"rationale {number} of {teacher}"] = rationale
     for name, text in texts.items():
         if text is None and name not in ("id", "input"):
             continue
@@ -112,6 +121,9 @@ def set_output(feature: FeatureMap, teacher: str, output: TeacherOutput | None) 
     """Sets a teacher's fields in the feature map of a record."""
     feature[label_key(teacher)].CopyFrom(_bytes_feature(output and output.label or ""))
     feature[rationale_key(teacher)].CopyFrom(_bytes_feature(output and output.rationale or ""))
+    feature.pop(more_rationales_key(teacher), None)
+    if output and output.more_rationales:
+        feature[more_rationales_key(teacher)].CopyFrom(_bytes_feature(*output.more_rationales))
 
 
 def write_split(
@@ -247,13 +259,18 @@ def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]
 
 
 def parse_record(serialized: tf.Tensor, teachers: Sequence[str]) -> dict[str, tf.Tensor]:
-    """A record's fields as scalar tensors, for a tf.data map; absent texts are ''."""
+    """A record's fields as scalar tensors, for a tf.data map; absent texts are ''.
+
+    A teacher's further rationales are a string tensor [how many].
+    """
     texts = [constants.ID, constants.INPUT, constants.LABEL]
     for teacher in teachers:
         texts += [label_key(teacher), rationale_key(teacher)]
     features: dict[str, tf.io.FixedLenFeature] = {
         name: tf.io.FixedLenFeature([], tf.string, default_value="") for name in texts
     }
+    for teacher in teachers:
+        features[more_rationales_key(teacher)] = tf.io.RaggedFeature(tf.string)
     features[constants.INDEX] = tf.io.FixedLenFeature([], tf.int64)
     fields: dict[str, tf.Tensor] = tf.io.parse_single_example(serialized, features)
     return fields

@@ -11,7 +11,7 @@ import seqio
 from distill_sbs.data import settings
 from distill_sbs.data.dataset import DatasetSpec
 from distill_sbs.data.records import build, tfrecords
-from distill_sbs.data.tasks.names import DATASETS, INFO, TaskInfo, suggest
+from distill_sbs.data.tasks.names import DATASETS, INFO, RATIONALE_METHODS, TaskInfo, suggest
 from distill_sbs.data.tasks.texts import TextFolder
 from distill_sbs.errors import UserError
 
@@ -52,6 +52,12 @@ def is_rationale(task: seqio.Task) -> bool:
     """Whether a task's targets are rationales (its label tasks are what accuracy is about)."""
     info = get_task_info(task)
     return info is not None and info.method == "rationale"
+
+
+def reads_rationales(task: seqio.Task) -> bool:
+    """Whether a task's rows hold a rationale, as target, in it, or in the input."""
+    info = get_task_info(task)
+    return info is not None and info.method in RATIONALE_METHODS
 
 
 def is_pretraining(task: seqio.Task) -> bool:

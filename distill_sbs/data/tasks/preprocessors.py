@@ -162,6 +162,27 @@ def keep_fraction(dataset: tf.data.Dataset, dataset_name: str) -> tf.data.Datase
     return dataset.filter(keep)
 
 
+def take_several_rationales(dataset: tf.data.Dataset, teacher: str) -> tf.data.Dataset:
+    """With `RATIONALES_PER_EXAMPLE` above 1, a training record becomes a row for each rationale.
+
+    They stand side by side, the first one first, and share an index; the trainer draws one of them
+    an epoch (`batches.input_pipeline`).
+    """
+    most = settings.current().rationales_per_example
+    if most == 1:
+        return dataset
+    first, more = f"{teacher}_rationale", f"{teacher}_more_rationales"
+
+    def spread(record: Record) -> tf.data.Dataset:
+        rationales = tf.concat([record[first][tf.newaxis], record[more]], axis=0)
+        count = tf.where(record["is_train"], most, 1)
+        return tf.data.Dataset.from_tensor_slices(rationales[:count]).map(
+            lambda rationale: {**record, first: rationale}
+        )
+
+    return dataset.flat_map(spread)
+
+
 def keep_agreeing(dataset: tf.data.Dataset, is_correct: AnswerCheck) -> tf.data.Dataset:
     """With `RATIONALE_FILTER = 'agreeing'`, keeps training rows whose teacher agrees with gold.
 
