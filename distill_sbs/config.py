@@ -96,7 +96,7 @@ class DataConfig(Options):
         kinds.whole(0, 2**32 - 1), "which examples a fraction keeps", default=0
     )
     rationale_filter: str = option(
-        kinds.choice(constants.RATIONALE_FILTERS), "or those of right labels", default="all"
+        kinds.choice(constants.RATIONALE_FILTERS), "or those of right teacher labels", default="all"
     )
     rationales_per_example: int = option(
         kinds.whole(1), "how many of an example's take turns, another one each epoch", default=1

@@ -36,6 +36,7 @@ OTHER_VALUES: tuple[Any, ...] = (
     "embedded",
     "t5_1_0_small",
     "adafactor",
+    "agreeing",
     {**CONFIG.student.overrides, "emb_dim": 24},
     {"inputs": 64, "targets": 16},
     4,
