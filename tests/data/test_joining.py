@@ -115,13 +115,6 @@ def test_what_was_not_kept_is_not_trained_on(data_dir: pathlib.Path, tmp_path) -
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"id": "train-999"}, "1 of 1 answers have ids that no prepared split of ring holds, such"),
-        ({"input_hash": "0" * 16}, "id 'train-0' was answered for another input text"),
-    ],
-)
 def write_samples(path: pathlib.Path) -> str:
     """Of the first three problems of training: three votes of four; one of one; none."""
     votes = {
@@ -181,6 +174,13 @@ def test_another_join_forgets_further_rationales(data_dir: pathlib.Path, tmp_pat
     assert first == second and first[0] == "reason 0"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "train-999"}, "1 of 1 answers have ids that no prepared split of ring holds, such"),
+        ({"input_hash": "0" * 16}, "id 'train-0' was answered for another input text"),
+    ],
+)
 def test_outputs_of_other_inputs_are_refused(
     data_dir: pathlib.Path, tmp_path, change: dict, message: str
 ) -> None:
