@@ -306,4 +306,4 @@ def test_several_samples_are_voted_on(tmp_path: pathlib.Path) -> None:
         tuple(example.teacher_outputs.items())
         for example in joining.read_examples(tmp_path / "data", "rows", "train", "late")
     }
-    assert outputs == {(("late", TeacherOutput("yes", "reason 1")),)}
+    assert outputs == {(("late", TeacherOutput("yes", "reason 1", ("reason 2",))),)}
