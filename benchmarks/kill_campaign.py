@@ -9,8 +9,8 @@ alone. The run is the shipped quickstart, shrunk (`tests/helpers/quickstart_runs
 simulated devices; compiled programs are kept between starts.
 
 A kill is SIGKILL to the process. A random one comes at a random step or, one in six, while the
-program starts; one inside a save while the step's temporary folder stands, which must still be
-there when the process is dead; one inside the test after the last step was saved, and
+program starts; one inside a save while the step's temporary folder stands (the process is stopped
+first, to be sure of that), which must still be there when it is dead; one inside the test after the last step was saved, and
 `results.json` must not be there when the process is dead. After each the same command is given
 again. Compared to the bit: the parameters of the last step, `results.json`, and `metrics.jsonl` but
 for `examples_per_second`, which is a time.
@@ -26,6 +26,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -182,8 +183,7 @@ class Campaign:
             came = trainer.wait_until(lambda: trainer.logged >= int(goal))
             time.sleep(draw.uniform(0, self._save_seconds))
         elif moment == IN_A_SAVE:
-            came = trainer.wait_until(trainer.is_saving)
-            time.sleep(draw.uniform(0, self._save_seconds / 2))
+            came = self._stop_in_a_save(trainer)
         else:
             came = trainer.wait_until(trainer.is_testing)
             time.sleep(draw.uniform(0, self._test_seconds / 2))
@@ -196,6 +196,16 @@ class Campaign:
             IN_A_SAVE: trainer.is_saving,
             IN_THE_TEST: lambda: not trainer.is_done(),
         }[moment]()
+
+    def _stop_in_a_save(self, trainer: Trainer) -> bool:
+        """Stops the process while it saves, at the first save that is not over before; whether."""
+        while trainer.wait_until(trainer.is_saving):
+            time.sleep(self._draw.uniform(0, self._save_seconds / 2))
+            trainer.process.send_signal(signal.SIGSTOP)
+            if trainer.is_saving():
+                return True
+            trainer.process.send_signal(signal.SIGCONT)
+        return False
 
 
 def plan_moments(kills: int, in_saves: int, in_tests: int, runs: int, seed: int) -> list[list[str]]:
