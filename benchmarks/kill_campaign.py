@@ -10,10 +10,10 @@ simulated devices; compiled programs are kept between starts.
 
 A kill is SIGKILL to the process. A random one comes at a random step or, one in six, while the
 program starts; one inside a save while the step's temporary folder stands (the process is stopped
-first, to be sure of that), which must still be there when it is dead; one inside the test after the last step was saved, and
-`results.json` must not be there when the process is dead. After each the same command is given
-again. Compared to the bit: the parameters of the last step, `results.json`, and `metrics.jsonl` but
-for `examples_per_second`, which is a time.
+first, to be sure of that), which must still be there when it is dead; one inside the test after
+the last step was saved, and `results.json` must not be there when the process is dead. After each
+the same command is given again. Compared to the bit: the parameters of the last step,
+`results.json`, and `metrics.jsonl` but for `examples_per_second`, which is a time.
 """
 
 from __future__ import annotations
