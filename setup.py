@@ -68,6 +68,8 @@ EXTRAS_REQUIRE = {
     # there is one the extra tpu brings the version that its JAX asks for.
     "precompile": ["libtpu>=0.0.51,<0.1"],
     "gpu": [f"jax[cuda12]{JAX}"],
+    # Several machines as one, for `sweep` with EXECUTOR = 'ray'.
+    "ray": ["ray>=2.50,<3"],
     # Orbax needs it for checkpoints in gs://, and does not ask for it.
     "gcs": [
         "google-cloud-storage>=3.1,<4",

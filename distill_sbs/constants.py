@@ -39,3 +39,7 @@ RATIONALE_FILTERS = ("all", "agreeing")
 
 PAD_ID = 0
 EOS_ID = 1
+
+# What a run leaves in its MODEL_DIR for others to read.
+CONFIG_FILE = "config.gin"
+RESULTS_FILE = "results.json"

@@ -104,6 +104,26 @@ class FolderLock:
             os.close(self._held)
         self._held, self._is_marked = None, False
 
+    def find_owner(self) -> str | None:
+        """Who holds the lock, in words; None where nobody does, or nobody knows. Takes nothing."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._told(self._read_owner())
+        except OSError:  # no locks here
+            owner = self._read_owner()
+            is_held = owner.get("host") == socket.gethostname() and _is_running(
+                owner.get("process")
+            )
+            return self._told(owner) if is_held else None
+        finally:
+            os.close(descriptor)
+        return None
+
     def _mark(self) -> None:
         """Notes this process where there are no locks; refuses one that is known to run."""
         owner = self._read_owner()

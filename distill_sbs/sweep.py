@@ -1,343 +1,355 @@
-r"""`python -m distill_sbs.sweep`: the same experiment over mixtures, data fractions and seeds.
+r"""`python -m distill_sbs.sweep`: one experiment over a grid, and its table.
 
-    python -m distill_sbs.sweep --gin_file=gin/experiments/quickstart.gin --output=runs/sweep \
-      --mixtures=wordproblems_finetune,wordproblems_dss_template --data_fractions=0.25,1 --seeds=0,1
+    python -m distill_sbs.sweep --gin_file=gin/sweeps/quickstart.gin
 
-Enters: gin files and bindings, given to `python -m distill_sbs.train` once a combination. Leaves:
-one MODEL_DIR a run under `--output`, `summary.json`, and a table of mean ± standard error over the
-seeds. Runs that have finished are not run again, so the same command continues a sweep.
+Enters: a gin file that sets GRID and SWEEP_DIR besides the macros of a run (`sweeping.options`).
+Leaves: a folder a run under SWEEP_DIR, each as `python -m distill_sbs.train` leaves it, with the
+command that it is in `command.txt` and what it printed in `log.txt`; `summary.json`; and a table of
+mean ± standard error over the seeds. The same command again goes on: what has finished stays, what
+was stopped or killed continues, what failed is tried again.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import itertools
+import dataclasses
+import hashlib
 import json
-import math
 import os
 import pathlib
+import platform
 import signal
-import statistics
-import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypedDict, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
 
 from absl import flags
+from etils import epath
 
-from distill_sbs import files, json_lines
-from distill_sbs.cli import command_line, terminal
+from distill_sbs import files
+from distill_sbs.cli import command_line, gin_files, quiet_tensorflow, terminal
 from distill_sbs.cli.run_main import run_main
+from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
-from distill_sbs.training.metrics_file import RunResults
+from distill_sbs.folder_lock import FolderLock
+from distill_sbs.sweeping import fairness, plan, ray_cluster, running, this_machine
+from distill_sbs.sweeping.board import Board
+from distill_sbs.sweeping.grid import FRACTION, MIXTURE, NAME_PARTS, SEED
+from distill_sbs.sweeping.options import SweepConfig
+from distill_sbs.sweeping.plan import Run
+from distill_sbs.sweeping.summary import make_table, summarise
+from distill_sbs.train import dry_run as check_run
 
-T = TypeVar("T")
-
-DESCRIPTION = "Trains one experiment over mixtures, data fractions and seeds; prints the table."
+DESCRIPTION = "Trains one experiment over a grid of settings; prints the table."
 SUMMARY_FILE = "summary.json"
-LOG_FILE = "log.txt"
+SOME_FAILED_STATUS = 5
+
+_GOES_ON = "the same command goes on with what is left"
+
+# Flags that stand for an axis: its macro, and the kind of its values.
+_AXIS_FLAGS: Mapping[str, tuple[str, type]] = {
+    "mixtures": (MIXTURE, str),
+    "data_fractions": (FRACTION, float),
+    "seeds": (SEED, int),
+}
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    command_line.define_gin_flags(values)
-    flags.DEFINE_list("mixtures", None, "MIXTURE_OR_TASK_NAMEs.", flag_values=values, required=True)
-    flags.DEFINE_list("data_fractions", ["1.0"], "DATA_FRACTIONs.", flag_values=values)
-    flags.DEFINE_list("seeds", ["0"], "RANDOM_SEEDs.", flag_values=values)
-    flags.DEFINE_string(
-        "output", None, "Folder of all runs; local.", flag_values=values, required=True
+    flags.DEFINE_multi_string(
+        "axis",
+        [],
+        "'NAME = [values]': an axis of GRID, added or replaced; repeatable.",
+        flag_values=values,
+    )
+    for name, (macro, _) in _AXIS_FLAGS.items():
+        more = "; with it the others are 1.0 and 0 where nobody states them" * (macro == MIXTURE)
+        flags.DEFINE_list(name, None, f"The axis {macro}, with commas{more}.", flag_values=values)
+    flags.DEFINE_string("output", None, "The same as SWEEP_DIR.", flag_values=values)
+    flags.DEFINE_integer(
+        "parallel", None, "The same as WORKERS.", flag_values=values, lower_bound=1
     )
     flags.DEFINE_integer(
-        "parallel",
-        1,
-        "Runs at a time. On a CPU each then has one thread.",
+        "cell",
+        None,
+        "Trains this one run, by its number in --dry_run, in this process, as `train` does: for"
+        " schedulers that start many jobs. The flags of several processes go on to it.",
         flag_values=values,
-        lower_bound=1,
+        lower_bound=0,
     )
+    processes.define_flags(values)
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean: sample standard deviation / √n; NaN for one value."""
-    if len(values) < 2:
-        return math.nan
-    return statistics.stdev(values) / math.sqrt(len(values))
+def _parse(argv: Sequence[str]) -> command_line.Configuration[SweepConfig]:
+    """The sweep's options; flags that stand for macros and axes are among them."""
+
+    def define(values: flags.FlagValues) -> None:
+        command_line.define_gin_flags(values)
+        _define_flags(values)
+
+    more = []
+    if not any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
+        values = command_line.parse_flags(argv, define)
+        if values.output is not None:
+            more.append(f"--gin_bindings=SWEEP_DIR = {values.output!r}")
+        if values.parallel is not None:
+            more.append(f"--gin_bindings=WORKERS = {values.parallel}")
+    configuration = command_line.parse(
+        [*argv, *more], SweepConfig, "runs/sweep.gin", DESCRIPTION, _define_flags
+    )
+    grid = {**configuration.config.grid, **_read_axes(configuration.flags)}
+    if configuration.flags["mixtures"] is not None:
+        grid = {name: values for name, values in grid.items() if name not in NAME_PARTS}
+        grid.setdefault(FRACTION, [1.0])
+        grid.setdefault(SEED, [0])
+    config = configuration.config.change(grid=grid)
+    given = plan.Given.of_flags(configuration.flags)
+    typed = {gin_files.read_binding(text).target for text in given.bindings}
+    for cell in config.cells()[:1]:
+        for macro in typed & set(cell.settings):
+            raise UserError(
+                f"--gin.{macro} is given, and {macro} is an axis of GRID; change the axis: "
+                f'--axis="{macro} = […]"'
+            )
+    return dataclasses.replace(configuration, config=config)
 
 
-class SweepRow(TypedDict):
-    """What `summary.json` says of one mixture at one data fraction; accuracies are 0 to 1."""
-
-    mixture: str
-    data_fraction: float
-    seeds: list[int]
-    test_accuracies: list[float]
-    mean: float
-    standard_error: float
-
-
-def summarise(results: Sequence[RunResults]) -> list[SweepRow]:
-    """Test accuracies by mixture and data fraction: mean, standard error, and the values."""
-    groups: dict[tuple[str, float], list[RunResults]] = {}
-    for result in results:
-        groups.setdefault((result["mixture"], result["data_fraction"]), []).append(result)
-    rows: list[SweepRow] = []
-    for (mixture, fraction), group in groups.items():
-        group = sorted(group, key=lambda result: result["seed"])
-        tested = (result["test"]["accuracy"] for result in group)
-        values = [accuracy for accuracy in tested if accuracy is not None]
-        rows.append(
-            {
-                "mixture": mixture,
-                "data_fraction": fraction,
-                "seeds": [result["seed"] for result in group],
-                "test_accuracies": values,
-                "mean": statistics.mean(values),
-                "standard_error": standard_error(values),
-            }
-        )
-    return rows
-
-
-def table(rows: Sequence[SweepRow]) -> str:
-    """A Markdown table, a line a mixture and a column a data fraction; percent."""
-    fractions = sorted({row["data_fraction"] for row in rows})
-    cells = {(row["mixture"], row["data_fraction"]): row for row in rows}
-    lines = [
-        "| mixture | " + " | ".join(f"{fraction:.4g}" for fraction in fractions) + " |",
-        "| --- |" + " ---: |" * len(fractions),
-    ]
-    for mixture in dict.fromkeys(row["mixture"] for row in rows):
-        line = [mixture]
-        for fraction in fractions:
-            row = cells.get((mixture, fraction))
-            if row is None:
-                line.append("–")
-                continue
-            error = row["standard_error"]
-            spread = "" if math.isnan(error) else f" ± {error:.1%}".rstrip("%")
-            line.append(f"{row['mean']:.1%}".rstrip("%") + spread)
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
-
-
-class Children:
-    """The runs under way: a signal to the sweep is passed on to them, and they are waited for.
-
-    Each is in a session of its own, so that a Ctrl-C typed in the terminal reaches it once, through
-    the sweep. `train` saves a checkpoint when it is told to stop; a second signal ends it at once.
-    """
-
-    def __init__(self) -> None:
-        self.stopped_by: int | None = None
-        self._lock = threading.RLock()  # the handler may come while this thread holds it
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    def run(self, command: list[str], model_dir: pathlib.Path, environment: dict[str, str]) -> int:
-        """Runs a command whose output is appended to the log in `model_dir`; its exit status."""
-        model_dir.mkdir(parents=True, exist_ok=True)
-        with (model_dir / LOG_FILE).open("a") as log:
-            with self._lock:
-                if self.stopped_by is not None:
-                    return 128 + self.stopped_by
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    start_new_session=True,
-                )
-                self._running.add(child)
-            status = child.wait()
-        with self._lock:
-            self._running.discard(child)
-        return status
-
-    def stop(self, number: int, _: object = None) -> None:
-        """Passes a signal on; no further run begins."""
-        with self._lock:
-            passed_on = number if self.stopped_by is None else signal.SIGKILL
-            if self.stopped_by is None:
-                terminal.say("stopping: waiting for the runs to save …", stderr=True)
-            self.stopped_by = self.stopped_by or number
-            for child in self._running:
-                with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(passed_on)
-
-    @contextlib.contextmanager
-    def listen(self) -> Iterator[None]:
-        """Inside, SIGTERM, SIGINT and SIGHUP go to the children."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, self.stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _reason(log: str) -> str:
-    """What a run says of its end: its last line that begins with `error:`, or its last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["it printed nothing"])[-1]
-
-
-def _check_cells(cells: Mapping[str, list[str]], environment: dict[str, str]) -> None:
-    """Asks `train --dry_run` about one run of every mixture, before any begins.
+def _read_axes(values: Mapping[str, object]) -> dict[str, object]:
+    """The axes that flags state.
 
     Raises:
-      UserError: what `train` says.
+      UserError: a value is of another kind.
     """
-    for mixture, command in cells.items():
-        done = subprocess.run(
-            [*command, "--dry_run"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise UserError(f"{mixture}: {_reason(done.stderr)}; nothing was started")
+    axes: dict[str, object] = {}
+    texts = values["axis"]
+    assert isinstance(texts, list)
+    for text in texts:
+        binding = gin_files.read_binding(text)
+        if any(True for _ in gin_files.references(binding.value)):
+            raise UserError(f"--axis={text!r}: expected values, and no %MACRO")
+        axes[binding.target] = binding.value
+    for flag, (macro, kind) in _AXIS_FLAGS.items():
+        given = values[flag]
+        if isinstance(given, list):
+            try:
+                axes[macro] = [kind(text) for text in given]
+            except ValueError:
+                example = "0,1,2" if kind is int else "0.25,1"
+                raise UserError(
+                    f"--{flag}={','.join(given)}: expected numbers, {example}"
+                ) from None
+    return axes
 
 
-def _gin_arguments(values: flags.FlagValues) -> list[str]:
-    """What every run is given as it was typed: gin files, bindings, registration files."""
-    given = [f"--gin_file={path}" for path in values.gin_file]
-    given += [f"--gin_bindings={binding}" for binding in values.gin_bindings]
-    given += [f"--task_file={path}" for path in values.task_file]
-    if values.gin_search_paths:
-        given.append(f"--gin_search_paths={','.join(values.gin_search_paths)}")
-    return given
-
-
-def _numbers(texts: Sequence[str], flag: str, kind: Callable[[str], T]) -> list[T]:
-    try:
-        return [kind(text) for text in texts]
-    except ValueError:
-        example = "0,1,2" if kind is int else "0.25,1"
-        raise UserError(f"--{flag}={','.join(texts)}: expected numbers, {example}") from None
-
-
-def _read_results(model_dir: pathlib.Path) -> RunResults:
-    return cast(RunResults, json_lines.read_json(model_dir / "results.json"))  # a run wrote it
-
-
-def _accuracy(model_dir: pathlib.Path) -> float | None:
-    return _read_results(model_dir)["test"]["accuracy"]
-
-
-def sweep(
-    arguments: Sequence[str],
-    output: pathlib.Path,
-    mixtures: Sequence[str],
-    data_fractions: Sequence[float] = (1.0,),
-    seeds: Sequence[int] = (0,),
-    *,
-    parallel: int = 1,
-    dry_run: bool = False,
-) -> list[SweepRow]:
-    """Runs what is missing, and returns the summary; nothing where it only looks (`dry_run`).
+def sweep(config: SweepConfig, given: plan.Given, *, dry_run: bool = False) -> int:
+    """Trains what is missing, and prints the table; returns the exit status.
 
     Args:
-      arguments: of `python -m distill_sbs.train`, the same for every run.
-      output: the folder of all runs.
-      mixtures: MIXTURE_OR_TASK_NAMEs.
-      data_fractions: DATA_FRACTIONs.
-      seeds: RANDOM_SEEDs.
-      parallel: runs at a time.
-      dry_run: checks one run of each mixture, lists what is missing, starts nothing.
+      config: the sweep's options.
+      given: what the user typed that every run is given too.
+      dry_run: checks every run that is missing, lists all, starts nothing.
+
+    Returns:
+      0; `SOME_FAILED_STATUS` where a run failed, which stopped no other.
 
     Raises:
-      UserError: a run cannot begin, or failed; the message gives its reason and its log.
+      UserError: a run cannot begin, or another sweep works in SWEEP_DIR; nothing was started.
       SystemExit: a signal came; the runs were told, and have ended.
     """
-    environment = dict(os.environ)
-    environment.setdefault(
-        "JAX_COMPILATION_CACHE_DIR", str((output / "compilation_cache").absolute())
-    )
-    if parallel > 1:
-        environment["XLA_FLAGS"] = (
-            environment.get("XLA_FLAGS", "")
-            + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        )
-        environment.setdefault("OMP_NUM_THREADS", "1")
-
-    runs: dict[pathlib.Path, list[str]] = {}
-    cells: dict[str, list[str]] = {}
-    # Seeds outermost: an interrupted sweep has all methods at the seeds that it has.
-    for seed, fraction, mixture in itertools.product(seeds, data_fractions, mixtures):
-        model_dir = output / mixture / f"fraction_{fraction:.4g}" / f"seed_{seed}"
-        runs[model_dir] = [
-            sys.executable,
-            "-m",
-            "distill_sbs.train",
-            *arguments,
-            f"--gin_bindings=MIXTURE_OR_TASK_NAME = {mixture!r}",
-            f"--gin_bindings=DATA_FRACTION = {fraction}",
-            f"--gin_bindings=RANDOM_SEED = {seed}",
-            f"--gin_bindings=MODEL_DIR = {str(model_dir)!r}",
-        ]
-    missing = {path: run for path, run in runs.items() if not (path / "results.json").exists()}
-    for path, command in missing.items():
-        cells.setdefault(str(path.relative_to(output)).split("/fraction_")[0], command)
-    _check_cells(cells, environment)
-    terminal.say(f"{len(runs)} runs, {len(missing)} to do, {parallel} at a time")
+    with _end_at_sigterm():
+        runs = plan.Planner(config, given).plan()
+        missing = [run for run in runs if run.results is None]
+        terminal.say(f"{len(runs)} runs, {len(missing)} to do")
+        for line in fairness.describe(runs):
+            terminal.say(line)
+        _check(missing)
     if dry_run:
-        for path in missing:
-            terminal.say(str(path))
-        return []
-    children = Children()
-    with children.listen(), concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        futures = {
-            pool.submit(children.run, command, path, environment): path
-            for path, command in missing.items()
-        }
-        for number, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-            path = futures[future]
-            if children.stopped_by is not None:
-                continue
-            if future.result() != 0:
-                pool.shutdown(wait=False, cancel_futures=True)
-                reason = _reason((path / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
-                raise UserError(f"a run failed: {reason}; its log is {path / LOG_FILE}")
-            accuracy = _accuracy(path)
-            shown = "no test split" if accuracy is None else f"test {accuracy:.1%}"
-            terminal.say(f"[{number}/{len(missing)}] {path}: {shown}")
-    if children.stopped_by is not None:
-        terminal.say("stopped: the same command goes on with what is left", stderr=True)
-        raise SystemExit(128 + children.stopped_by)
-    rows = summarise([_read_results(path) for path in runs if _accuracy(path) is not None])
-    files.write_file(output / SUMMARY_FILE, json.dumps(rows, indent=2) + "\n")
-    return rows
+        for run in runs:
+            state = "done" if run.results is not None else "to do"
+            terminal.say(f"cell {run.cell.index}: {run.folder} ({state})")
+            if run.results is None:
+                terminal.say(f"  {run.make_command()}")
+        return 0
+    if not missing:
+        return _finish(config, running.Outcome({run.name: run for run in runs}))
+    if "://" in config.sweep_dir:
+        raise UserError(
+            f"SWEEP_DIR={config.sweep_dir}: runs are watched in a local or shared folder; in a "
+            "bucket each is started by itself, with --cell"
+        )
+    stop = running.StopSignals()
+    with FolderLock(config.sweep_dir, "a sweep") as lock, stop.listen():
+        lock.take()
+        plan.prepare_data(missing, given.task_files)
+        running.wait_for_others(missing, stop)
+        outcome = _run(config, runs, missing, stop)
+        _finish(config, outcome, stopped=stop.first is not None)
+    if stop.first is not None:
+        terminal.say(f"stopped: {_GOES_ON}", stderr=True)
+        raise SystemExit(128 + stop.first)
+    return SOME_FAILED_STATUS if outcome.failures else 0
+
+
+def _run(
+    config: SweepConfig, runs: Sequence[Run], missing: Sequence[Run], stop: running.StopSignals
+) -> running.Outcome:
+    environment = _cache_variables(config)
+    executor: running.Executor
+    if config.executor == "ray":
+        executor = ray_cluster.RayCluster(config, environment)
+        terminal.say(f"on Ray: {config.cpus_per_run} cores a run")
+    else:
+        shares = this_machine.share_out(config, len(missing))
+        executor = this_machine.ThisMachine(shares, {**os.environ, **environment})
+        terminal.say(f"on this machine: {len(shares)} at a time, {_tell_share(shares[0])} each")
+    try:
+        with Board(runs) as board:
+            return running.run_all(runs, executor, board, stop)
+    finally:
+        executor.close()
+
+
+def _tell_share(share: this_machine.Share) -> str:
+    cores = f"{len(share.cores)} core{'s' if len(share.cores) > 1 else ''}"
+    return ", ".join([cores, *(f"{name}={value}" for name, value in share.variables.items())])
+
+
+def _check(missing: Sequence[Run]) -> None:
+    """Asks `train --dry_run` about every run, before any begins.
+
+    Raises:
+      UserError: what `train` would say.
+    """
+    warned: set[str] = set()
+    for run in missing:
+        try:
+            for line in check_run(plan.parse_arguments(run.arguments, processes.define_flags)):
+                if line.startswith("warning: ") and line not in warned:
+                    warned.add(line)
+                    terminal.say(line, stderr=True)
+        except UserError as error:
+            raise UserError(f"{run.name}: {error}; nothing was started") from error
+
+
+@contextlib.contextmanager
+def _end_at_sigterm() -> Iterator[None]:
+    """Inside nothing runs yet: SIGTERM and SIGHUP end the process at once, with their status."""
+
+    def end(number: int, _: object) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopped: nothing was started\n")
+        os._exit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _cache_variables(config: SweepConfig) -> dict[str, str]:
+    """One cache of compiled programs for all runs, by machine: a program fits its processor."""
+    processor = hashlib.blake2b(_describe_processor().encode(), digest_size=4).hexdigest()
+    folder = os.path.abspath(os.path.join(config.sweep_dir, "compilation_cache", processor))
+    wanted = {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def _describe_processor() -> str:
+    """What a compiled program depends on: the instructions that there are."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                return platform.machine() + line
+    return platform.machine() + platform.processor()
+
+
+def _finish(config: SweepConfig, outcome: running.Outcome, stopped: bool = False) -> int:
+    """Writes the summary, prints the table, and names what failed."""
+    results = [run.results for run in outcome.runs.values() if run.results is not None]
+    rows = summarise(results)
+    content = json.dumps([row.to_json() for row in rows], indent=2) + "\n"
+    files.write_file(epath.Path(config.sweep_dir) / SUMMARY_FILE, content)
+    if rows and not stopped:
+        seeds = max(len(row.seeds) for row in rows)
+        terminal.say(
+            f"test accuracy in %, a column a data fraction; mean ± standard error over {seeds} "
+            f"seed{'s' if seeds > 1 else ''}"
+        )
+        terminal.say(make_table(rows))
+    for failure in outcome.failures:
+        terminal.say(
+            f"failed: {failure.run.folder}, status {failure.status}; the end of its log:\n"
+            + "\n".join(f"  {line}" for line in failure.lines),
+            stderr=True,
+        )
+    if outcome.failures and not stopped:
+        terminal.say(
+            f"{len(outcome.failures)} of {len(outcome.runs)} runs failed; the same command tries "
+            "them again",
+            stderr=True,
+        )
+    return SOME_FAILED_STATUS if outcome.failures else 0
+
+
+def run_cell(config: SweepConfig, given: plan.Given, index: int, more: Sequence[str] = ()) -> int:
+    """Becomes the `train` of one run; returns 0 at once where it has finished.
+
+    Args:
+      config: the sweep's options.
+      given: what the user typed that every run is given too.
+      index: the run's number.
+      more: further flags of `train`, of a run of several processes.
+
+    Raises:
+      UserError: there is no such run, or its options cannot be.
+    """
+    cells = config.cells()
+    if index >= len(cells):
+        raise UserError(f"--cell={index}: the sweep has {len(cells)} cells, 0 to {len(cells) - 1}")
+    (run,) = plan.Planner(config, given).plan([cells[index]])
+    if run.results is not None:
+        terminal.say(f"cell {index}: {run.folder} has finished")
+        return 0
+    running.write_command(run)
+    terminal.say(f"cell {index}: {run.make_command()}", stderr=True)
+    os.environ.update(_cache_variables(config) if "://" not in config.sweep_dir else {})
+    program = [sys.executable, "-m", "distill_sbs.train", *run.arguments, *more]
+    terminal.find_stream().flush()
+    os.execv(sys.executable, program)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweeps what the command line asks for; returns the exit status."""
-    return run_main(
-        lambda: _work(sys.argv if argv is None else argv),
-        "the same command goes on with what is left",
-    )
+    return run_main(lambda: _work(sys.argv if argv is None else argv), _GOES_ON)
 
 
-def _work(argv: Sequence[str]) -> int | None:
-    values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    rows = sweep(
-        _gin_arguments(values),
-        pathlib.Path(values.output),
-        values.mixtures,
-        _numbers(values.data_fractions, "data_fractions", float),
-        _numbers(values.seeds, "seeds", int),
-        parallel=values.parallel,
-        dry_run=values.dry_run,
-    )
-    if not values.dry_run:
-        terminal.say(table(rows))
-    return None
+def _work(argv: Sequence[str]) -> int:
+    configuration = _parse(argv)
+    for note in configuration.notes:
+        terminal.say(f"note: {note}", stderr=True)
+    quiet_tensorflow.import_tensorflow()
+    given = plan.Given.of_flags(configuration.flags)
+    index = configuration.flags["cell"]
+    if index is not None and not configuration.dry_run:
+        return run_cell(configuration.config, given, index, _tell_processes(configuration.flags))
+    return sweep(configuration.config, given, dry_run=configuration.dry_run)
+
+
+def _tell_processes(values: Mapping[str, object]) -> list[str]:
+    """The flags of a run of several processes, as they were typed."""
+    several = ["--multiprocess"] if values["multiprocess"] else []
+    for name in ("coordinator_address", "process_count", "process_index"):
+        if values[name] is not None:
+            several.append(f"--{name}={values[name]}")
+    return several
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.config import TrainConfig
+from distill_sbs.constants import CONFIG_FILE, RESULTS_FILE
 from distill_sbs.distributed import processes, stop_request
 from distill_sbs.errors import UnreachableError, UserError, explain_unreachable, name_disk
 from distill_sbs.files import write_file
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from distill_sbs.training.train_step import Metrics
 
 DESCRIPTION = "Trains a student on labels and teacher rationales (distilling step-by-step)."
-RESULTS_FILE = "results.json"
-CONFIG_FILE = "config.gin"
 
 # Above this share of cut examples a warning names the feature and the share.
 CUT_SHARE_WARNED = 0.01
@@ -301,9 +300,7 @@ def _train(
         )().replace(params=params)
         progress = steps.Progress(data.sampler.start())
     else:
-        state = jax.jit(
-            lambda: initial_state(model, update, run.random_seed), out_shardings=program.shardings
-        )()
+        state = program.make_state()
         progress = steps.Progress(data.sampler.start())
 
     # ---------------------------------- step ------------------------------------

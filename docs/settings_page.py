@@ -1,7 +1,8 @@
 """The page "Settings" of the site: every option of a run and of an extraction, as it is defined.
 
-Enters: `distill_sbs.config`, `distill_sbs.teacher.options`. Leaves: a page that mkdocs adds to the
-site (a hook of `mkdocs.yml`). It is no file of the repository, so that an option has one home.
+Enters: `distill_sbs.config`, and the options of sweep and teacher. Leaves: a page that mkdocs adds
+to the site (a hook of `mkdocs.yml`). It is no file of the repository, so that an option has one
+home.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill_sbs import config, option_fields
+from distill_sbs.sweeping.options import SweepConfig
 from distill_sbs.teacher import options, prompts
 
 HEAD = """# Settings
 
 For whoever looks a setting up. This page is made of the definitions in
-`distill_sbs/config.py` and `distill_sbs/teacher/options.py`; `--help` of each command says the
-same.
+`distill_sbs/config.py`, `distill_sbs/sweeping/options.py` and `distill_sbs/teacher/options.py`;
+`--help` of each command says the same.
 
 A run is set by macros, in gin files or as `--gin.NAME=value`; in Python the same names in small
 letters are the arguments of `TrainConfig.from_options`. A run goes on only with the values that it
@@ -63,6 +65,8 @@ def make_lines() -> Iterator[str]:
     yield from ("## Precompile", "", "`precompile` takes the macros of a run, and one besides.", "")
     topology = next(iter(config.PrecompileConfig.options()))
     yield from ("\n".join(TABLE_HEAD).format("macro"), macro_row(topology), "")
+    yield from ("## Sweep", "", "`sweep` takes the macros of a run, and these besides.", "")
+    yield from ("\n".join(TABLE_HEAD).format("macro"), *map(macro_row, SweepConfig.options()), "")
     yield TEACHER_HEAD
     yield "\n".join(TABLE_HEAD).format("flag")
     yield from map(flag_row, dataclasses.fields(options.ExtractConfig))

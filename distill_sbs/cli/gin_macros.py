@@ -23,13 +23,18 @@ from distill_sbs.cli.gin_files import (
 from distill_sbs.config import PrecompileConfig, TrainConfig
 from distill_sbs.errors import UserError, did_you_mean
 from distill_sbs.option_fields import OptionError, Options
+from distill_sbs.sweeping.options import SweepConfig
 
 Config = TypeVar("Config", bound=Options)
 
 # Macros that our gin files may set though not every entry point reads them.
 OUR_MACROS = (
     "PRETRAINED_CHECKPOINT_PATH",
-    *(option.macro for each in (TrainConfig, PrecompileConfig) for option in each.options()),
+    *(
+        option.macro
+        for each in (TrainConfig, PrecompileConfig, SweepConfig)
+        for option in each.options()
+    ),
 )
 
 # T5X's macros: the files that drive T5X may set them, our entry points leave them alone.

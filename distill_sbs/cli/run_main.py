@@ -9,6 +9,7 @@ Enters: what an entry point does. Leaves: its exit status.
 | 2 | something given cannot work, or a file cannot be written: one line says what and the remedy |
 | 3 | `extract`: the budget is spent |
 | 4 | `extract`: the endpoint answers nobody |
+| 5 | `sweep`: runs have failed; it lists them, and the others are done |
 | 75 | another process of the run died: start all of them again |
 | 130 | interrupted (Ctrl-C); a second Ctrl-C ends at once |
 | 141 | whoever read the output stopped reading it (`… | head`); nothing is said |

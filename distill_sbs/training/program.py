@@ -7,8 +7,10 @@ Enters: a student's configuration, an optimizer, a mesh. Leaves: what `train` ru
 from __future__ import annotations
 
 import dataclasses
+from typing import Generic, TypeVar
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,7 +18,16 @@ from distill_sbs.config import ObjectiveConfig
 from distill_sbs.distributed import sharding
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.network import Transformer
-from distill_sbs.training.train_step import Objective, TrainState, initial_state, make_train_step
+from distill_sbs.training.train_step import (
+    Batch,
+    Metrics,
+    Objective,
+    TrainState,
+    initial_state,
+    make_train_step,
+)
+
+Made = TypeVar("Made")
 
 # Float32 logits alive at once on a device; a larger batch's are computed in chunks.
 LOGITS_BYTES_PER_DEVICE = 2**28
@@ -37,6 +48,7 @@ class TrainingProgram:
       logits_chunk_tokens: target positions whose logits may be alive at once.
       step: `step(state, batch) -> (state, metrics)`, jitted; the state given is given away. Call or
         lower it inside `sharding.rules(mesh)`.
+      make_state: `make_state() -> state` before the first step, jitted, in its place.
     """
 
     model: Transformer
@@ -45,7 +57,29 @@ class TrainingProgram:
     state: TrainState
     shardings: TrainState
     logits_chunk_tokens: int
-    step: jax.stages.Wrapped
+    step: SeededProgram[tuple[TrainState, Metrics]]
+    make_state: SeededProgram[TrainState]
+
+
+class SeededProgram(Generic[Made]):
+    """A jitted function whose last argument is a seed, given by now.
+
+    The seed is an argument of what is compiled, no constant in it: runs that differ in their seed
+    alone are one program, which the second one finds in the cache of compiled programs.
+    """
+
+    def __init__(self, function: jax.stages.Wrapped, seed: int) -> None:
+        self._function = function
+        self._seed = np.uint32(seed)
+
+    def __call__(self, *arguments: object) -> Made:
+        """Runs it."""
+        made: Made = self._function(*arguments, self._seed)
+        return made
+
+    def lower(self, *arguments: object) -> jax.stages.Lowered:
+        """Lowers it for the compiler."""
+        return self._function.lower(*arguments, self._seed)
 
 
 def build_training_program(
@@ -77,11 +111,29 @@ def build_training_program(
     how = Objective(
         objective.rationale_rate, objective.label_smoothing, objective.z_loss, chunk_tokens
     )
-    step = jax.jit(
-        make_train_step(model, optimizer, how, seed, num_microbatches, shardings.params),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(shardings, sharding.replicated(mesh)),
+
+    def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
+        one = make_train_step(model, optimizer, how, seed, num_microbatches, shardings.params)
+        return one(state, batch)
+
+    def make_state(seed: jax.Array) -> TrainState:
+        return initial_state(model, optimizer, seed)
+
+    replicated = sharding.replicated(mesh)
+    jitted_step = jax.jit(
+        step,
+        in_shardings=(shardings, sharding.batch_sharding(mesh), replicated),
+        out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
-    state = sharding.add_shardings(state, shardings)
-    return TrainingProgram(model, mesh, fsdp, state, shardings, chunk_tokens, step)
+    jitted_state = jax.jit(make_state, in_shardings=replicated, out_shardings=shardings)
+    return TrainingProgram(
+        model,
+        mesh,
+        fsdp,
+        sharding.add_shardings(state, shardings),
+        shardings,
+        chunk_tokens,
+        SeededProgram(jitted_step, seed),
+        SeededProgram(jitted_state, seed),
+    )

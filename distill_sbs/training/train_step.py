@@ -53,7 +53,7 @@ class Objective:
 
 
 def initial_state(
-    model: Transformer, optimizer: optax.GradientTransformation, seed: int
+    model: Transformer, optimizer: optax.GradientTransformation, seed: int | jax.Array
 ) -> TrainState:
     """The state before the first step. Jit it with `out_shardings` to create it in shards."""
     params = initial_parameters(model.config, jax.random.key(seed))
@@ -72,7 +72,7 @@ def make_train_step(
     model: Transformer,
     optimizer: optax.GradientTransformation,
     objective: Objective,
-    seed: int,
+    seed: int | jax.Array,
     num_microbatches: int = 1,
     gradient_shardings: PyTree = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

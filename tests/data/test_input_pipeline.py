@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -81,6 +82,21 @@ def test_a_step_sees_exactly_batch_size_sequences(tiny_settings, pack: bool) -> 
         assert segments.max(axis=1).sum() == 12
         assert len(segments) % 2 == 0
         assert position == {"tiny_label": 8 * step, "tiny_rationale_gpt": 4 * step}
+
+
+def test_batches_have_one_shape_for_every_seed(tiny_settings) -> None:
+    tasks = [task("label", 50), task("rationale", 31)]
+    for number, each in enumerate(tasks):  # of many lengths, which each seed draws otherwise
+        for place, sequence in enumerate(each.sequences):
+            length = 2 + (7 * place + number) % 23
+            each.sequences[place] = dataclasses.replace(
+                sequence, inputs=np.arange(length), targets=np.arange(length % 9 + 1)
+            )
+    shapes = {
+        input_pipeline.lay_out_tasks(tasks, [1.0, 1.0], 10, seed=seed).batch_layout
+        for seed in range(5)
+    }
+    assert len(shapes) == 1
 
 
 def test_packing_is_layout_only(tiny_settings) -> None:

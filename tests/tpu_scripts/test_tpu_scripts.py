@@ -247,7 +247,7 @@ def test_slurm(cloud: Cloud) -> None:
         " --gin_file=gin/experiments/cqa_dss_base.gin --gin.MODEL_DIR='/shared/a run'\n"
     )
 
-    def submit(status: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    def submit(status: int, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
         recorded.write_text("")
         return subprocess.run(
             ["bash", "tpu_scripts/slurm.sbatch", *flags]
@@ -258,6 +258,7 @@ def test_slurm(cloud: Cloud) -> None:
                 "PYTHON": "python",
                 "SLURM_JOB_ID": "7",
                 "STATUS": str(status),
+                **variables,
             },
             capture_output=True,
             text=True,
@@ -269,6 +270,10 @@ def test_slurm(cloud: Cloud) -> None:
     assert submit(143).returncode == 143 and recorded.read_text() == srun + "scontrol requeue 7\n"
     dry_run = submit(0, "--dry_run")
     assert " ".join(shlex.split(dry_run.stdout)) == srun.strip() and recorded.read_text() == ""
+    # Of an array each job is one run of a sweep.
+    of_array = srun.replace("distill_sbs.train", "distill_sbs.sweep --cell=5")
+    assert submit(143, SLURM_ARRAY_TASK_ID="5").returncode == 143
+    assert recorded.read_text() == of_array + "scontrol requeue 7\n"
 
 
 def skypilot_task() -> dict[str, Any]:
@@ -281,8 +286,11 @@ def test_skypilot_scripts_pass_shellcheck() -> None:
         shellcheck("--shell=bash", "--exclude=SC2154", "-", text=task[part])
 
 
-@pytest.mark.parametrize(("rank", "gpu"), [(0, False), (0, True), (1, True)])
-def test_skypilot_run(cloud: Cloud, rank: int, gpu: bool) -> None:
+@pytest.mark.parametrize(
+    ("rank", "gpu", "sweep"),
+    [(0, False, ""), (0, True, ""), (1, True, ""), (0, True, "methods")],
+)
+def test_skypilot_run(cloud: Cloud, rank: int, gpu: bool, sweep: str) -> None:
     home = cloud.root / "workers" / str(rank)
     (home / "venv/bin").mkdir(parents=True)
     python = home / "venv/bin/python"
@@ -307,6 +315,8 @@ def test_skypilot_run(cloud: Cloud, rank: int, gpu: bool) -> None:
             "EXPERIMENT": "cqa_dss_base",
             "DATASET": "cqa",
             "FLAGS": "--gin.DATA_FRACTION=0.25",
+            "SWEEP": sweep,
+            "CELL": "3",
             "SKYPILOT_NODE_RANK": str(rank),
             "SKYPILOT_NUM_NODES": "2",
             "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
@@ -324,5 +334,13 @@ def test_skypilot_run(cloud: Cloud, rank: int, gpu: bool) -> None:
         " --gin.MODEL_DIR='gs://my-bucket/runs/cqa_dss_base' --gin.DATA_DIR='gs://my-bucket/data'"
         f" --multiprocess{several if gpu else ''} --gin.DATA_FRACTION=0.25"
     )
+    if sweep:
+        train = train.replace(
+            "distill_sbs.train --gin_file=gin/experiments/cqa_dss_base.gin"
+            " --gin.MODEL_DIR='gs://my-bucket/runs/cqa_dss_base'",
+            "distill_sbs.sweep --gin_file=gin/sweeps/methods.gin --cell=3"
+            " --gin.SWEEP_DIR='gs://my-bucket/runs/sweeps/methods'",
+        )
+        assert "--cell=3" in train
     calls = (cloud.root / "python_calls").read_text().splitlines()
     assert calls == ([train] if rank else [prepare, train])

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # Batches whose lengths decide the shape of all.
 _BATCHES_LOOKED_AT = 256
+_LAYOUT_SEED = 0
 
 # Sequences that an epoch of a pretraining task has at least.
 _LEAST_IN_EPOCH = 1024
@@ -407,11 +408,14 @@ def lay_out_tasks(
     seed: int,
     row_multiple: int = 1,
 ) -> TrainingData:
-    """Chooses the layout for tasks that are mixed at `rates`, from the first batches drawn."""
-    sampler = MixtureSampler(tasks, rates, seed)
+    """Chooses the layout for tasks that are mixed at `rates`, from the first batches of one order.
+
+    It is the same order for every seed, so that runs that differ in their seed alone have batches
+    of one shape, and are one compiled program.
+    """
     # What a later epoch draws anew has the lengths that the first had.
     looked_at = MixtureSampler(
-        [dataclasses.replace(each, redraw=None) for each in tasks], rates, seed
+        [dataclasses.replace(each, redraw=None) for each in tasks], rates, _LAYOUT_SEED
     )
     position = looked_at.start()
     batches = []
@@ -419,6 +423,7 @@ def lay_out_tasks(
         sequences, position = looked_at.draw(position, batch_size)
         batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
+    sampler = MixtureSampler(tasks, rates, seed)
     return TrainingData(
         sampler, batch_size, layout.choose_layout(batches, longest, row_multiple), tasks
     )
