@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -42,16 +43,24 @@ def make_arguments(folder: pathlib.Path, *more: str) -> list[str]:
     return make_command(folder, *more)[2:]
 
 
-def find_processes(text: str) -> list[str]:
-    """Numbers of processes whose command line or environment holds a text, but for this one."""
-    found = []
+def mark(folder: pathlib.Path) -> dict[str, str]:
+    """An environment that a sweep, and all that it starts, can be told by."""
+    return {**os.environ, "SWEEP_TEST": str(folder)}
+
+
+def find_marked(folder: pathlib.Path) -> dict[int, str]:
+    """Process number → command line, of what was started with `mark(folder)` and still runs."""
+    return find_processes(f"SWEEP_TEST={folder}")
+
+
+def find_processes(setting: str) -> dict[int, str]:
+    """Process number → command line, of what has a setting in its environment."""
+    found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            told = (path / "cmdline").read_bytes() + (path / "environ").read_bytes()
-            if text.encode() in told and path.name != str(
-                pathlib.Path("/proc/self").resolve().name
-            ):
-                found.append(path.name)
+            if setting.encode() in (path / "environ").read_bytes().split(b"\0"):
+                command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(path.name)] = command
     return found
 
 

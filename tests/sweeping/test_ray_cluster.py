@@ -151,7 +151,7 @@ def test_a_lost_workers_run_goes_on_elsewhere_and_all_comes_out_the_same(
             folder / each
             for each in RUNS
             if count_lines(folder / each / "metrics.jsonl")
-            and set(find_processes("SWEEP_TEST_NODE=victim")) & set(find_holders(folder / each))
+            and set(find_processes("SWEEP_TEST_NODE=victim")) & find_holders(folder / each)
         ]
 
     wait_until(lambda: find_lost() or sweep.poll() is not None, "a run on the second node")
@@ -159,7 +159,7 @@ def test_a_lost_workers_run_goes_on_elsewhere_and_all_comes_out_the_same(
     (lost,) = find_lost()
     for number in find_processes("SWEEP_TEST_NODE=victim"):  # all at once, as a machine is lost
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(number), signal.SIGKILL)
+            os.kill(number, signal.SIGKILL)
     assert sweep.wait(timeout=3000) == 0, log.read_text()
     printed = log.read_text()
     assert "on Ray: 1 cores a run" in printed and "Traceback" not in printed
@@ -170,13 +170,13 @@ def test_a_lost_workers_run_goes_on_elsewhere_and_all_comes_out_the_same(
         assert_same_run(folder / each, tmp_path / "local" / each)
 
 
-def find_holders(folder: pathlib.Path) -> list[str]:
+def find_holders(folder: pathlib.Path) -> set[int]:
     """Numbers of processes that have a file of a folder open."""
-    found = []
+    found = set()
     for path in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if os.readlink(path).startswith(str(folder) + "/"):
-                found.append(path.parts[2])
+                found.add(int(path.parts[2]))
     return found
 
 
@@ -200,4 +200,4 @@ def test_sigterm_stops_the_runs_of_a_cluster(cluster: Cluster, tmp_path: pathlib
     assert sweep.wait(timeout=600) == 128 + signal.SIGTERM, log.read_text()
     assert "the same command goes on" in log.read_text()
     assert list((folder / "checkpoints").glob("[0-9]*")), "train saved before it ended"
-    assert find_holders(folder) == []
+    assert find_holders(folder) == set()

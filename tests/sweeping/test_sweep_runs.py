@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,12 +11,15 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 
 import pytest
 from quickstart_runs import assert_same_run
-from sweeps import ROOT, count_lines, find_processes, make_command, read_summary, wait_until
+from sweeps import ROOT, count_lines, find_marked, make_command, mark, read_summary, wait_until
 
 pytestmark = pytest.mark.slow
+
+WORKER = "distill_sbs.sweeping.worker"
 
 # Two methods, two seeds, and a cell that nothing is wrong with before it starts.
 GRID = [
@@ -34,9 +38,21 @@ def run(command: list[str], status: int = 0) -> subprocess.CompletedProcess[str]
     return done
 
 
-def start(command: list[str], log: pathlib.Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+def start(command: list[str], folder: pathlib.Path) -> subprocess.Popen[bytes]:
+    """What it prints goes to `printed.txt` in the folder, which marks all that it starts."""
+    with (folder / "printed.txt").open("wb") as file:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=mark(folder), stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: pathlib.Path) -> Iterator[None]:
+    """Ends what a test that failed has left."""
+    yield
+    for number in find_marked(tmp_path):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +140,18 @@ def test_a_signal_is_passed_on_and_nothing_is_orphaned(
         steps=100_000,
     )  # fmt: skip
     log = tmp_path / "printed.txt"
-    running = start(command, log)
+    running = start(command, tmp_path)
     runs = tmp_path / "sweep" / "comparisons_finetune" / "fraction_1"
     files = [runs / f"seed_{seed}" / "metrics.jsonl" for seed in (0, 1)]
     wait_until(
         lambda: all(map(count_lines, files)) or running.poll() is not None, "a step of each run"
     )
+    assert sum(WORKER in command for command in find_marked(tmp_path).values()) == 2
     running.send_signal(number)
     assert running.wait(timeout=600) == 128 + number, log.read_text()
     printed = log.read_text()
     assert "the same command goes on" in printed and "Traceback" not in printed
-    assert find_processes(str(tmp_path)) == []
+    assert find_marked(tmp_path) == {}
     for seed in (0, 1):
         saved = list((runs / f"seed_{seed}" / "checkpoints").glob("[0-9]*"))
         assert saved, "train saved before it ended"
@@ -147,25 +164,21 @@ def test_killed_and_begun_again_it_comes_to_the_same_table(
 ) -> None:
     command = make_command(tmp_path, *GRID, "--parallel=1", "--gin.CHECKPOINT_PERIOD=2", data=data)
     log = tmp_path / "printed.txt"
-    running = start(command, log)
+    running = start(command, tmp_path)
     second = tmp_path / "sweep" / "comparisons_dss_template" / "seed_0" / "metrics.jsonl"
     wait_until(lambda: count_lines(second) or running.poll() is not None, "the second run's step")
     assert running.poll() is None, log.read_text()
     if victim == "sweep":
         running.kill()
         running.wait()
-        wait_until(lambda: find_processes(str(tmp_path)) == [], "its worker, which saves and ends")
-        status = 0
+        wait_until(lambda: not find_marked(tmp_path), "its worker, which saves and ends")
     else:
-        (worker,) = set(find_processes("distill_sbs.sweeping.worker")) & set(
-            find_processes(str(tmp_path))
-        )
-        os.kill(int(worker), signal.SIGKILL)
+        (worker,) = [each for each, told in find_marked(tmp_path).items() if WORKER in told]
+        os.kill(worker, signal.SIGKILL)
         assert running.wait(timeout=1800) == 5
         assert "its process was ended by SIGKILL; was there too little memory?" in log.read_text()
-        assert find_processes(str(tmp_path)) == []
-        status = 0
-    done = run(command, status)
+        assert find_marked(tmp_path) == {}
+    done = run(command)
     assert "4 runs, 4 to do" not in done.stdout
     assert read_summary(tmp_path) == read_summary(whole)
     for mixture in ("comparisons_finetune", "comparisons_dss_template"):
@@ -187,7 +200,7 @@ def test_a_cell_alone_is_the_same_run(
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path: pathlib.Path, data: pathlib.Path) -> None:
     command = make_command(tmp_path, "--mixtures=comparisons_finetune", data=data, steps=100_000)
-    running = start(command, tmp_path / "printed.txt")
+    running = start(command, tmp_path)
     wait_until(lambda: (tmp_path / "sweep" / ".lock").exists(), "the lock")
     done = run(command, status=2)
     assert "a sweep" in done.stderr and str(running.pid) in done.stderr
