@@ -11,7 +11,12 @@ from distill_sbs import sweep
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SWEEPS = sorted(path.stem for path in (ROOT / "gin" / "sweeps").glob("*.gin"))
 # On embedded data; the others need the published.
-EMBEDDED = {"quickstart": 12, "teacher": 12, "wordproblems_methods": 36}
+EMBEDDED = {
+    "comparisons_methods": 160,
+    "quickstart": 12,
+    "teacher": 12,
+    "wordproblems_methods": 36,
+}
 PUBLISHED = {"data_fraction": 40, "methods": 16, "model_size": 24, "rationale_rate": 20}
 
 
