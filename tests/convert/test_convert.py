@@ -307,6 +307,7 @@ def trained(model_dir: pathlib.Path, data_dir: pathlib.Path, **changes: Any) -> 
     return Student.load(str(model_dir)).params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "native", "t5x"])
 def test_training_starts_from_every_form(
     given: tuple[pathlib.Path, Memory],

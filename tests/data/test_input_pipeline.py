@@ -162,6 +162,7 @@ def test_prefetcher_passes_items_and_errors_on() -> None:
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "split"),
     [("cqa", "train"), ("svamp", "train"), ("esnli", "train"), ("anli1", "validation")],
