@@ -3,8 +3,8 @@
 Enters: tests as they run. Leaves: at the end of a run the tests without the marker `slow` that took
 more than `SLOW_SECONDS`, and those with it that took less than a quarter of that. With
 `--check-slow`, as CI has it, a test without the marker that took more than `ERROR_SECONDS` is an
-error. Between the two lies the margin: a machine a third as fast as the one on which the markers were
-set, or one so busy that its caches are cold, names more tests and fails for none.
+error. Between the two lies the margin: a machine a third as fast as the one on which the markers
+were set, or one so busy that its caches are cold, names more tests and fails for none.
 
 Processor time, of the test and of the processes that it started and waited for: on a busy machine a
 test takes longer by the clock, and is none the slower. What a fixture shared by several tests takes
