@@ -42,7 +42,7 @@ def test_every_published_experiment_is_there() -> None:
     assert {path.stem for path in PUBLISHED} == {
         f"{dataset}_{method}_base"
         for dataset in ("cqa", "svamp", "esnli", "anli1")
-        for method in ("finetune", "distill", "dss", "dss_distill")
+        for method in ("finetune", "distill", "dss", "dss_distill", "joint", "pinto")
     }
     assert {path.stem for path in (ROOT / "gin" / "models").glob("*.gin")} >= {
         f"t5_1_1_{size}" for size in ("tiny", "small", "base", "large", "xl", "xxl")
@@ -88,10 +88,12 @@ def test_published_experiments_state_the_published_numbers(path: pathlib.Path) -
             "distill": f"{dataset}_distill_palm",
             "dss": f"{dataset}_dss_palm",
             "dss_distill": f"{dataset}_dss_distill_palm",
+            "joint": f"{dataset}_joint_palm",
+            "pinto": f"{dataset}_pinto_palm",
         }[method]
     )
     # 64 examples a step; distilling step-by-step has two rows for each.
-    assert values["BATCH_SIZE"] == {"finetune": 64, "distill": 64}.get(method, 128)
+    assert values["BATCH_SIZE"] == (128 if method in ("dss", "dss_distill") else 64)
     assert values["TRAIN_STEPS"] == 10_000
     assert values["LEARNING_RATE"] == 5e-5
     assert values["TASK_FEATURE_LENGTHS"] == {"inputs": 1024, "targets": 256, "task_ids": 256}
@@ -101,7 +103,7 @@ def test_published_experiments_state_the_published_numbers(path: pathlib.Path) -
     assert values["WEIGHT_DECAY"] == 0.0
     assert values["GRADIENT_CLIP_NORM"] == 1.0
     assert values["OPTIMIZER"] == "adamw"
-    assert values["MAX_DECODE_TOKENS"] == 64
+    assert values["MAX_DECODE_TOKENS"] == (256 if method == "joint" else 64)
     assert values["STUDENT"] == "t5_1_1_base"
     assert values["INITIAL_CHECKPOINT_PATH"] == (
         "gs://t5-data/pretrained_models/t5x/t5_1_1_base/checkpoint_1000000"
