@@ -21,10 +21,9 @@ import queue
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 
-from distill_sbs.cli import command_line
+from distill_sbs.cli import command_line, python_messages
 from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes
 from distill_sbs.train import DESCRIPTION
@@ -88,8 +87,8 @@ def _train(arguments: Sequence[str]) -> int:
         )
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        python_messages.show_exception(type(error), error, error.__traceback__)
         return 1
     finally:
         sys.stdout.flush()
