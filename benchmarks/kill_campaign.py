@@ -163,7 +163,8 @@ class Campaign:
         model_dir = self.folder / f"run_{number}"
         while True:
             trainer = Trainer(self.runs, model_dir)
-            if moments and self._kill(trainer, moments[0], len(moments)):
+            # Once its results are written a run is left to end: there is no test to kill it in.
+            if moments and not trainer.is_done() and self._kill(trainer, moments[0], len(moments)):
                 seconds = time.monotonic() - trainer.started
                 kill = Kill(number, moments.pop(0), trainer.logged, trainer.newest(), seconds)
                 self.kills.append(kill)
@@ -187,6 +188,10 @@ class Campaign:
         else:
             came = trainer.wait_until(trainer.is_testing)
             time.sleep(draw.uniform(0, self._test_seconds / 2))
+            trainer.process.send_signal(signal.SIGSTOP)
+            if trainer.is_done():
+                trainer.process.send_signal(signal.SIGCONT)
+                return False
         if not came or trainer.process.poll() is not None:
             return False
         trainer.process.kill()
