@@ -48,16 +48,20 @@ class RayCluster:
         address = config.ray_address or os.environ.get("RAY_ADDRESS")
         try:
             self._ray.init(
-                address=address,
-                include_dashboard=False if address is None else None,
+                # Not None: Ray would look for one that somebody has started here, dead or alive.
+                address=address or "local",
+                include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises that very class where a node does not start
+            told = " ".join(str(error).split())[:200]
+            where = f"RAY_ADDRESS={address!r}: no Ray cluster answers there"
             raise UserError(
-                f"RAY_ADDRESS={address!r}: no Ray cluster answers there "
-                f"({' '.join(str(error).split())[:200]}); start one with `ray start --head`"
+                f"{where} ({told}); start one with `ray start --head`"
+                if address
+                else f"Ray does not start on this machine ({told})"
             ) from error
         _take_signals_back()
         resources = {"TPU": config.tpus_per_run} if config.tpus_per_run else {}

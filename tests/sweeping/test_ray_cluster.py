@@ -201,3 +201,15 @@ def test_sigterm_stops_the_runs_of_a_cluster(cluster: Cluster, tmp_path: pathlib
     assert "the same command goes on" in log.read_text()
     assert list((folder / "checkpoints").glob("[0-9]*")), "train saved before it ended"
     assert find_holders(folder) == set()
+
+
+@pytest.mark.slow
+def test_an_address_where_nobody_answers(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    address = f"127.0.0.1:{find_free_port()}"
+    more = ["--gin.EXECUTOR='ray'", f"--gin.RAY_ADDRESS='{address}'"]
+    command = make_command(tmp_path, "--mixtures=comparisons_finetune", *more)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"RAY_ADDRESS='{address}': no Ray cluster answers there" in done.stderr
+    assert "Traceback" not in done.stderr
