@@ -35,7 +35,7 @@ from distill_sbs.config import OptimizerConfig  # noqa: E402
 from distill_sbs.distributed import sharding  # noqa: E402
 from distill_sbs.model.config import CONFIG_NAMES, named_config  # noqa: E402
 from distill_sbs.training.optimizer import make_optimizer  # noqa: E402
-from distill_sbs.training.program import training_program  # noqa: E402
+from distill_sbs.training.program import build_training_program  # noqa: E402
 
 
 def measure(work: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -61,7 +61,9 @@ def main() -> int:
     folder = pathlib.Path(options.folder)
     folder.mkdir(parents=True)
     config = named_config(options.size)
-    program = training_program(config, make_optimizer(OptimizerConfig(), 1), sharding.make_mesh(1))
+    program = build_training_program(
+        config, make_optimizer(OptimizerConfig(), 1), sharding.make_mesh(1)
+    )
     draw = np.random.default_rng(0)
     state = jax.tree.map(
         lambda leaf: jax.device_put(

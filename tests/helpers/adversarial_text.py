@@ -318,7 +318,7 @@ def functions() -> dict[str, Callable[[str], object]]:
         "parse_svamp": palm_outputs.parse_svamp,
         "parse_esnli": palm_outputs.parse_esnli,
         "parse_anli": palm_outputs.parse_anli,
-        "palm_outputs.expression": palm_outputs.expression,
+        "palm_outputs.find_expression": palm_outputs.find_expression,
         "equation_value": metrics.equation_value,
         "answers_match": lambda text: metrics.answers_match(text, text),
         "equations_match": lambda text: metrics.equations_match(text, text),

@@ -53,7 +53,7 @@ class TextFolder(seqio.DataSource):
         if not files:
             raise UserError(
                 f"TEXT_DIR={folder!r} holds no *.txt; give a folder of text files, or fetch some "
-                "with benchmarks/fetch_text.sh"
+                "with benchmarks/fetch_text.py"
             )
         return files
 
