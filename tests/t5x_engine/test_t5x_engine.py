@@ -143,15 +143,16 @@ def test_network_loss_and_gradients_on_a_packed_batch(config: configs.T5Config) 
     report("gradient, largest relative difference of a tensor", max(jax.tree.leaves(worst)), 1e-4)
 
 
-def tiny_batches(count: int) -> list[dict[str, np.ndarray]]:
-    """Batches of our own pipeline: packed rows of the mixture `tiny_dss_gpt`."""
-    mixture = registration.get_mixture_or_task("tiny_dss_gpt")
+def tiny_batches(count: int, name: str = "tiny_dss_gpt") -> list[dict[str, np.ndarray]]:
+    """Batches of our own pipeline: rows of a mixture or task, packed where the mixture is both."""
+    mixture = registration.get_mixture_or_task(name)
     data = input_pipeline.load_training_data(
         mixture, LENGTHS, batch_size=16, seed=0, row_multiple=4
     )
     stream = data.batches(data.sampler.start())
     batches = [next(stream)[0] for _ in range(count)]
-    assert max(batch["encoder_segment_ids"].max() for batch in batches) > 1
+    packed = max(batch["encoder_segment_ids"].max() for batch in batches) > 1
+    assert packed or name != "tiny_dss_gpt"
     return batches
 
 
@@ -184,9 +185,13 @@ def t5x_trainer(
 
 
 @pytest.mark.usefixtures("tiny_settings")
-def test_twenty_steps_of_both_engines() -> None:
-    """From the same weights, on the same packed batches in the same order, without dropout."""
-    batches, params = tiny_batches(20), random_parameters(BYTES)
+@pytest.mark.parametrize("mixture", ["tiny_dss_gpt", "tiny_finetune", "tiny_pretrain"])
+def test_twenty_steps_of_both_engines(mixture: str) -> None:
+    """From the same weights, on the same packed batches in the same order, without dropout.
+
+    Pretraining and finetuning too: what T5X computes there is its own loss, over labels alone.
+    """
+    batches, params = tiny_batches(20, mixture), random_parameters(BYTES)
     model = StepByStepModel(
         stock_model(BYTES, optimizer_def=configuration.optimizer("adamw", 20, learning_rate=1e-3)),
         RATE,
