@@ -10,11 +10,13 @@ small runs do not pay a start-up each here either.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import selectors
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,23 +49,25 @@ class RayCluster:
         self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         address = config.ray_address or os.environ.get("RAY_ADDRESS")
         try:
-            self._ray.init(
-                # Not None: Ray would look for one that somebody has started here, dead or alive.
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+            _check_answers(address)
+            with _keep_signals():
+                self._ray.init(
+                    # Not None: Ray would look for one that was started here, dead or alive.
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
         except Exception as error:  # Ray raises that very class where a node does not start
             told = " ".join(str(error).split())[:200]
             where = f"RAY_ADDRESS={address!r}: no Ray cluster answers there"
             raise UserError(
-                f"{where} ({told}); start one with `ray start --head`"
+                f"{where} ({told}); start one with `ray start --head`, and where it asks for a "
+                "token, give it in $RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
                 if address
                 else f"Ray does not start on this machine ({told})"
             ) from error
-        _take_signals_back()
         resources = {"TPU": config.tpus_per_run} if config.tpus_per_run else {}
         self._train = self._ray.remote(
             num_cpus=config.cpus_per_run,
@@ -131,11 +135,25 @@ class RayCluster:
             wait_until_free(task.folder)
 
 
-def _take_signals_back() -> None:
-    """Installs Python's handlers again: Ray has put its own of SIGTERM over them, which aborts."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            handler = signal.getsignal(number)
+def _check_answers(address: str | None) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; Ray would ask for minutes."""
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+
+
+@contextlib.contextmanager
+def _keep_signals() -> Iterator[None]:
+    """Afterwards signals go where they went before: Ray puts handlers of its own over ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
 
