@@ -211,6 +211,7 @@ def test_sigterm_stops_the_runs_of_a_cluster(cluster: Cluster, tmp_path: pathlib
     assert find_holders(folder) == set()
 
 
+@pytest.mark.slow
 def test_an_address_where_nobody_answers(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     address = f"127.0.0.1:{find_free_port()}"
