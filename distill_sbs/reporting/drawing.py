@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from distill_sbs.reporting import words
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType  # from Matplotlib 3.11 on
 
 _DOTS_PER_INCH = 150
+# Of zlib, 0 to 9: beyond this the time doubles, and lines on white get hardly smaller.
+_COMPRESSION = 4
 
 # Okabe and Ito (2008): blue, orange, green, purple, sky blue, vermilion, black; yellow is hardly
 # seen on white and comes last.
@@ -49,17 +53,27 @@ _DASHES = ("-", "--", "-.", ":")
 LINE_COLOUR = "#555555"
 _LEGEND_ROW = 0.19  # inches
 
+# Values are shown on a logarithmic axis if the largest is as many times the smallest.
+_MUCH = 15
+# Of an axis across beyond its outermost values, as a share of their distance.
+_MARGIN = 0.045
+# Room that a tick's label takes of an axis across, which is 1 wide: a character, and between two.
+_CHARACTER, _BETWEEN_TICKS = 0.0135, 0.012
+
 _STYLE: Mapping[RcKeyType, object] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
-    "figure.constrained_layout.use": True,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
+    "figure.dpi": _DOTS_PER_INCH,
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "grid.alpha": 0.3,
     "legend.fontsize": 8,
     "legend.frameon": False,
+    "legend.title_fontsize": 8,
     "svg.fonttype": "path",
     "svg.hashsalt": "distill_sbs",
     "text.parse_math": False,
@@ -96,12 +110,19 @@ class Style:
 
 
 def render(name: str, title: str, caption: str, fill: Callable[[Canvas], None]) -> Figure:
-    """Draws on a canvas of its own; nothing of matplotlib's global state is used or left."""
+    """Draws on a canvas of its own; nothing of matplotlib's global state is used or left.
+
+    With a layout engine of its own a canvas is laid out, and drawn without paper, before each of
+    the two files; hence the layout is found once here.
+    """
     with matplotlib.rc_context(dict(_STYLE)), _no_warnings_of_glyphs():
-        canvas = Canvas(figsize=(6.4, 3.6))
+        canvas = Canvas(figsize=(7.2, 3.9))
         fill(canvas)
         png, svg = io.BytesIO(), io.StringIO()
-        canvas.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+        FigureCanvasAgg(canvas)  # what texts measure is remembered from the layout to the picture
+        ConstrainedLayoutEngine().execute(canvas)
+        quick = {"compress_level": _COMPRESSION}
+        canvas.savefig(png, format="png", metadata={"Software": None}, pil_kwargs=quick)
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return Figure(name, title, caption, png.getvalue(), svg.getvalue())
 
@@ -117,39 +138,54 @@ def _no_warnings_of_glyphs() -> Iterator[None]:
 def mark_fractions(axes: Axes, fractions: Sequence[float]) -> None:
     """Ticks at the fractions that were run; logarithmic where they span a lot."""
     found = sorted(set(fractions))
-    if found[-1] / found[0] >= 15:
-        axes.set_xscale("log")
+    scale_shares(axes, found)
     axes.set_xlabel("share of the training data (%)")
     mark_ticks(axes, found, lambda value: f"{100 * value:.4g}")
 
 
+def scale_shares(axes: Axes, values: Sequence[float]) -> None:
+    """Makes the axis across logarithmic where ascending values span a lot; 0 has its place left."""
+    positive = [value for value in values if value > 0]
+    if not positive or positive[-1] / positive[0] < _MUCH:
+        return
+    if positive[0] == values[0]:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=positive[0])
+
+
 def mark_ticks(axes: Axes, values: Sequence[float], show: Callable[[float], str]) -> None:
-    """Ticks at these values, as many as have room; no others."""
-    is_log = axes.get_xscale() == "log"
-    low, high = values[0], values[-1]
+    """Ticks at these ascending values, as many as have room, both ends first; no others.
 
-    def locate(value: float) -> float:
-        if low == high:
-            return 0.5
-        if is_log:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
+    The axis ends a little beyond them.
+    """
+    scale = axes.xaxis.get_transform()
+    places = scale.transform(np.asarray(values, float))
+    width = float(places[-1] - places[0]) or 1.0
+    if len(values) > 1:
+        ends = np.asarray([places[0] - _MARGIN * width, places[-1] + _MARGIN * width])
+        axes.set_xlim(*map(float, scale.inverted().transform(ends)))
+    kept: dict[float, float] = {}  # value → place, 0 to 1
+    for index in dict.fromkeys([len(values) - 1, 0, *reversed(range(len(values)))]):
+        value, place = values[index], float(places[index] - places[0]) / width
 
-    kept = [high]
-    for value in reversed(values[:-1]):
-        if locate(kept[-1]) - locate(value) >= 0.065:
-            kept.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(kept[::-1]))
+        def needs(other: float, value: float = value) -> float:
+            return _BETWEEN_TICKS + _CHARACTER * (len(show(value)) + len(show(other))) / 2
+
+        if all(abs(place - at) >= needs(other) for other, at in kept.items()):
+            kept[value] = place
+    axes.xaxis.set_major_locator(FixedLocator(sorted(kept)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(float(value))))
 
 
-def add_legend(canvas: Canvas, panels: Sequence[Axes], widest: int = 36) -> None:
+def add_legend(canvas: Canvas, panels: Sequence[Axes], note: str, widest: int = 44) -> None:
     """What the lines of all panels are, below them, in room of its own.
 
     Args:
       canvas: grows by as much.
       panels: whose lines.
+      note: stands above the lines: of how many each point is, and what bands are.
       widest: characters of a label beside which another has room.
     """
     handles: dict[str, Artist] = {}
@@ -158,11 +194,18 @@ def add_legend(canvas: Canvas, panels: Sequence[Axes], widest: int = 36) -> None
             handles.setdefault(label, handle)
     if not handles:
         return
-    columns = 1 if max(map(len, handles)) > widest else 2
-    rows = -(-len(handles) // columns)
+    columns = 1 if len(handles) == 1 or max(map(len, handles)) > widest else 2
+    rows = -(-len(handles) // columns) + 1
     width, height = canvas.get_size_inches()
     canvas.set_size_inches(width, height + _LEGEND_ROW * rows)
-    canvas.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+    canvas.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        title=note,
+        handlelength=2.6,
+    )
 
 
 def choose_styles(cells: Sequence[Cell]) -> dict[tuple[str, Series], Style]:

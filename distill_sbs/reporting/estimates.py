@@ -53,8 +53,12 @@ class Interval:
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error of at least one value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), error, len(values))
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Estimate(mean, None, 1)
+    # By floats: `statistics.stdev` reckons in fractions, which takes long over curves' points.
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Estimate(mean, math.sqrt(squares / (count - 1) / count), count)
 
 
 def find_t_quantile(degrees_of_freedom: int) -> float:

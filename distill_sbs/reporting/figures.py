@@ -1,7 +1,7 @@
 """The figures of a report: accuracy against data, size and λ, least data and size, training.
 
 Enters: `Findings`. Leaves: `Figure`s, where the runs have the points for them. Bands are mean ±
-standard error.
+standard error. Every figure says itself, above its legend, of how many seeds and examples it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.drawing import (
@@ -26,6 +26,7 @@ from distill_sbs.reporting.drawing import (
     mark_fractions,
     mark_ticks,
     render,
+    scale_shares,
 )
 from distill_sbs.reporting.estimates import estimate
 from distill_sbs.reporting.findings import (
@@ -41,6 +42,8 @@ from distill_sbs.reporting.run import Model
 
 MOST_FIGURES = 60
 MOST_LINES = 12
+# Markers on a curve of many points, so that lines are told apart without their colours.
+_MARKERS_ON_A_CURVE = 6
 
 
 def draw_figures(findings: Findings) -> tuple[list[Figure], list[str]]:
@@ -110,18 +113,21 @@ class _Drawer:
         def fill(canvas: Canvas) -> None:
             axes = self._axes(canvas, title)
             self._lines(axes, dataset, cells, lambda cell: cell.fraction)
-            for cell in cells:
-                if cell.series.method == words.FINETUNE and cell.fraction == 1:
-                    style = self._styles[cell.dataset, cell.series]
-                    axes.axhline(
-                        100 * cell.accuracy.mean, color=style.colour, linestyle=":", linewidth=1
-                    )
+            for cell in whole:
+                axes.axhline(
+                    100 * cell.accuracy.mean,
+                    color=self._styles[cell.dataset, cell.series].colour,
+                    linestyle=":",
+                    linewidth=1,
+                    label=f"{words.cut(self._names.name_series(cell.series, dataset))}, 100 %",
+                )
             self._teacher_lines(axes, dataset)
             mark_fractions(axes, [cell.fraction for cell in cells])
-            add_legend(canvas, [axes])
+            add_legend(canvas, [axes], self._note(cells))
 
-        dotted = any(cell.series.method == words.FINETUNE and cell.fraction == 1 for cell in cells)
-        extra = " Dotted: standard finetuning on 100 %." if dotted else ""
+        whole = [c for c in cells if c.series.method == words.FINETUNE and c.fraction == 1]
+        whole = whole[:MOST_LINES]
+        extra = " Dotted: standard finetuning on 100 %." if whole else ""
         return render(f"data_fraction_{number}", title, self._caption(cells) + extra + note, fill)
 
     # ------------------------------ size of the student -----------------------
@@ -148,7 +154,7 @@ class _Drawer:
             self._teacher_lines(axes, dataset)
             axes.set_xlabel("parameters of the student")
             mark_ticks(axes, sorted({_size(cell) for cell in cells}), words.show_count)
-            add_legend(canvas, [axes])
+            add_legend(canvas, [axes], self._note(cells))
 
         return render(f"model_size_{number}", title, self._caption(cells) + note, fill)
 
@@ -157,68 +163,69 @@ class _Drawer:
     def _least(self) -> Iterator[Callable[[], Figure]]:
         number = itertools.count(1)
         for line in self._findings.lines:
-            passing = {
-                each.series: found
-                for each in self._findings.size_headlines
-                if each.line == line
-                and (
-                    found := [
-                        c
-                        for c in find_passing_cells(self._findings.cells, line, each.series)
-                        if c.model is not None and c.model.parameters is not None
-                    ]
-                )
-            }
+            own = [cell for cell in self._findings.cells if cell.dataset == line.dataset]
+            kept, note = keep_one_rate(own)
+            passing: dict[Series, list[Cell]] = {}
+            for each in self._findings.size_headlines:
+                if each.line == line:
+                    found = find_passing_cells(kept, line, each.series)
+                    sized = [c for c in found if c.model and c.model.parameters is not None]
+                    if sized:
+                        passing[each.series] = sized
             if passing:
-                yield self._drawing_least(next(number), line, passing)
+                yield self._drawing_least(next(number), line, passing, note)
 
     def _drawing_least(
-        self, number: int, line: TeacherLine, passing: Mapping[Series, list[Cell]]
+        self, number: int, line: TeacherLine, passing: Mapping[Series, list[Cell]], note: str
     ) -> Callable[[], Figure]:
-        return lambda: self._draw_least(number, line, passing)
+        return lambda: self._draw_least(number, line, passing, note)
 
     def _draw_least(
-        self, number: int, line: TeacherLine, passing: Mapping[Series, list[Cell]]
+        self, number: int, line: TeacherLine, passing: Mapping[Series, list[Cell]], note: str
     ) -> Figure:
         title = f"{line.dataset}: least data and size above the teacher {line.teacher}"
         cells = [cell for found in passing.values() for cell in found]
+        sizes = sorted({_size(cell) for cell in cells})
+        counted = f"mean over n = {words.show_seeds(cell.accuracy.count for cell in cells)}"
 
         def fill(canvas: Canvas) -> None:
+            shown = self._drawn(passing)
+            width, height = canvas.get_size_inches()
+            canvas.set_size_inches(width, max(height, 1.2 + 0.16 * len(shown) * len(sizes)))
             axes = self._axes(canvas, title)
-            axes.set_yscale("log")
-            sizes = sorted({_size(cell) for cell in cells})
-            axes.yaxis.set_major_locator(FixedLocator(sizes))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(
-                FuncFormatter(lambda value, _: words.show_count(float(value)))
-            )
-            axes.set_ylim(sizes[0] / 2, sizes[-1] * 2)
-            for series, found in self._drawn(passing):
+            for index, (series, found) in enumerate(shown):
+                # Each series has a lane in a student's row, or points would lie on each other.
+                lane = 0.7 * ((index + 0.5) / len(shown) - 0.5)
                 style = self._styles[line.dataset, series]
                 axes.plot(
                     [cell.fraction for cell in found],
-                    [_size(cell) for cell in found],
+                    [sizes.index(_size(cell)) - lane for cell in found],
                     color=style.colour,
                     marker=style.marker,
                     linestyle=style.dash,
-                    markersize=9,
-                    markerfacecolor="none",  # where two lie on each other, both are seen
-                    label=words.cut(self._names.name_series(series, line.dataset), 60),
+                    linewidth=1,
+                    markersize=7,
+                    label=self._label(series, line.dataset, found, cells),
                     clip_on=False,
                 )
+            axes.grid(False, axis="y")
+            for row in range(1, len(sizes)):
+                axes.axhline(row - 0.5, color="#cccccc", linewidth=0.8)
+            axes.set_yticks(range(len(sizes)), [words.show_count(size) for size in sizes])
+            axes.set_ylim(-0.5, len(sizes) - 0.5)
             axes.set_ylabel("parameters of the student")
             mark_fractions(axes, [cell.fraction for cell in cells])
             if len({cell.fraction for cell in cells}) == 1:
                 axes.margins(x=0.5)
-            add_legend(canvas, [axes])
+            above = f"Above {words.show_percent(line.accuracy)} %: {counted}"
+            add_legend(canvas, [axes], f"{above}{self._count_examples(cells)}.")
 
         caption = (
             "Each point: the least data that was run with which a student of that size is above "
-            f"the teacher's {words.show_percent(line.accuracy)} % (mean over "
-            f"{words.show_seeds(cell.accuracy.count for cell in cells)}). Lower and further left "
-            "is cheaper; a method without a point is never above it."
+            f"the teacher's {words.show_percent(line.accuracy)} % ({counted}). Lower and further "
+            "left is cheaper; a method without a point is never above it."
         )
-        return render(f"least_size_and_data_{number}", title, caption, fill)
+        return render(f"least_size_and_data_{number}", title, caption + note, fill)
 
     # ------------------------------ λ ------------------------------------------
 
@@ -238,10 +245,11 @@ class _Drawer:
     def _draw_rates(
         self, number: int, dataset: str, model: Model | None, cells: list[Cell]
     ) -> Figure:
-        fraction = words.show_fraction(cells[0].fraction)
-        title = f"{dataset}, {self._names.name_model(model)}, {fraction} of the data: λ"
+        position = f"{self._names.name_model(model)}, {words.show_fraction(cells[0].fraction)}"
+        title = f"{dataset}, {position} of the data: accuracy against λ"
         rated = [cell for cell in cells if cell.series.rate is not None]
         others = [cell for cell in cells if cell.series.method == words.FINETUNE]
+        shown = rated + others
 
         def fill(canvas: Canvas) -> None:
             axes = self._axes(canvas, title)
@@ -252,23 +260,23 @@ class _Drawer:
                 styles = [self._styles[dataset, cell.series] for cell in found]
                 own = [each for each in styles if each.colour == PREFERRED.get(series.method)]
                 style = (own or styles)[0]
-                self._line(axes, self._names.name_series(series, dataset), style, found, _rate)
+                self._line(axes, self._label(series, dataset, found, shown), style, found, _rate)
             for cell in others[:MOST_LINES]:
-                self._level(axes, cell, self._names.name_series(cell.series, dataset))
+                self._level(axes, cell, self._label(cell.series, dataset, [cell], shown))
+            self._teacher_lines(axes, dataset)
             rates = sorted({_rate(cell) for cell in rated})
-            if rates[0] > 0 and rates[-1] / rates[0] >= 15:
-                axes.set_xscale("log")
+            scale_shares(axes, rates)
             axes.set_xlabel("λ, weight of the rationale loss")
             mark_ticks(axes, rates, lambda value: f"{value:.4g}")
-            add_legend(canvas, [axes])
+            add_legend(canvas, [axes], self._note(shown))
 
-        return render(f"rationale_rate_{number}", title, self._caption(rated + others), fill)
+        return render(f"rationale_rate_{number}", title, self._caption(shown), fill)
 
     def _level(self, axes: Axes, cell: Cell, label: str) -> None:
         """A method to which λ means nothing: a line across, with its band."""
         style = self._styles[cell.dataset, cell.series]
         mean, error = 100 * cell.accuracy.mean, 100 * (cell.accuracy.standard_error or 0)
-        axes.axhline(mean, color=style.colour, linestyle="--", label=words.cut(label, 60))
+        axes.axhline(mean, color=style.colour, linestyle="--", label=label)
         if error:
             axes.axhspan(mean - error, mean + error, color=style.colour, alpha=0.12, linewidth=0)
 
@@ -288,8 +296,10 @@ class _Drawer:
     ) -> Figure:
         fraction = words.show_fraction(cells[0].fraction)
         title = f"{dataset}, {self._names.name_model(model)}, {fraction} of the data: training"
-        cells, note = keep_one_rate(cells)
+        cells, shown_rate = keep_one_rate(cells)
         curves = sorted({name for cell in cells for run in cell.runs for name in run.curves})
+        counts = [sum(bool(run.curves) for run in cell.runs) for cell in cells]
+        note = self._note(cells, counts, "validation")
 
         def fill(canvas: Canvas) -> None:
             canvas.set_size_inches(3.4 * max(2, len(curves)), 3.1)
@@ -301,14 +311,20 @@ class _Drawer:
                 panel.set_title(name.replace("_", " "))
                 panel.set_xlabel("step")
                 panel.set_ylabel("accuracy (%)" if is_share else "nats a token")
-                for _, (cell,) in shown:
-                    self._curve(panel, name, cell, 100 if is_share else 1, dataset)
-            add_legend(canvas, panels, widest=60)
+                for axis in (panel.xaxis, panel.yaxis):
+                    axis.set_major_locator(MaxNLocator(5))
+                panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_step(value)))
+                for index, (_, (cell,)) in enumerate(shown):
+                    label = self._label(cell.series, dataset, [cell], cells)
+                    self._curve(panel, name, cell, 100 if is_share else 1, label, index)
+            add_legend(canvas, panels, note, widest=60)
 
-        caption = self._caption(cells).replace("Accuracy", "Losses and accuracy", 1)
-        return render(f"training_{number}", title, caption + note, fill)
+        caption = f"Losses and accuracy: {note[0].lower()}{note[1:]}{shown_rate}"
+        return render(f"training_{number}", title, caption, fill)
 
-    def _curve(self, axes: Axes, name: str, cell: Cell, scale: float, dataset: str) -> None:
+    def _curve(
+        self, axes: Axes, name: str, cell: Cell, scale: float, label: str, index: int
+    ) -> None:
         """Mean over the seeds at steps that all of them logged, and a band."""
         style = self._styles[cell.dataset, cell.series]
         curves = [dict(run.curves[name]) for run in cell.runs if name in run.curves]
@@ -319,15 +335,18 @@ class _Drawer:
             return
         points = [_spread([scale * curve[step] for curve in curves]) for step in steps]
         means = [mean for mean, _ in points]
+        every = max(1, len(steps) // _MARKERS_ON_A_CURVE)
         axes.plot(
             steps,
             means,
             color=style.colour,
             linestyle=style.dash,
             linewidth=1.3,
-            marker=style.marker if len(steps) < 15 else "",
-            markersize=3,
-            label=words.cut(self._names.name_series(cell.series, dataset), 60),
+            marker=style.marker,
+            markersize=4,
+            # Of lines that lie on each other the markers stand beside each other.
+            markevery=(index * every // MOST_LINES, every),
+            label=label,
         )
         if len(curves) > 1:
             axes.fill_between(
@@ -354,13 +373,8 @@ class _Drawer:
         for cell in cells:
             grouped.setdefault(cell.series, []).append(cell)
         for series, found in self._drawn(grouped):
-            self._line(
-                axes,
-                self._names.name_series(series, dataset),
-                self._styles[dataset, series],
-                found,
-                locate,
-            )
+            label = self._label(series, dataset, found, cells)
+            self._line(axes, label, self._styles[dataset, series], found, locate)
 
     def _drawn(self, grouped: Mapping[Series, list[Cell]]) -> list[tuple[Series, list[Cell]]]:
         """As many lines as a figure has room for."""
@@ -388,7 +402,7 @@ class _Drawer:
             marker=style.marker,
             linestyle=style.dash,
             markersize=5,
-            label=words.cut(label, 60),
+            label=label,
         )
         errors = [100 * (cell.accuracy.standard_error or 0.0) for cell in ordered]
         if len(positions) == 1 and errors[0]:  # a band without width is not seen
@@ -411,23 +425,53 @@ class _Drawer:
                 label=words.cut(f"few-shot CoT of the teacher ({line.teacher})", 60),
             )
 
-    def _caption(self, cells: Iterable[Cell]) -> str:
+    def _label(
+        self, series: Series, dataset: str, own: Iterable[Cell], shown: Iterable[Cell]
+    ) -> str:
+        """A line's name; n of its own where not all lines of the figure have the same."""
+        label = words.cut(self._names.name_series(series, dataset), 60)
+        of_all = {cell.accuracy.count for cell in shown}
+        of_own = sorted({cell.accuracy.count for cell in own})
+        if len(of_all) == 1:
+            return label
+        return f"{label}, n = {' to '.join(map(str, dict.fromkeys((of_own[0], of_own[-1]))))}"
+
+    def _caption(self, cells: Sequence[Cell]) -> str:
         """What the lines and bands are, and n."""
-        cells = list(cells)
-        counts = [cell.accuracy.count for cell in cells]
-        examples = {
+        note = self._note(cells)
+        return f"Accuracy: {note[0].lower()}{note[1:]}"
+
+    def _note(
+        self, cells: Sequence[Cell], counts: Sequence[int] = (), split: str | None = None
+    ) -> str:
+        """n, and what the bands are; `counts` are the seeds, where they are not all of a cell's."""
+        counts = counts or [cell.accuracy.count for cell in cells]
+        if any(cell.accuracy.standard_error is not None for cell in cells) and max(counts) > 1:
+            band = "Bands: ± standard error."
+        else:
+            band = "No bands: one seed." if max(counts) == 1 else "No bands: no error is known."
+        return (
+            f"Mean over n = {words.show_seeds(counts)}{self._count_examples(cells, split)}. {band}"
+        )
+
+    def _count_examples(self, cells: Iterable[Cell], split: str | None = None) -> str:
+        """', 400 test examples', or nothing where no run says how many."""
+        split = split or self._findings.split
+        found = {
             scores.examples
             for cell in cells
             for run in cell.runs
-            if (scores := run.scores.get(self._findings.split)) and scores.examples
+            if (scores := run.scores.get(split)) and scores.examples
         }
-        of = (
-            f", {next(iter(examples)):,} {self._findings.split} examples"
-            if len(examples) == 1
-            else ""
-        )
-        band = " Bands: ± standard error." if max(counts, default=0) > 1 else " No bands: one seed."
-        return f"Accuracy: mean over n = {words.show_seeds(counts)}{of}.{band}"
+        if not found:
+            return ""
+        numbers = " to ".join(f"{each:,}" for each in sorted({min(found), max(found)}))
+        return f", {numbers} {split} examples"
+
+
+def _show_step(step: float) -> str:
+    """A step on an axis: 800, 20 k."""
+    return f"{step:g}" if abs(step) < 10_000 else words.show_count(step)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

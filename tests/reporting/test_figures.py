@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from distill_sbs.reporting import figures as drawn
@@ -43,7 +48,7 @@ def make_run(
         fraction,
         rate,
         seed,
-        scores={"test": Scores(accuracy, 400)},
+        scores={"test": Scores(accuracy, 400), "validation": Scores(accuracy, 100)},
         curves=curves or {},
     )
 
@@ -87,7 +92,119 @@ def test_every_figure_of_the_paper_is_drawn_where_there_are_points(made: list[Fi
     )
     assert size.title == "cqa, 100 % of the data: accuracy against size"
     assert "above the teacher's 50.0 %" in least.caption
-    assert training.caption.startswith("Losses and accuracy: mean over n = 2 seeds, 400")
+    assert training.caption == (
+        "Losses and accuracy: mean over n = 2 seeds, 100 validation examples. "
+        "Bands: ± standard error."
+    )
+
+
+class Drawn(NamedTuple):
+    """What stands in a figure."""
+
+    note: str
+    labels: list[str]
+    ticks: list[str]
+    canvas: Canvas
+
+
+def draw(monkeypatch: pytest.MonkeyPatch, runs: list[Run]) -> dict[str, Drawn]:
+    """The figures of runs, by name, as they are before they become pictures."""
+    found: dict[str, Drawn] = {}
+
+    def look(name: str, title: str, caption: str, fill: Callable[[Canvas], None]) -> Figure:
+        canvas = Canvas()
+        fill(canvas)
+        (legend,) = canvas.legends
+        axis = canvas.axes[0].xaxis
+        found[name] = Drawn(
+            legend.get_title().get_text(),
+            [text.get_text() for text in legend.get_texts()],
+            [axis.get_major_formatter()(place) for place in axis.get_majorticklocs()],
+            canvas,
+        )
+        return Figure(name, title, caption, b"", "")
+
+    monkeypatch.setattr(drawn, "render", look)
+    draw_figures(find(runs, "test"))
+    return found
+
+
+def test_every_figure_says_n_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = draw(monkeypatch, RUNS)
+    assert len(looks) == 6
+    bands = "400 test examples. Bands: ± standard error."
+    assert looks["data_fraction_1"].note == f"Mean over n = 1 to 2 seeds, {bands}"
+    assert looks["data_fraction_1"].labels == [
+        "standard finetuning, n = 1 to 2",
+        "distilling step-by-step (palm), λ = 1, n = 1",
+        "standard finetuning, 100 %",
+        "few-shot CoT of the teacher (palm)",
+    ]
+    assert looks["model_size_1"].note == f"Mean over n = 1 to 2 seeds, {bands}"
+    least = looks["least_size_and_data_1"]
+    assert least.note == "Above 50.0 %: mean over n = 1 seed, 400 test examples."
+    assert looks["rationale_rate_1"].note == (
+        "Mean over n = 1 seed, 400 test examples. No bands: one seed."
+    )
+    training = looks["training_1"]
+    assert training.note == (
+        "Mean over n = 2 seeds, 100 validation examples. Bands: ± standard error."
+    )
+    assert training.labels == ["standard finetuning"]
+
+
+def test_a_mean_from_elsewhere_has_no_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [
+        dataclasses.replace(
+            make_run("finetune", 0.5, fraction=fraction),
+            seeds=4,
+            scores={"test": Scores(0.5, examples)},
+        )
+        for fraction, examples in ((0.5, 300), (1.0, 1200))
+    ]
+    (look,) = draw(monkeypatch, runs).values()
+    assert look.note == (
+        "Mean over n = 4 seeds, 300 to 1,200 test examples. No bands: no error is known."
+    )
+
+
+def test_no_point_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [Model("a", 220_000_000), Model("b", 250_000_000)]  # near each other, as T5's Bases are
+    runs = [LINE] + [
+        make_run(method, 0.9, fraction=fraction, rate=rate, model=model)
+        for method, rate in (("finetune", None), ("joint", None), ("dss", 1.0))
+        for model in sizes
+        for fraction in (0.5, 1.0)
+    ]
+    (axes,) = draw(monkeypatch, runs)["least_size_and_data_1"].canvas.axes
+    points = [
+        (float(x), float(y))
+        for line in axes.get_lines()
+        if not str(line.get_label()).startswith("_")
+        for x, y in np.asarray(line.get_xydata(), float)
+    ]
+    assert len(points) == 6 and {x for x, _ in points} == {0.5}
+    rows = sorted(y for _, y in points)
+    assert min(high - low for low, high in itertools.pairwise(rows)) > 0.2
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["220 M", "250 M"]
+
+
+def test_a_rate_of_0_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run("dss", 0.5, rate=rate) for rate in (0.0, 0.1, 0.3, 1.0, 5.0)]
+    look = draw(monkeypatch, runs)["rationale_rate_1"]
+    assert look.ticks == ["0", "0.1", "0.3", "1", "5"]
+    axes = look.canvas.axes[0]
+    at = [
+        axes.transAxes.inverted().transform(axes.transData.transform((x, 0.5)))[0] for x in (0, 5)
+    ]
+    assert at == pytest.approx([0.041, 0.959], abs=0.001)  # 0.045 / 1.09
+
+
+def test_ticks_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    fractions = (0.01, 0.011, 0.02, 0.5, 0.97, 1.0)
+    runs = [make_run("finetune", 0.5, fraction=each) for each in fractions]
+    (look,) = draw(monkeypatch, runs).values()
+    assert look.ticks == ["1", "2", "50", "100"]
 
 
 def test_one_point_is_no_figure() -> None:
