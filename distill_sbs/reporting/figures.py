@@ -40,34 +40,17 @@ from distill_sbs.reporting.findings import (
 from distill_sbs.reporting.names import Names
 from distill_sbs.reporting.run import Model
 
-MOST_FIGURES = 60
 MOST_LINES = 12
 # Markers on a curve of many points, so that lines are told apart without their colours.
 _MARKERS_ON_A_CURVE = 6
 
 
-def draw_figures(findings: Findings) -> tuple[list[Figure], list[str]]:
-    """Every figure that the runs have the points for, and a line for what was left out."""
-    drawer = _Drawer(findings)
-    figures: list[Figure] = []
-    left = 0
-    names: set[str] = set()
-    for draw in drawer.plan():
-        if len(figures) == MOST_FIGURES:
-            left += 1
-            continue
-        figure = draw()
-        assert figure.name not in names
-        names.add(figure.name)
-        figures.append(figure)
-    notes = list(dict.fromkeys(drawer.notes))
-    if left:
-        notes.append(f"{left} figures more are not drawn; report on fewer runs to see them")
-    return figures, notes
+class Drawer:
+    """Draws the figures of one report; a series looks the same in all of them.
 
-
-class _Drawer:
-    """Draws the figures of one report; a series looks the same in all of them."""
+    Attributes:
+      notes: a line for what was left out of the figures that were drawn.
+    """
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
