@@ -37,6 +37,7 @@ _NOT_TEXT = {
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KINDS = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -52,11 +53,14 @@ def parse_json(text: str | bytes, place: str) -> JsonValue:
     """
     if isinstance(text, bytes):
         text = decode_utf8(text, place)
+    if not text.strip():
+        raise SourceError(f"{place}: broken JSON (nothing is in it)")
     try:
         value: JsonValue = json.loads(text)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if error.lineno > 1 else ""
-        told = f"{place}{line}: broken JSON ({error.msg} at column {error.colno})"
+        reason = error.msg.removesuffix(" at")
+        told = f"{place}{line}: broken JSON ({reason} at column {error.colno})"
         if "\r" in text.strip():
             told += "; lines that end in a carriage return alone want line feeds"
         raise SourceError(told) from None
@@ -96,6 +100,11 @@ def _decode(content: bytes, place: str) -> str:
 def show_value(value: object) -> str:
     """A JSON value for a message: its `repr`, cut where it is long or deep."""
     return _SHORT.repr(value)
+
+
+def name_kind(value: object) -> str:
+    """What kind of JSON value it is, in words: 'a list', 'text', 'null'."""
+    return _KINDS.get(type(value)) or json.dumps(value)
 
 
 def find_surrogate(value: object) -> str | None:
@@ -145,7 +154,7 @@ def parse_object(text: str, place: str) -> JsonObject:
     """
     row = parse_json(text, place)
     if not isinstance(row, dict):
-        raise SourceError(f"{place}: {type(row).__name__} found, expected one JSON object a line")
+        raise SourceError(f"{place}: {name_kind(row)} found, expected one JSON object a line")
     return row
 
 

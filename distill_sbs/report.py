@@ -76,6 +76,8 @@ def report(runs_dir: str, output: str, split: str = "test") -> Document:
             "written"
         )
     document = make_document(found, split)
+    for problem in document.problems[len(found.problems) :][:_MOST_PRINTED]:
+        terminal.say(f"warning: {problem}", stderr=True)
     with files.replace_folder(output) as folder:
         files.write_file(folder / PAGE_FILE, page.write_page(document))
         files.write_file(folder / MARKDOWN_FILE, markdown.write_markdown(document))

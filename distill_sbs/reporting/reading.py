@@ -26,6 +26,10 @@ from distill_sbs.training.metrics_file import METRICS_FILE, read_metrics
 
 RESULTS_FILE, CONFIG_FILE, COMMAND_FILE = "results.json", "config.gin", "command.txt"
 
+# What a folder is told by to be a run's.
+_OF_EVERY_RUN = {RESULTS_FILE, CONFIG_FILE, METRICS_FILE}
+_FILES = {*_OF_EVERY_RUN, COMMAND_FILE}
+
 # More runs than this are no experiment, and no page of them could be opened.
 MOST_RUNS = 10_000
 _MOST_FOLDERS = 1_000_000
@@ -127,12 +131,14 @@ def _walk(runs_dir: str, problems: list[str]) -> Iterator[tuple[str, set[str]]]:
                 f"RUNS_DIR={runs_dir} holds more than {_MOST_FOLDERS:,} folders; give one with "
                 "fewer"
             )
-        names = {name for name, is_folder in found if not is_folder}
-        is_run = bool(names & {RESULTS_FILE, CONFIG_FILE, METRICS_FILE})
+        # A folder in the place of one of the files is told when it is read.
+        names = {name for name, is_folder in found if not is_folder or name in _FILES}
+        is_run = bool(names & _OF_EVERY_RUN)
         if is_run:
             yield folder, names
+        passed = {*_FILES, *_OF_A_RUN} if is_run else set()
         for name, is_folder in reversed(found):
-            if is_folder and not name.startswith(".") and not (is_run and name in _OF_A_RUN):
+            if is_folder and not name.startswith(".") and name not in passed:
                 pending.append(os.path.join(folder, name))
 
 
@@ -154,6 +160,7 @@ class _FolderReader:
 
     def read(self) -> list[Run]:
         """The runs of the folder: one, several of a list, or none."""
+        told = len(self._problems)
         results, broken = self._read_results()
         if len(results) > 1 or (results and CONFIG_FILE not in self._names):
             command = self._read_command()
@@ -165,6 +172,8 @@ class _FolderReader:
         else:
             unfinished = self._make_unfinished(options, broken)
             if unfinished is None:
+                if len(self._problems) == told:
+                    self._tell_unknown()
                 return []
             known = unfinished
         run = run_options.complete(known, options)
@@ -181,7 +190,8 @@ class _FolderReader:
         path = os.path.join(self._folder, RESULTS_FILE)
         shown = self._show_path(RESULTS_FILE)
         try:
-            value: object = json_lines.parse_json(_read_bytes(path, _MOST_RESULTS_BYTES), shown)
+            content = _read_bytes(path, shown, _MOST_RESULTS_BYTES)
+            value: object = json_lines.parse_json(content, shown)
             return read_results(value, self._shown, shown), False
         except SourceError as error:
             self._problems.append(words.join_lines(str(error)))
@@ -197,6 +207,9 @@ class _FolderReader:
         if CONFIG_FILE not in self._names:
             return {}
         path = os.path.join(self._folder, CONFIG_FILE)
+        if reason := _find_no_file(path):
+            self._problem(CONFIG_FILE, reason)
+            return {}
         try:
             bindings = gin_files.read_file(path, gin_files.SearchPath())
             return run_options.convert(bindings)
@@ -209,8 +222,12 @@ class _FolderReader:
         """The curves that are drawn, and the last step that was logged."""
         if METRICS_FILE not in self._names:
             return {}, None
+        path = os.path.join(self._folder, METRICS_FILE)
+        if reason := _find_no_file(path):
+            self._problem(METRICS_FILE, reason)
+            return {}, None
         try:
-            size = os.stat(os.path.join(self._folder, METRICS_FILE)).st_size
+            size = os.stat(path).st_size
             if size > _MOST_METRICS_BYTES:
                 self._problem(METRICS_FILE, f"{size:,} bytes; {_MOST_METRICS_BYTES:,} are read")
                 return {}, None
@@ -219,7 +236,8 @@ class _FolderReader:
             self._problem(METRICS_FILE, error.strerror or str(error))
             return {}, None
         if wrong:
-            self._problem(METRICS_FILE, f"passed over: {wrong}")
+            rest = "the other lines are read" if lines else "no line could be read"
+            self._problem(METRICS_FILE, f"{wrong}; {rest}")
         curves = {}
         logged = sorted({name for line in lines for name in line if name.endswith("_loss")})
         for name in [*logged[:_MOST_CURVES], _ACCURACY_CURVE]:
@@ -232,21 +250,31 @@ class _FolderReader:
         """A run without results; None where nothing says what it was meant to be."""
         mixture = options.get("MIXTURE_OR_TASK_NAME")
         if not isinstance(mixture, str):
-            if not broken and CONFIG_FILE not in self._names:
-                self._problem(METRICS_FILE, f"no {CONFIG_FILE} beside it says of what run it is")
             return None
         dataset, method, teacher = words.split_mixture(mixture)
         state = f"{RESULTS_FILE} is broken" if broken else "not finished"
         return Run(self._shown, dataset, method, teacher, state=state)
 
+    def _tell_unknown(self) -> None:
+        """Names the file that should say of what run the folder is."""
+        if CONFIG_FILE in self._names:
+            reason = f"it sets no MIXTURE_OR_TASK_NAME, and there is no {RESULTS_FILE}"
+            self._problem(CONFIG_FILE, reason)
+        else:
+            self._problem(METRICS_FILE, f"no {CONFIG_FILE} beside it says of what run it is")
+
     def _read_command(self) -> str | None:
         """What `sweep` wrote: the command that reproduces the run."""
         if COMMAND_FILE not in self._names:
             return None
+        path = os.path.join(self._folder, COMMAND_FILE)
         try:
-            content = _read_bytes(os.path.join(self._folder, COMMAND_FILE), MOST_TEXT)
-        except (OSError, SourceError) as error:
-            self._problem(COMMAND_FILE, str(getattr(error, "strerror", None) or error))
+            content = _read_bytes(path, self._show_path(COMMAND_FILE), MOST_TEXT)
+        except SourceError as error:
+            self._problems.append(words.join_lines(str(error)))
+            return None
+        except OSError as error:
+            self._problem(COMMAND_FILE, error.strerror or str(error))
             return None
         return content.decode("utf-8", "backslashreplace").strip() or None
 
@@ -258,19 +286,30 @@ class _FolderReader:
         return f"python -m distill_sbs.train --gin_file={shlex.quote(path)}"
 
 
-def _read_bytes(path: str, most: int) -> bytes:
-    """The bytes of a regular file.
+def _find_no_file(path: str) -> str | None:
+    """Why a path that is there is no file to be read; None where it is one."""
+    if os.path.isfile(path):
+        return None
+    if os.path.isdir(path):
+        return "a folder, expected a file"
+    if os.path.islink(path) and not os.path.exists(path):
+        return "a link to what is not there"
+    return "not a file"  # a pipe would be waited for
+
+
+def _read_bytes(path: str, shown: str, most: int) -> bytes:
+    """The bytes of a regular file; `shown` is its name in messages.
 
     Raises:
       SourceError: it is longer than `most` bytes, or no file.
       OSError: it cannot be read.
     """
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise SourceError(f"{path}: not a file")
+    if reason := _find_no_file(path):
+        raise SourceError(f"{shown}: {reason}")
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise SourceError(f"{path}: more than {most:,} bytes")
+        raise SourceError(f"{shown}: more than {most:,} bytes")
     return content
 
 

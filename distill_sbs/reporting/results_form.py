@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 
 from distill_sbs.errors import SourceError, nearest_names
-from distill_sbs.json_lines import show_value
+from distill_sbs.json_lines import name_kind, show_value
 from distill_sbs.reporting import words
 from distill_sbs.reporting.run import SPLITS, Cost, Model, Run, Scores
 
@@ -42,6 +42,7 @@ MOST_TEXT = 20_000
 # More results than this in one file are no table of a paper.
 MOST_IN_A_LIST = 10_000
 _MOST_WHOLE = 2**63
+_OR_LIST = ", or a list of them"
 
 
 def read_results(value: object, folder: str, place: str) -> list[Run]:
@@ -59,6 +60,10 @@ def read_results(value: object, folder: str, place: str) -> list[Run]:
         return [_read_one(value, folder, place)]
     if len(value) > MOST_IN_A_LIST:
         raise SourceError(f"{place}: a list of {len(value):,} results; {MOST_IN_A_LIST:,} are read")
+    if not value:
+        raise SourceError(
+            f"{place}: an empty list, expected an object as `train` writes it{_OR_LIST}"
+        )
     return [
         _read_one(each, f"{folder}#{number}", f"{place}: result {number}")
         for number, each in enumerate(value, start=1)
@@ -68,8 +73,7 @@ def read_results(value: object, folder: str, place: str) -> list[Run]:
 def _read_one(value: object, folder: str, place: str) -> Run:
     if not isinstance(value, dict):
         raise SourceError(
-            f"{place}: {type(value).__name__} found, expected an object as `train` writes it, or a "
-            "list of them"
+            f"{place}: {name_kind(value)} found, expected an object as `train` writes it{_OR_LIST}"
         )
     form = _Form(value, place)
     mixture = form.text("mixture")

@@ -65,7 +65,7 @@ def read_metrics(model_dir: str) -> tuple[list[dict[str, float]], str | None]:
 
 def _check(value: JsonValue, number: int, after: float) -> dict[str, float]:
     if not isinstance(value, dict):
-        raise SourceError(f"line {number}: {type(value).__name__} found, expected an object")
+        raise SourceError(f"line {number}: {json_lines.name_kind(value)} found, expected an object")
     step = value.get("step")
     if isinstance(step, bool) or not isinstance(step, int):
         raise SourceError(f"line {number}: its step is {step!r}")

@@ -67,8 +67,8 @@ BAD_LINES = {
     "Latin-1": ('{"id": "1", "input": "é"}'.encode("latin-1"), "not UTF-8"),
     "a raw NUL": (b'{"id": "1", "input": "a\0b"}', "Invalid control character"),
     "no JSON": (b"hello", "broken JSON"),
-    "a number": (b"5", "int found, expected one JSON object a line"),
-    "null": (b"null", "NoneType found"),
+    "a number": (b"5", "a number found, expected one JSON object a line"),
+    "null": (b"null", "null found"),
 }
 
 

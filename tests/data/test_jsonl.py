@@ -82,7 +82,7 @@ def test_only_validation_held_out(tmp_path: pathlib.Path) -> None:
     ("rows", "message"),
     [
         ([row(1), "{"], "a.jsonl, line 2: broken JSON"),
-        ([row(1), "[1]"], "line 2: list found"),
+        ([row(1), "[1]"], "line 2: a list found"),
         ([row(1), row(2), row(1)], "line 3: id 'q1' stands on line 1 too"),
         ([{"id": "1", "input": "x", "label": "y"}], 'line 1: no "rationale" among'),
         ([{"id": "1", "input": "x", "rationale": "y"}], 'line 1: no "label" among'),

@@ -144,7 +144,7 @@ def test_lines_pass_through_as_they_were_typed(
         (b'{"input": "x", "more": ' + b"[" * 200_000, "line 2: JSON that is nested too deeply"),
         (b'{"input": "x", "id": ' + b"9" * 5_000 + b"}", "line 2: a number that is too long"),
         (b'{"input": "x"', "line 2: broken JSON"),
-        (b"[1]", "line 2: list found, expected one JSON object a line"),
+        (b"[1]", "line 2: a list found, expected one JSON object a line"),
         (b'{"input": 5}', 'line 2: expected an object with a text "input"'),
     ],
 )

@@ -58,7 +58,21 @@ def test_a_run_that_has_not_finished(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a/results.json: broken JSON"),
+        (b"", "a/results.json: broken JSON (nothing is in it)"),
+        (b" \n", "a/results.json: broken JSON (nothing is in it)"),
+        (
+            b"[]",
+            "a/results.json: an empty list, expected an object as `train` writes it, or a list",
+        ),
+        (b"{}", "a/results.json: it states no mixture, nor dataset and method"),
+        (
+            b"5",
+            "a/results.json: a number found, expected an object as `train` writes it, or a list",
+        ),
+        (b"null", "a/results.json: null found, expected an object"),
+        (b"true", "a/results.json: true found, expected an object"),
+        (b"[[]]", "a/results.json: result 1: a list found, expected an object"),
+        (b'{"mixture": 5}', "a/results.json: mixture is 5; expected text"),
         (b'{"mixture": ', "a/results.json: broken JSON"),
         (b"\xff\xfe{\x00}\x00", "a/results.json: UTF-16, not UTF-8; save it as UTF-8"),
         (b'{"mixture": "\xe9"}', "a/results.json: not UTF-8"),
@@ -67,7 +81,7 @@ def test_a_run_that_has_not_finished(tmp_path: pathlib.Path) -> None:
         (b'{"mixture": "\\ud83d"}', "half of a character"),
         (b'{"mixture": "x_dss_y", "data_fraction": 1, "test": {"accuracy": NaN}}', "is nan"),
         (b'{"\x1b[31m": 1}', "a/results.json: broken JSON"),
-        (b'"\\u001b[31m"', "str found, expected an object"),
+        (b'"\\u001b[31m"', "text found, expected an object"),
         (b" " * (16 * 2**20 + 1), "more than 16,777,216 bytes"),
     ],
 )
@@ -86,6 +100,83 @@ def test_broken_results_are_named_in_one_line(
     }
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"5", b"null", b"\xff", b'{"mixture":'])
+def test_broken_results_alone_are_what_is_named(tmp_path: pathlib.Path, content: bytes) -> None:
+    """And no file that is not there."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "results.json").write_bytes(content)
+    found = read_runs(str(tmp_path))
+    assert found.runs == ()
+    (problem,) = found.problems
+    assert problem.startswith("a/results.json: ")
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.gin", "metrics.jsonl", "command.txt"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("folder", "a folder, expected a file"),
+        ("link", "a link to what is not there"),
+        ("pipe", "not a file"),
+    ],
+)
+def test_what_is_no_file(tmp_path: pathlib.Path, name: str, kind: str, message: str) -> None:
+    write_run(tmp_path / "a", 0.5, metrics=[{"step": 1, "label_loss": 1.0}])
+    write_run(tmp_path / "b", 0.25, random_seed=1)
+    path = tmp_path / "a" / name
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+        write_run(path / "inside", 0.5)  # nothing is looked for in it
+    elif kind == "link":
+        path.symlink_to("nowhere")
+    else:
+        os.mkfifo(path)
+    found = read_runs(str(tmp_path))
+    assert sorted(run.folder for run in found.runs) == ["a", "b"]
+    assert found.problems == (f"a/{name}: {message}",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("name", ["results.json", "config.gin", "metrics.jsonl"])
+def test_what_may_not_be_read(tmp_path: pathlib.Path, name: str) -> None:
+    write_run(tmp_path / "a", 0.5, metrics=[{"step": 1, "label_loss": 1.0}])
+    (tmp_path / "a" / name).chmod(0)
+    assert read_runs(str(tmp_path)).problems == (f"a/{name}: Permission denied",)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("", "a/config.gin: it sets no MIXTURE_OR_TASK_NAME, and there is no results.json"),
+        ("X = 1\n", "a/config.gin: it sets no MIXTURE_OR_TASK_NAME, and there is no results.json"),
+        ("import os\n", "a/config.gin: "),
+    ],
+)
+def test_no_folder_is_left_out_in_silence(
+    tmp_path: pathlib.Path, config: str, message: str
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.gin").write_text(config)
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1, "label_loss": 1.0}\n')
+    found = read_runs(str(tmp_path))
+    (problem,) = found.problems
+    assert found.runs == () and problem.startswith(message)
+
+
+def test_a_torn_line_of_a_killed_run(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "a", None)
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1, "label_loss": 1.0}\n{"step": 2, "l')
+    found = read_runs(str(tmp_path))
+    (run,) = found.runs
+    (problem,) = found.problems
+    assert (run.state, run.last_step) == ("not finished", 1)
+    assert problem == (
+        "a/metrics.jsonl: line 2: broken JSON (Unterminated string starting at column 13); "
+        "the other lines are read"
+    )
+
+
 def test_other_broken_files_are_named_and_the_results_stay(tmp_path: pathlib.Path) -> None:
     write_run(tmp_path / "a", 0.5)
     (tmp_path / "a" / "config.gin").write_text("import os\n")
@@ -96,7 +187,8 @@ def test_other_broken_files_are_named_and_the_results_stay(tmp_path: pathlib.Pat
     assert run.is_finished and run.model is None and run.curves == {}
     config, metrics, command = found.problems
     assert config.startswith("a/config.gin: ") and "refused" in config
-    assert metrics.startswith("a/metrics.jsonl: passed over: line 1: its label_loss is nan")
+    assert metrics.startswith("a/metrics.jsonl: line 1: its label_loss is nan")
+    assert metrics.endswith("and 1 more; no line could be read")
     assert command.startswith("a/command.txt: ") and "more than 20,000 bytes" in command
 
 

@@ -107,6 +107,20 @@ def test_nothing_but_broken_results(
     assert len(lines) == 22 and not (tmp_path / "out").exists()
 
 
+def test_what_is_left_out_of_the_means_is_said(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    write_run(tmp_path / "runs" / "good", 0.5)
+    write_run(tmp_path / "runs" / "other", 0.25)
+    results = {"mixture": "a_finetune", "data_fraction": 1, "test": {}}
+    write_results(tmp_path / "runs" / "pretrained", results)
+    assert run_report(tmp_path / "runs", f"--output={tmp_path / 'out'}") == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: pretrained: no accuracy on test",
+        "warning: other: a second run of seed 0 like good, which counts",
+    ]
+
+
 def test_broken_files_stand_in_the_report(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:

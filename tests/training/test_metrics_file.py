@@ -19,8 +19,8 @@ LINES = [{"step": 5, "loss": 2.5}, {"step": 10, "loss": 2}]
         (b"\n\n", None),
         (b'{"step": 15, "lo', "line 3: broken JSON"),
         (b"\xff\xfe\x00\n", "line 3: UTF-16, not UTF-8"),
-        (b"5\n", "line 3: int found, expected an object"),
-        (b"[]\nnull\n", "line 3: list found, expected an object, and 1 more"),
+        (b"5\n", "line 3: a number found, expected an object"),
+        (b"[]\nnull\n", "line 3: a list found, expected an object, and 1 more"),
         (b'{"loss": 1.0}\n', "line 3: its step is None"),
         (b'{"step": true}\n', "line 3: its step is True"),
         (b'{"step": NaN}\n', "line 3: its step is nan"),
@@ -49,7 +49,7 @@ def test_what_is_no_line_of_a_run_is_passed_over(
 def test_lines_after_a_bad_one_are_kept(tmp_path: pathlib.Path) -> None:
     first, second, _ = GOOD.split(b"\n")
     (tmp_path / "metrics.jsonl").write_bytes(first + b"\n5\n" + second + b"\n")
-    assert read_metrics(str(tmp_path)) == (LINES, "line 2: int found, expected an object")
+    assert read_metrics(str(tmp_path)) == (LINES, "line 2: a number found, expected an object")
 
 
 def test_there_is_no_file(tmp_path: pathlib.Path) -> None:
