@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from distill_sbs import constants
@@ -177,31 +177,51 @@ def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription
 
 def _differences(saved: RunDescription, wanted: RunDescription) -> Iterator[tuple[str, str, str]]:
     """Name, value there and value now of what differs."""
-    for option in TrainConfig.options():
-        if option.may_change or option.macro in _STUDENT_OPTIONS:
-            continue
-        if option.macro == "VOCABULARY_FILE":
-            before, after = (_vocabulary_hash(each.vocabulary) for each in (saved, wanted))
-            if before != after:
-                yield option.macro, _vocabulary_words(saved), _vocabulary_words(wanted)
-        elif option.macro in saved.options:
-            values = [_comparable(option, each.options) for each in (saved, wanted)]
-            if values[0] != values[1]:
-                yield option.macro, repr(values[0]), repr(values[1])
-    yield from _student_differences(saved, wanted)
+    yield from compare_options(saved.options, wanted.options)
+    before, after = (_vocabulary_hash(each.vocabulary) for each in (saved, wanted))
+    if before != after:
+        yield "VOCABULARY_FILE", _vocabulary_words(saved), _vocabulary_words(wanted)
+    sizes = [each.options.get("STUDENT") for each in (saved, wanted)]
+    yield from compare_students(saved.student, wanted.student, sizes)
 
 
-def _student_differences(
-    saved: RunDescription, wanted: RunDescription
+def compare_options(
+    saved: Mapping[str, object], wanted: Mapping[str, object]
 ) -> Iterator[tuple[str, str, str]]:
-    before, after = saved.student.to_dict(), wanted.student.to_dict()
+    """Macro, value there and value now of the options that differ and may not.
+
+    Of what is compared by what it stands for, the student and the vocabulary, nothing is said here.
+
+    Args:
+      saved: macro → value, as far as it is known.
+      wanted: macro → value, of every option.
+    """
+    for option in TrainConfig.options():
+        by_meaning = option.macro in _STUDENT_OPTIONS or option.macro == "VOCABULARY_FILE"
+        if option.may_change or by_meaning or option.macro not in saved:
+            continue
+        before, after = (_comparable(option, each) for each in (saved, wanted))
+        if before != after:
+            yield option.macro, repr(before), repr(after)
+
+
+def compare_students(
+    saved: T5Config, wanted: T5Config, sizes: Sequence[object]
+) -> Iterator[tuple[str, str, str]]:
+    """Macro, value there and value now of what differs between two students and may not.
+
+    Args:
+      saved: the one there.
+      wanted: the one now.
+      sizes: the values of STUDENT of both, None where it is not known.
+    """
+    before, after = saved.to_dict(), wanted.to_dict()
     differing = [
         name for name in before if before[name] != after[name] and name not in _STUDENT_MAY_CHANGE
     ]
     if "dropout_rate" in differing:
         differing.remove("dropout_rate")
         yield "DROPOUT_RATE", repr(before["dropout_rate"]), repr(after["dropout_rate"])
-    sizes = [each.options.get("STUDENT") for each in (saved, wanted)]
     if differing and None not in sizes and sizes[0] != sizes[1]:
         yield "STUDENT", repr(sizes[0]), repr(sizes[1])
         return

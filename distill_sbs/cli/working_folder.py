@@ -1,4 +1,4 @@
-"""Python's library before the working folder: `random.py` beside a data set shadows nothing.
+"""Python's library before the working folder: `random.py` beside a dataset shadows nothing.
 
 `python -m` puts the working folder first on `sys.path`, so that a file there named like a module of
 Python's library (`array.py`, `json.py`) is imported in its place by whoever asks for that module.

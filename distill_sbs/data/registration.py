@@ -361,7 +361,7 @@ def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
 
     Raises:
       UserError: there is none (near matches are told), or the name may stand for two: `a_dss_x` of
-        data set `a`, and of a data set `a_dss`.
+        dataset `a`, and of a dataset `a_dss`.
     """
     readings = names.read_name(name)
     joined = [

@@ -11,8 +11,6 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy import special
-
 CONFIDENCE = 0.95
 
 
@@ -63,6 +61,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def find_t_quantile(degrees_of_freedom: int) -> float:
     """What Student's t stays within, up or down, with a probability of 95 %."""
+    from scipy import special  # slow to import, and a sweep's table has no intervals
+
     return float(special.stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
 
 

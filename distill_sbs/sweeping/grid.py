@@ -82,10 +82,6 @@ class Cell:
     gin_files: tuple[str, ...]
     name: str
 
-    def group(self) -> tuple[tuple[str, str], ...]:
-        """The labels of all axes but the seed: the runs that are averaged over."""
-        return tuple(item for item in self.labels.items() if item[0] != SEED)
-
 
 def make_axes(grid: Mapping[str, object]) -> tuple[Axis, ...]:
     """The axes of GRID, their values checked.

@@ -21,6 +21,7 @@ from typing import cast
 from etils import epath
 
 from distill_sbs import json_lines
+from distill_sbs.checkpoint.description import compare_options, compare_students
 from distill_sbs.cli import command_line, gin_files
 from distill_sbs.config import TrainConfig
 from distill_sbs.constants import CONFIG_FILE, RESULTS_FILE
@@ -314,18 +315,21 @@ def _check_same_options(run: Run) -> None:
     path = epath.Path(run.folder) / CONFIG_FILE
     assert run.config is not None
     try:
-        saved = parse_arguments((f"--gin_file={path}",)).config.values()
+        saved = parse_arguments((f"--gin_file={path}",)).config
+        student = saved.student.architecture()
     except UserError:  # another version's
         return
-    wanted = run.config.values()
-    for option in TrainConfig.options():
-        if option.may_change or option.macro in ("VOCABULARY_FILE", "INITIAL_CHECKPOINT_PATH"):
-            continue
-        if saved[option.macro] != wanted[option.macro]:
+    sizes = [saved.student.name, run.config.student.name]
+    differences = [
+        *compare_options(saved.values(), run.config.values()),
+        *compare_students(student, run.config.student.architecture(), sizes),
+    ]
+    for macro, before, after in differences:
+        if macro != "INITIAL_CHECKPOINT_PATH":  # the folder may have moved since
             raise UserError(
-                f"{run.folder} holds the results of another run ({option.macro}: "
-                f"{saved[option.macro]!r} there, {wanted[option.macro]!r} now); choose another "
-                "SWEEP_DIR, give the old value, or delete that folder; nothing was started"
+                f"{run.folder} holds the results of another run ({macro}: {before} there, {after} "
+                "now); choose another SWEEP_DIR, give the old value, or delete that folder; "
+                "nothing was started"
             )
 
 

@@ -7,10 +7,9 @@ Enters: what the runs' `results.json` say, with the labels of each in the grid. 
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 
+from distill_sbs.reporting.estimates import Estimate, estimate
 from distill_sbs.sweeping.grid import FRACTION, MIXTURE, SEED
 
 
@@ -42,18 +41,13 @@ class Row:
     test_accuracies: tuple[float, ...]
 
     @property
-    def mean(self) -> float:
-        """Of the accuracies."""
-        return statistics.mean(self.test_accuracies)
-
-    @property
-    def standard_error(self) -> float:
-        """Of the mean; NaN for one seed."""
-        return compute_standard_error(self.test_accuracies)
+    def accuracy(self) -> Estimate:
+        """Over the seeds."""
+        return estimate(self.test_accuracies)
 
     def to_json(self) -> dict[str, object]:
         """A row of `summary.json`."""
-        error = self.standard_error
+        accuracy = self.accuracy
         axes = {
             axis: label for axis, label in self.labels.items() if axis not in (MIXTURE, FRACTION)
         }
@@ -63,16 +57,9 @@ class Row:
             **axes,
             "seeds": [int(seed) for seed in self.seeds],
             "test_accuracies": list(self.test_accuracies),
-            "mean": self.mean,
-            "standard_error": None if math.isnan(error) else error,
+            "mean": accuracy.mean,
+            "standard_error": accuracy.standard_error,
         }
-
-
-def compute_standard_error(values: Sequence[float]) -> float:
-    """Standard error of the mean: sample standard deviation / √n; NaN for one value."""
-    if len(values) < 2:
-        return math.nan
-    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def summarise(results: Sequence[Result]) -> list[Row]:
@@ -113,6 +100,6 @@ def _key(row: Row, axes: Sequence[str]) -> tuple[str, ...]:
 def _write(row: Row | None) -> str:
     if row is None:
         return "–"
-    error = row.standard_error
-    spread = "" if math.isnan(error) else f" ± {100 * error:.1f}"
-    return f"{100 * row.mean:.1f}{spread}"
+    error = row.accuracy.standard_error
+    spread = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{100 * row.accuracy.mean:.1f}{spread}"

@@ -67,7 +67,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 def from_file(path: str, task: str) -> Inputs:
     """Inputs in a JSONL file.
 
-    A published inputs file (`cqa_train.json`, …) can be given too where `task` is its data set; its
+    A published inputs file (`cqa_train.json`, …) can be given too where `task` is its dataset; its
     ids are then those of the prepared records.
 
     Raises:
@@ -115,7 +115,7 @@ def from_records(dataset: str, split: str, data_dir: str, task_files: tuple[str,
     """Inputs in prepared records; a dataset that is generated is prepared first where it is not.
 
     Raises:
-      UserError: no such data set or split, or it is not prepared.
+      UserError: no such dataset or split, or it is not prepared.
     """
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.data.records import joining, tfrecords

@@ -72,7 +72,7 @@ class ExtractConfig:
     # What is asked.
     task: str | None = _option(
         "Prompt and parser: {tasks}, a TOML file of your own, or a folder with one (and a"
-        " parser.py). Default: the data set's."
+        " parser.py). Default: the dataset's."
     )
     input: str | None = _option(
         'JSON lines {"id", "input"}, "label" optional; or a published inputs file.'

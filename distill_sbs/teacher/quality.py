@@ -237,7 +237,7 @@ def judge_published(
 ) -> Iterator[AnsweredExample]:
     """Judges raw texts that go with the inputs by position, as `prepare` reads them.
 
-    For the published data sets that is by the published rules, whose figures are known;
+    For the published datasets that is by the published rules, whose figures are known;
     else by the prompt's layout.
     """
     layout = published.LAYOUTS.get("svamp" if dataset == "asdiv" else dataset)

@@ -147,7 +147,7 @@ def test_sentinels_lie_behind_the_pieces(source_dir: pathlib.Path, tiny_settings
 
 
 def test_a_taken_name_is_refused() -> None:
-    with pytest.raises(UserError, match="'text_pretrain' would be 'pretrain' of data set 'text'"):
+    with pytest.raises(UserError, match="'text_pretrain' would be 'pretrain' of dataset 'text'"):
         registration.register_pretraining("text", texts.TextFolder())
 
 

@@ -101,7 +101,7 @@ def test_of_two_readings_the_records_decide(data_dir: pathlib.Path) -> None:
     assert registration.get_task_info(mixture) == TaskInfo(short, "dss", "distill_gpt")
     # As soon as the other reading holds too, the name is refused, registered or not.
     prepare_with(data_dir, long, "gpt")
-    with pytest.raises(UserError, match=f"{name}' may be 'dss' of .* or 'distill' of data set"):
+    with pytest.raises(UserError, match=f"{name}' may be 'dss' of .* or 'distill' of dataset"):
         registration.get_mixture_or_task(name)
 
 
@@ -119,10 +119,10 @@ def test_both_readings_at_once(data_dir: pathlib.Path) -> None:
 
 def test_registered_names_that_collide_are_refused() -> None:
     short = register("a", "gpt")
-    with pytest.raises(UserError, match="_dss_distill_gpt' would be 'distill' of data set"):
+    with pytest.raises(UserError, match="_dss_distill_gpt' would be 'distill' of dataset"):
         registration.register_dataset(make_spec(f"{short}_dss", "gpt"))
     assert f"{short}_dss" not in registration.DATASETS
-    with pytest.raises(UserError, match="is 'dss_distill' of data set .* with teacher 'gpt'"):
+    with pytest.raises(UserError, match="is 'dss_distill' of dataset .* with teacher 'gpt'"):
         registration.register_teacher(registration.DATASETS[short], "distill_gpt")
 
 
@@ -143,7 +143,7 @@ def test_a_task_of_somebody_else() -> None:
         output_features=registration.OUTPUT_FEATURES,
     )
     assert not registration.is_rationale(task) and registration.get_task_info(task) is None
-    with pytest.raises(UserError, match=f"task '{name}' belongs to no data set"):
+    with pytest.raises(UserError, match=f"task '{name}' belongs to no dataset"):
         registration.dataset_of(task)
 
 

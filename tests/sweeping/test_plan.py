@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -144,6 +145,34 @@ def test_results_of_other_options_are_refused(tmp_path: pathlib.Path) -> None:
         f"{run.folder} holds the results of another run (LEARNING_RATE: 0.001 there, 0.5" in message
     )
     assert message.endswith("nothing was started")
+
+
+@pytest.mark.parametrize(
+    ("binding", "told"),
+    [
+        ("DROPOUT_RATE = 0.5", "(DROPOUT_RATE: 0.0 there, 0.5 now)"),
+        ("STUDENT = 't5_1_1_small'", "(STUDENT: 't5_1_1_tiny' there, 't5_1_1_small' now)"),
+        ("STUDENT_OVERRIDES = {}", "(STUDENT_OVERRIDES['vocab_size']: 512 there, 32128 now)"),
+    ],
+)
+def test_results_of_another_student_are_refused(
+    tmp_path: pathlib.Path, binding: str, told: str
+) -> None:
+    run, _ = make_plan(tmp_path, examples_per_step=64)
+    assert run.config is not None
+    finish(run, config=run.config.to_gin())
+    with pytest.raises(UserError, match=re.escape(told)):
+        make_plan(tmp_path, binding, examples_per_step=64)
+
+
+def test_what_changes_no_parameter_of_the_student_may_change(tmp_path: pathlib.Path) -> None:
+    """As `train` has it, which goes on with such a run."""
+    run, _ = make_plan(tmp_path, examples_per_step=64)
+    assert run.config is not None
+    finish(run, config=run.config.to_gin())
+    overrides = {**run.config.student.overrides, "remat_policy": "full"}
+    again, _ = make_plan(tmp_path, f"STUDENT_OVERRIDES = {overrides}", examples_per_step=64)
+    assert again.results is not None
 
 
 def test_what_may_change_may_change(tmp_path: pathlib.Path) -> None:

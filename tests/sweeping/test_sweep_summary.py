@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from distill_sbs.sweeping.summary import Result, compute_standard_error, make_table, summarise
+from distill_sbs.sweeping.summary import Result, make_table, summarise
 
 
 def result(mixture: str, fraction: str, seed: int, accuracy: float | None, **more: str) -> Result:
@@ -15,9 +13,10 @@ def result(mixture: str, fraction: str, seed: int, accuracy: float | None, **mor
 
 
 def test_standard_error() -> None:
-    # Deviations from 0.5 are ±0.1: variance 0.04 / 3, divided by 4.
-    assert compute_standard_error([0.4, 0.6, 0.4, 0.6]) == pytest.approx(math.sqrt(0.04 / 3 / 4))
-    assert math.isnan(compute_standard_error([0.5]))
+    # Deviations from 0.5 are ±0.1: variance 0.04 / 3, divided by 4, of which the root.
+    accuracies = (0.4, 0.6, 0.4, 0.6)
+    (row,) = summarise([result("a", "1", seed, each) for seed, each in enumerate(accuracies)])
+    assert row.to_json()["standard_error"] == pytest.approx((0.04 / 3 / 4) ** 0.5)
 
 
 def test_table() -> None:

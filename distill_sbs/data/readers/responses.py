@@ -266,7 +266,7 @@ def check_same_input(row: ResponseRow, text: str, path: str) -> None:
     if row.get("input_hash") not in (None, input_hash(text)):
         raise SourceError(
             f"{path}: id {row['id']!r} was answered for another input text than {text[:60]!r}; "
-            "the ids belong to another data set, or the inputs have changed since"
+            "the ids belong to another dataset, or the inputs have changed since"
         )
 
 

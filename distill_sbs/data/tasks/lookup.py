@@ -36,7 +36,7 @@ def dataset_of(task: seqio.Task) -> DatasetSpec:
     """
     info = get_task_info(task)
     if info is None or info.dataset not in DATASETS:
-        raise UserError(f"task {task.name!r} belongs to no data set registered by register_dataset")
+        raise UserError(f"task {task.name!r} belongs to no dataset registered by register_dataset")
     return DATASETS[info.dataset]
 
 
@@ -95,10 +95,8 @@ def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
       tfrecords.UnpreparedDataError: records are missing; the message holds the command to type.
       UserError: a task reads `TEXT_DIR`, which holds no text, or a file of it that is no text.
     """
-    folder = settings.current().folder
     for spec in datasets_of(mixture_or_task):
-        for split in spec.splits:
-            tfrecords.split_files(folder, spec.name, split)
+        _check_records(spec)
     for task in filter(reads_texts, tasks_of(mixture_or_task)):
         if isinstance(task.source, TextFolder):
             task.source.check_files()
@@ -110,13 +108,17 @@ def prepare_missing(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
     Raises:
       tfrecords.UnpreparedDataError: see `check_prepared`.
     """
-    folder = settings.current().folder
     for spec in datasets_of(mixture_or_task):
         if spec.needs_source_dir:
             continue
         try:
-            for split in spec.splits:
-                tfrecords.split_files(folder, spec.name, split)
+            _check_records(spec)
         except tfrecords.UnpreparedDataError:
-            build.prepare_dataset(spec, None, folder, None)
+            build.prepare_dataset(spec, None, settings.current().folder, None)
     check_prepared(mixture_or_task)
+
+
+def _check_records(spec: DatasetSpec) -> None:
+    """Checks that the records of every split are there."""
+    for split in spec.splits:
+        tfrecords.split_files(settings.current().folder, spec.name, split)

@@ -66,7 +66,7 @@ def check_free(infos: Sequence[TaskInfo]) -> None:
         owner = INFO.get(info.name)
         bearer = describe(owner) if owner else "something that SeqIO holds already"
         raise UserError(
-            f"{info.name!r} would be {describe(info)}, but is {bearer}; give the data set or the "
+            f"{info.name!r} would be {describe(info)}, but is {bearer}; give the dataset or the "
             "teacher another name"
         )
 
@@ -74,7 +74,7 @@ def check_free(infos: Sequence[TaskInfo]) -> None:
 def describe(info: TaskInfo) -> str:
     """The task or mixture in words, for messages."""
     of_teacher = f" with teacher {info.teacher!r}" if info.teacher else ""
-    return f"{info.method!r} of data set {info.dataset!r}{of_teacher}"
+    return f"{info.method!r} of dataset {info.dataset!r}{of_teacher}"
 
 
 def is_registered(name: str) -> bool:
