@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.document import Document
 from distill_sbs.reporting.drawing import Figure
-from distill_sbs.reporting.tables import Entry, Table
+from distill_sbs.reporting.tables import Column, Entry, Table
 
 Element = ElementTree.Element
 
@@ -54,14 +55,19 @@ for (const button of document.querySelectorAll("th button")) {
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; margin: 0 auto; max-width: 76rem;
-  padding: 1.5rem; color: #1a1a1a; background: #fff; }
+  padding: 1.5rem; color: #1a1a1a; background: #fff; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.scroll { overflow-x: auto; }
+nav { line-height: 1.9; } nav a { margin-right: 1.2rem; display: inline-block; }
+a { color: #0055a0; }
+.scroll { overflow: auto; max-height: 90vh; }
 table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #d5d5d5; text-align: left;
-  vertical-align: top; overflow-wrap: break-word; max-width: 26rem; }
-td:not(.number) { min-width: 7rem; }
-th { border-bottom: 2px solid #777; vertical-align: bottom; }
+th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; overflow-wrap: break-word;
+  max-width: 26rem; }
+td { border-bottom: 1px solid #d5d5d5; }
+td.short { white-space: nowrap; }
+td.long { min-width: 16rem; }
+th { position: sticky; top: 0; background: #fff; box-shadow: inset 0 -2px #777;
+  vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; overflow-wrap: normal; }
 th button:focus-visible { outline: 2px solid #0072B2; }
@@ -69,11 +75,21 @@ th button::after { content: " \\2195"; color: #888; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: #0072B2; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: #0072B2; }
 .note, figcaption { color: #444; max-width: 60rem; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; }
+figure { margin: 1.5rem 0; overflow-x: auto; } figure img { max-width: 100%; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f4f4; padding: .5rem;
   margin: .3rem 0; max-width: 44rem; font-size: .8rem; }
 summary { cursor: pointer; color: #0055a0; white-space: nowrap; }
+@media (max-width: 46rem) {
+  body { padding: 1rem; } ul { padding-left: 1.2rem; }
+  td.short { white-space: normal; } td.long { min-width: 10rem; }
+  figure img { max-width: none; }
+}
+@media print { .scroll { max-height: none; } }
 """
+
+# Characters of a cell's text that stand on one line where the screen is wide.
+_SHORT = 60
+_FINDINGS, _FIGURES, _PASSED_OVER = "findings", "figures", "passed_over"
 
 
 def write_page(document: Document) -> str:
@@ -83,21 +99,22 @@ def write_page(document: Document) -> str:
     body = ElementTree.SubElement(html, "body")
     _add(body, "h1", "Report on runs")
     _add(body, "p", document.summary)
+    _contents(body, document)
     if document.headlines:
-        _add(body, "h2", "Findings")
+        _add(body, "h2", "Findings", id=_FINDINGS)
         _list(body, document.headlines)
     for table in document.tables:
         if table.is_overview:
             _table(body, table)
     if document.figures:
-        _add(body, "h2", "Figures")
+        _add(body, "h2", "Figures", id=_FIGURES)
         for figure in document.figures:
             _figure(body, figure)
     for table in document.tables:
         if not table.is_overview:
             _table(body, table)
     if document.problems:
-        _add(body, "h2", "Passed over")
+        _add(body, "h2", "Passed over", id=_PASSED_OVER)
         _list(body, document.problems)
     _add(body, "script", _SCRIPT)
     text = ElementTree.tostring(html, encoding="unicode", method="html")
@@ -128,6 +145,18 @@ def _add(parent: Element, tag: str, text: str, **attributes: str) -> Element:
     return element
 
 
+def _contents(body: Element, document: Document) -> None:
+    """Links to the parts of the page, in their order."""
+    parts = [(_FINDINGS, "Findings")] if document.headlines else []
+    parts += [(_heading(each), each.title) for each in document.tables if each.is_overview]
+    parts += [(_FIGURES, "Figures")] if document.figures else []
+    parts += [(_heading(each), each.title) for each in document.tables if not each.is_overview]
+    parts += [(_PASSED_OVER, "Passed over")] if document.problems else []
+    links = ElementTree.SubElement(body, "nav")
+    for name, title in parts:
+        _add(links, "a", words.join_lines(title), href=f"#{name}").tail = " "
+
+
 def _list(parent: Element, lines: Iterable[str]) -> None:
     items = ElementTree.SubElement(parent, "ul")
     for line in lines:
@@ -142,10 +171,15 @@ def _figure(parent: Element, figure: Figure) -> None:
     _add(element, "figcaption", words.join_lines(f"{figure.title}. {figure.caption}"))
 
 
+def _heading(table: Table) -> str:
+    """The anchor of a table's heading."""
+    return f"about_{table.name}"
+
+
 def _table(parent: Element, table: Table) -> None:
-    _add(parent, "h2", words.join_lines(table.title))
+    _add(parent, "h2", words.join_lines(table.title), id=_heading(table))
     _add(parent, "p", words.join_lines(table.note), **{"class": "note"})
-    box = ElementTree.SubElement(parent, "div", {"class": "scroll"})
+    box = ElementTree.SubElement(parent, "div", {"class": "scroll", "tabindex": "0"})
     element = ElementTree.SubElement(box, "table", id=table.name)
     head = ElementTree.SubElement(ElementTree.SubElement(element, "thead"), "tr")
     for column in table.columns:
@@ -159,18 +193,23 @@ def _table(parent: Element, table: Table) -> None:
     for number, row in enumerate(table.rows):
         line = ElementTree.SubElement(body, "tr")
         for column, entry in zip(table.columns, row, strict=True):
-            _cell(line, entry, column.is_number)
+            _cell(line, entry, column)
         if has_commands:
             _commands(ElementTree.SubElement(line, "td"), table.commands[number])
 
 
-def _cell(row: Element, entry: Entry, is_number: bool) -> None:
-    attributes = {"class": "number"} if is_number else {}
+def _cell(row: Element, entry: Entry, column: Column) -> None:
+    kind = "number" if column.is_number else "short" if len(entry.text) <= _SHORT else "long"
+    attributes = {"class": kind}
     if isinstance(entry.value, int | float):
         attributes["data-number"] = repr(entry.value)
     elif entry.value is None:
         attributes["data-empty"] = ""
-    _add(row, "td", entry.text, **attributes)
+    # A path may be cut behind its folders.
+    first, *others = re.split("(?<=/)", entry.text) if column.key == "folder" else [entry.text]
+    cell = _add(row, "td", first, **attributes)
+    for part in others:
+        ElementTree.SubElement(cell, "wbr").tail = part
 
 
 def _commands(cell: Element, commands: tuple[str, ...]) -> None:

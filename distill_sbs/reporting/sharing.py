@@ -9,7 +9,9 @@ parent was killed comes to its end by itself. What it does not bring is drawn he
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import pickle
 import subprocess
@@ -67,11 +69,14 @@ def draw(findings: Findings, numbers: range) -> list[Drawn]:
 def _share_out(findings: Findings, count: int, shares: int) -> list[Drawn]:
     """The figures in order; the first share of them is drawn here."""
     numbers = [range(first, count, shares) for first in range(shares)]
-    children = [_Child(findings, share) for share in numbers[1:]]
+    children: list[_Child] = []
     try:
+        with contextlib.suppress(OSError):  # no room for a file, or for a process
+            for share in numbers[1:]:
+                children.append(_Child(findings, share))
         found = draw(findings, numbers[0])
-        for child, share in zip(children, numbers[1:], strict=True):
-            found += child.result() or draw(findings, share)
+        for child, share in itertools.zip_longest(children, numbers[1:]):
+            found += (child and child.result()) or draw(findings, share)
     finally:
         for child in children:
             child.close()

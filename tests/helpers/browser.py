@@ -109,6 +109,13 @@ class Browser:
 
     def open(self, path: pathlib.Path, width: int = 1200, height: int = 900) -> None:
         """Opens a file and waits until all of it is there."""
+        self.resize(width, height)
+        self._call("Page.navigate", url=path.as_uri())
+        while not any(method == "Page.loadEventFired" for method, _ in self.events):
+            self._note(next(self._messages))
+
+    def resize(self, width: int, height: int = 900) -> None:
+        """Makes the window as large, in pixels."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -116,9 +123,6 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self._call("Page.navigate", url=path.as_uri())
-        while not any(method == "Page.loadEventFired" for method, _ in self.events):
-            self._note(next(self._messages))
 
     def run(self, expression: str) -> object:
         """The value of a JavaScript expression in the page."""

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 from browser import Browser, find_browser
+from PIL import Image
 from report_runs import paper_results, write_results, write_run
 
 from distill_sbs import report as entry_point
@@ -358,7 +359,27 @@ def test_every_row_has_its_command(page: Browser) -> None:
     assert page.run("document.querySelector('#runs details').open") is False
 
 
-def test_a_picture_of_the_page(page: Browser, tmp_path: pathlib.Path) -> None:
+def test_its_contents_lead_to_every_part(page: Browser) -> None:
+    links = "Array.from(document.querySelectorAll('nav a'))"
+    wanted = "Array.from(document.querySelectorAll('h2'), each => each.textContent)"
+    assert page.run(f"{links}.map(each => each.textContent)") == page.run(wanted)
+    target = "document.querySelector(each.getAttribute('href')).textContent"
+    assert page.run(f"{links}.every(each => {target} === each.textContent)") is True
+
+
+def test_a_path_is_one_text(page: Browser) -> None:
+    assert set(column(page, "runs", 0)) == {"a", "h", *(f"paper#{n}" for n in range(1, 9))}
+    assert "t5_1_1_tiny (952 k)" in column(page, "accuracy", 1)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_picture_of_the_page(page: Browser, tmp_path: pathlib.Path, width: int) -> None:
+    page.resize(width)
     page.take_picture(tmp_path / "page.png")
-    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.format == "PNG" and image.width <= width
+    # What is wider scrolls in its own box, and the page does not.
     assert page.run("document.documentElement.scrollWidth <= innerWidth") is True
+    boxes = "Array.from(document.querySelectorAll('.scroll, figure'))"
+    assert page.run(f"{boxes}.every(each => getComputedStyle(each).overflowX === 'auto')") is True
+    page.resize(1200)

@@ -63,6 +63,14 @@ def test_what_a_process_does_not_bring_is_drawn_here(
     assert [each.name for each in drawn] == ["data_fraction_1", "data_fraction_2"]
 
 
+def test_where_no_process_can_be_started_all_is_drawn_here(
+    findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    drawn, _ = sharing.draw_figures(findings)
+    assert [each.name for each in drawn] == ["data_fraction_1", "data_fraction_2"]
+
+
 def test_no_process_is_left_when_drawing_fails(
     findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
