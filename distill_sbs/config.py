@@ -174,6 +174,27 @@ class ObjectiveConfig(Options):
     z_loss: float = option(
         kinds.number(least=0.0), "weight of log(Z)², Z the logits' normaliser", default=0.0
     )
+    mutual_information_weight: float = option(
+        kinds.number(least=0.0),
+        "β of arXiv 2403.03348: labels and rationales of an example go in pairs; 0: they do not",
+        default=0.0,
+    )
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether every example comes with its label and its rationale, in one batch."""
+        return self.mutual_information_weight > 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.in_pairs and self.rationale_rate != 1.0:
+            raise OptionError(
+                "RATIONALE_RATE",
+                f"RATIONALE_RATE={self.rationale_rate:g}: with MUTUAL_INFORMATION_WEIGHT="
+                f"{self.mutual_information_weight:g} every example comes once with its label and "
+                "once with its rationale, which is RATIONALE_RATE = 1.0; set it, or "
+                "MUTUAL_INFORMATION_WEIGHT = 0.0",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -284,7 +305,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_warmup(self.optimizer, self.run.train_steps)
-        _check_microbatches(self.batch, self.mesh)
+        _check_batch_size(self.batch, self.mesh, self.objective)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,7 +326,7 @@ class PrecompileConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_microbatches(self.batch, self.mesh)
+        _check_batch_size(self.batch, self.mesh, self.objective)
 
 
 def check_warmup(optimizer: OptimizerConfig, train_steps: int) -> None:
@@ -318,11 +339,17 @@ def check_warmup(optimizer: OptimizerConfig, train_steps: int) -> None:
         )
 
 
-def _check_microbatches(batch: BatchConfig, mesh: MeshConfig) -> None:
+def _check_batch_size(batch: BatchConfig, mesh: MeshConfig, objective: ObjectiveConfig) -> None:
     size, parts = batch.batch_size, mesh.num_microbatches
     if size % parts:
         raise OptionError(
             "BATCH_SIZE",
             f"BATCH_SIZE={size} is not a multiple of NUM_MICROBATCHES={parts}; "
             f"use {-(-size // parts) * parts}",
+        )
+    if size % 2 and objective.in_pairs:
+        raise OptionError(
+            "BATCH_SIZE",
+            f"BATCH_SIZE={size} is odd: with MUTUAL_INFORMATION_WEIGHT above 0 a batch is made of "
+            f"pairs, a label and a rationale each; use {size + 1}",
         )

@@ -29,6 +29,7 @@ DECODER_SEGMENT_IDS = "decoder_segment_ids"
 DECODER_POSITIONS = "decoder_positions"
 DECODER_LOSS_WEIGHTS = "decoder_loss_weights"
 DECODER_TASK_IDS = "decoder_task_ids"
+PAIRS = "pairs"  # decoder segments of each pair's label and rationale, of our own engine alone
 
 # Prefixes of the published implementation; the paper's text prints them as [label], [rationale].
 LABEL_PREFIX = "predict: "

@@ -40,8 +40,8 @@ def precompile(
 ) -> Precompilation:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
-    The batch is laid out one sequence a row, every row as long as the feature lengths: what
-    `PACK = False` trains on, and more than a packed batch of the same sequences takes.
+    The batch is laid out one sequence (or pair) a row, every row as long as the feature lengths (or
+    twice): what `PACK = False` trains on, and more than a packed batch of the same sequences takes.
 
     Args:
       config: the options that shape a run's programs.
@@ -90,7 +90,14 @@ def precompile(
         num_microbatches=num_microbatches,
     )
     inputs, targets = (task_feature_lengths[name] for name in ("inputs", "targets"))
-    batch = layout.empty_batch(layout.BatchShape(batch_size, inputs, targets))
+    shape = layout.shape_unpacked(
+        batch_size,
+        inputs,
+        targets,
+        sharding.data_parallelism(mesh) * num_microbatches,
+        config.objective.in_pairs,
+    )
+    batch = layout.empty_batch(shape)
     abstract_batch = sharding.add_shardings(
         batch, dict.fromkeys(batch, sharding.batch_sharding(mesh))
     )
@@ -159,9 +166,9 @@ def precompile(
         "remat_policy": architecture.remat_policy,
         "scan_layers": architecture.scan_layers,
         "dtype": architecture.dtype,
-        "rows": batch_size,
-        "input_tokens": inputs,
-        "target_tokens": targets,
+        "rows": shape.rows,
+        "input_tokens": shape.input_tokens,
+        "target_tokens": shape.target_tokens,
         "fits": None if available is None and not too_large else not too_large,
         "hbm_bytes": int(chip.hbm_gib * chips.GIB) if chip else None,
         "available_bytes": available * per_chip if available is not None else None,

@@ -83,9 +83,10 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
       task_files: the user's registration files.
 
     Raises:
-      UserError: an unknown mixture, a task file that does not run, a vocabulary that is missing or
-        larger than the student's, an INITIAL_CHECKPOINT_PATH that is missing, of no known form or
-        of another student, a MODEL_DIR that holds another run.
+      UserError: an unknown mixture, or one that has no pairs where they are asked for, a task file
+        that does not run, a vocabulary that is missing or larger than the student's, an
+        INITIAL_CHECKPOINT_PATH that is missing, of no known form or of another student, a MODEL_DIR
+        that holds another run.
     """
     quiet_tensorflow.import_tensorflow()
     from etils import epath
@@ -109,6 +110,8 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     )
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(config.data.mixture_or_task_name)
+    if config.objective.in_pairs:
+        registration.find_pairs(mixture)
     architecture = config.student.architecture()
     loaded = vocabulary.load(config.data.vocabulary_file)
     # Of a pretraining task with its sentinels.
@@ -265,6 +268,7 @@ def _train(
             advance,
             share,
             functools.partial(sharding.rows_here, mesh),
+            config.objective.in_pairs,
         )
     for warning in input_pipeline.warn_of_cuts(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         terminal.say(f"warning: {warning}", stderr=True)

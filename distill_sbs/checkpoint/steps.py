@@ -38,7 +38,7 @@ class Progress:
     """What a run knows besides its arrays.
 
     Attributes:
-      position: sequences drawn so far, by task (`data.batches.input_pipeline.Position`).
+      position: how often was drawn so far, by task (`data.batches.sampler.Position`).
       evaluations: [{"step": …, "accuracy": …}, …] on validation, in order; of a task whose answers
         are not scored `loss` and `perplexity` in the place of `accuracy`.
       best_step: the evaluated step of highest accuracy, or of lowest loss, the earliest of equals;

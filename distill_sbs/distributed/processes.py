@@ -9,7 +9,7 @@ processes see (`gs://`, a network file system). What is computed does not depend
 processes, only on the mesh:
 
 - **Which sequences a step sees** is a function of seed and position
-  (`data.batches.input_pipeline`), so every process knows it without asking.
+  (`data.batches.sampler`), so every process knows it without asking.
 - **Reading and tokenising** is shared: a process reads 1/N of each split, and their tokens are
   exchanged once, at the start (`exchange`). After that a process holds the tokens of the whole
   split, as a single process does, and lays out the rows of its own devices. The alternatives were

@@ -66,7 +66,8 @@ def _chunk_losses(
     )[0]
 
 
-def _chunk_logits(config: T5Config, hidden: jax.Array, weights: jax.Array) -> jax.Array:
+def chunk_logits(config: T5Config, hidden: jax.Array, weights: jax.Array) -> jax.Array:
+    """Logits float32 [B, T, V] of a chunk of positions, rows and vocabulary over their axes."""
     logits = network.vocabulary_logits(hidden, weights, config)
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
@@ -90,7 +91,7 @@ def _chunk_forward(
     weights: jax.Array,
     targets: jax.Array,
 ) -> tuple[TokenLosses, _Residuals]:
-    logits = _chunk_logits(config, hidden, weights)  # [B, T, V]
+    logits = chunk_logits(config, hidden, weights)  # [B, T, V]
     highest = jnp.max(logits, axis=-1)
     log_normaliser = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
     target_logit = jnp.sum(jnp.where(_is_target(targets, config.vocab_size), logits, 0.0), axis=-1)
@@ -109,6 +110,20 @@ def _chunk_forward(
     return losses, (hidden, weights, targets, log_normaliser, kept)
 
 
+def logits_backward(
+    config: T5Config, hidden: jax.Array, weights: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradients of decoder states and weights, of their logits' `gradient` [B, T, V]."""
+    names = ("v", "d") if config.logits_via_embedding else ("d", "v")
+    if config.logits_via_embedding:
+        gradient = gradient * jnp.float32(config.emb_dim**-0.5)
+    gradient = gradient.astype(config.dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    of_hidden = product(f"btv,{''.join(names)}->btd", gradient, weights.astype(config.dtype))
+    of_weights = product(f"btd,btv->{''.join(names)}", hidden.astype(config.dtype), gradient)
+    return of_hidden.astype(hidden.dtype), of_weights.astype(weights.dtype)
+
+
 def _chunk_backward(
     config: T5Config,
     label_smoothing: float,
@@ -120,24 +135,44 @@ def _chunk_backward(
     del recompute_logits
     hidden, weights, targets, log_normaliser, logits = residuals
     if logits is None:
-        logits = _chunk_logits(config, hidden, weights)
+        logits = chunk_logits(config, hidden, weights)
     confidence, low, _ = _smoothing_terms(label_smoothing, config.vocab_size)
     of_normaliser = 1.0 + 2.0 * z_loss * log_normaliser
     probabilities = jnp.exp(logits - log_normaliser[..., None])
     wanted = jnp.where(_is_target(targets, config.vocab_size), confidence, low)
     gradient = of_normaliser[..., None] * probabilities - wanted
     gradient = gradient * cotangents.cross_entropy[..., None]  # of the logits, [B, T, V]
-    names = ("v", "d") if config.logits_via_embedding else ("d", "v")
-    if config.logits_via_embedding:
-        gradient = gradient * jnp.float32(config.emb_dim**-0.5)
-    gradient = gradient.astype(config.dtype)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    of_hidden = product(f"btv,{''.join(names)}->btd", gradient, weights.astype(config.dtype))
-    of_weights = product(f"btd,btv->{''.join(names)}", hidden.astype(config.dtype), gradient)
-    return of_hidden.astype(hidden.dtype), of_weights.astype(weights.dtype), None
+    return *logits_backward(config, hidden, weights, gradient), None
 
 
 _chunk_losses.defvjp(_chunk_forward, _chunk_backward)
+
+
+def choose_chunk_length(batch: int, length: int, logits_chunk_tokens: int | None) -> int:
+    """How many target positions of every row a chunk has; all where they are few enough.
+
+    Raises:
+      ValueError: logits_chunk_tokens below 1.
+    """
+    if logits_chunk_tokens is None:
+        return length
+    if logits_chunk_tokens < 1:
+        raise ValueError(
+            f"logits_chunk_tokens={logits_chunk_tokens}: expected at least 1, "
+            "or None for all at once"
+        )
+    chunks = math.ceil(length / max(1, logits_chunk_tokens // batch))
+    return math.ceil(length / chunks)
+
+
+def split_length(array: jax.Array, chunk_length: int) -> jax.Array:
+    """[B, T, ...] -> [chunks, B, chunk_length, ...], the last one filled up with zeros."""
+    batch, length = array.shape[:2]
+    chunks = math.ceil(length / chunk_length)
+    excess = chunks * chunk_length - length
+    array = jnp.pad(array, [(0, 0), (0, excess)] + [(0, 0)] * (array.ndim - 2))
+    array = array.reshape(batch, chunks, chunk_length, *array.shape[2:])
+    return jnp.moveaxis(array, 1, 0)
 
 
 def token_losses(
@@ -177,27 +212,9 @@ def token_losses(
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing={label_smoothing}: expected 0 <= label_smoothing < 1")
     batch, length = targets.shape
-    chunks = 1
-    if logits_chunk_tokens is not None:
-        if logits_chunk_tokens < 1:
-            raise ValueError(
-                f"logits_chunk_tokens={logits_chunk_tokens}: expected at least 1, "
-                "or None for all at once"
-            )
-        chunks = math.ceil(length / max(1, logits_chunk_tokens // batch))
-    if chunks == 1:
+    chunk_length = choose_chunk_length(batch, length, logits_chunk_tokens)
+    if chunk_length == length:
         return _chunk_losses(config, label_smoothing, z_loss, False, hidden, weights, targets)
-
-    chunk_length = math.ceil(length / chunks)
-    chunks = math.ceil(length / chunk_length)
-    excess = chunks * chunk_length - length
-
-    def split(array: jax.Array) -> jax.Array:
-        """[B, T, ...] -> [chunks, B, chunk_length, ...]."""
-        padding = [(0, 0), (0, excess)] + [(0, 0)] * (array.ndim - 2)
-        array = jnp.pad(array, padding)
-        array = array.reshape(batch, chunks, chunk_length, *array.shape[2:])
-        return jnp.moveaxis(array, 1, 0)
 
     def body(
         weights: jax.Array, chunk: tuple[jax.Array, jax.Array]
@@ -205,7 +222,8 @@ def token_losses(
         losses = _chunk_losses(config, label_smoothing, z_loss, True, chunk[0], weights, chunk[1])
         return weights, losses
 
-    _, losses = jax.lax.scan(body, weights, (split(hidden), split(targets)))
+    chunks = split_length(hidden, chunk_length), split_length(targets, chunk_length)
+    _, losses = jax.lax.scan(body, weights, chunks)
     return jax.tree.map(
         lambda array: jnp.moveaxis(array, 0, 1).reshape(batch, -1)[:, :length], losses
     )
@@ -232,6 +250,34 @@ def token_cross_entropy(
     ).cross_entropy
 
 
+def decoder_states(
+    model: network.Transformer,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    dropout_rng: jax.Array | None = None,
+) -> jax.Array:
+    """Runs the student on a batch up to its logits: decoder states [B, T, D].
+
+    Args:
+      model: see `batch_token_losses`, as for the others.
+      params: its parameters.
+      batch: model features.
+      dropout_rng: a key; None: no dropout.
+    """
+    hidden: PyTree = model.apply(
+        {"params": params},
+        batch[constants.ENCODER_INPUT_TOKENS],
+        batch[constants.DECODER_INPUT_TOKENS],
+        batch[constants.DECODER_TARGET_TOKENS],
+        batch.get(constants.ENCODER_SEGMENT_IDS),
+        batch.get(constants.DECODER_SEGMENT_IDS),
+        enable_dropout=dropout_rng is not None,
+        rngs=None if dropout_rng is None else {"dropout": dropout_rng},
+        method="hidden",
+    )
+    return hidden
+
+
 def batch_token_losses(
     model: network.Transformer,
     params: Params,
@@ -254,19 +300,8 @@ def batch_token_losses(
       z_loss: see `token_losses`.
       logits_chunk_tokens: see `token_losses`.
     """
-    hidden: PyTree = model.apply(
-        {"params": params},
-        batch[constants.ENCODER_INPUT_TOKENS],
-        batch[constants.DECODER_INPUT_TOKENS],
-        batch[constants.DECODER_TARGET_TOKENS],
-        batch.get(constants.ENCODER_SEGMENT_IDS),
-        batch.get(constants.DECODER_SEGMENT_IDS),
-        enable_dropout=dropout_rng is not None,
-        rngs=None if dropout_rng is None else {"dropout": dropout_rng},
-        method="hidden",
-    )
     return token_losses(
-        hidden,
+        decoder_states(model, params, batch, dropout_rng),
         network.output_weights(params, model.config),
         batch[constants.DECODER_TARGET_TOKENS],
         model.config,

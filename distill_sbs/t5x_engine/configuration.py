@@ -64,6 +64,7 @@ def prepared_mixture(
     text_dir: str | None = None,
     rationale_filter: str = "all",
     rationales_per_example: int = 1,
+    mutual_information_weight: float = 0.0,
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -81,6 +82,7 @@ def prepared_mixture(
       text_dir: TEXT_DIR.
       rationale_filter: RATIONALE_FILTER, checked.
       rationales_per_example: RATIONALES_PER_EXAMPLE; T5X, which knows no epochs, takes 1 alone.
+      mutual_information_weight: MUTUAL_INFORMATION_WEIGHT; T5X, which pairs nothing, takes 0 alone.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
@@ -91,6 +93,12 @@ def prepared_mixture(
         raise UserError(
             f"RATIONALES_PER_EXAMPLE={rationales_per_example}: T5X's data have no epochs in which "
             "rationales could take turns; use 1, or python -m distill_sbs.train"
+        )
+    if mutual_information_weight != 0:
+        raise UserError(
+            f"MUTUAL_INFORMATION_WEIGHT={mutual_information_weight}: T5X draws labels and "
+            "rationales apart, so no batch has those of an example together; use 0.0, or "
+            "python -m distill_sbs.train"
         )
     settings.use(
         settings.DataSettings(

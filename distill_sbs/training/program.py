@@ -109,7 +109,11 @@ def build_training_program(
     shardings = sharding.state_shardings(mesh, optimizer, state, fsdp)
     chunk_tokens = LOGITS_BYTES_PER_DEVICE * mesh.size // (4 * config.vocab_size)
     how = Objective(
-        objective.rationale_rate, objective.label_smoothing, objective.z_loss, chunk_tokens
+        objective.rationale_rate,
+        objective.label_smoothing,
+        objective.z_loss,
+        chunk_tokens,
+        objective.mutual_information_weight,
     )
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:

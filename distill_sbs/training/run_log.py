@@ -145,9 +145,9 @@ class RunLog:
 
 def _status(values: Mapping[str, float]) -> str:
     parts = []
-    for key, name in (("label_loss", "label loss"), ("rationale_loss", "rationale loss")):
+    for key in ("label_loss", "rationale_loss", "mutual_information"):
         if key in values:
-            parts.append(f"{name} {values[key]:.3f}")
+            parts.append(f"{key.replace('_', ' ')} {values[key]:.3f}")
     parts += [
         f"{name.replace('_', ' ')} {format(value, _FORMS.get(name.split('_', 1)[1], '.3f'))}"
         for name, value in values.items()

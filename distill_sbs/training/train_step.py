@@ -4,14 +4,15 @@ Enters: a `TrainState` and the model features of one batch, int32 [rows, S] and 
 task id a target token. Leaves: the next state, and per task the (sum, count) of its cross-entropy.
 
 The objective is Eq. 3 of the paper, L = mean over label tokens + λ · mean over rationale tokens,
-each mean over the whole global batch: rows on all devices and all microbatches.
+each mean over the whole global batch: rows on all devices and all microbatches. Where it is asked
+for, the mean over pairs of the mutual-information loss comes on top (`model.mutual_information`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import flax.struct
 import jax
@@ -19,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from distill_sbs import constants
-from distill_sbs.model import losses
-from distill_sbs.model.network import Transformer, initial_parameters
+from distill_sbs.model import losses, mutual_information
+from distill_sbs.model.network import Transformer, initial_parameters, output_weights
 from distill_sbs.model.parameters import Params, PyTree
 
 Batch = dict[str, jax.Array]
@@ -44,12 +45,27 @@ class Objective:
       label_smoothing: as in T5X, 0 is none.
       z_loss: weight of log(Z)², 0 is none.
       logits_chunk_tokens: target positions whose logits may be alive at once; None is all.
+      mutual_information_weight: β, the weight of the mutual-information loss. Above 0 a batch says
+        which segments are an example's label and rationale (`constants.PAIRS`).
     """
 
     rationale_rate: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logits_chunk_tokens: int | None = None
+    mutual_information_weight: float = 0.0
+
+
+class Counts(NamedTuple):
+    """What the means are over, in the whole global batch.
+
+    Attributes:
+      tokens: of each task.
+      pairs: of a label and a rationale, int32; None where nothing is meant over them.
+    """
+
+    tokens: losses.TaskTokenCounts
+    pairs: jax.Array | None
 
 
 def initial_state(
@@ -91,29 +107,41 @@ def make_train_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are the scalars `loss` and
-      `gradient_norm`, and `losses.task_metrics` of the whole batch, as sums and counts.
+      `gradient_norm`, and `losses.task_metrics` of the whole batch, as sums and counts; with
+      `mutual_information_weight` also `mutual_information`, over the pairs.
     """
+    beta = objective.mutual_information_weight
 
     def loss_of(
-        params: Params, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
+        params: Params, part: Batch, counts: Counts, key: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         task_ids = part[constants.DECODER_TASK_IDS]
-        token_losses = losses.batch_token_losses(
-            model,
-            params,
-            part,
-            dropout_rng=key,
+        hidden = losses.decoder_states(model, params, part, key)  # [B, T, D]
+        weights = output_weights(params, model.config)
+        token_losses = losses.token_losses(
+            hidden,
+            weights,
+            part[constants.DECODER_TARGET_TOKENS],
+            model.config,
             label_smoothing=objective.label_smoothing,
             z_loss=objective.z_loss,
             logits_chunk_tokens=objective.logits_chunk_tokens,
         )
         loss = losses.step_by_step_loss(
-            token_losses.cross_entropy, task_ids, objective.rationale_rate, counts
+            token_losses.cross_entropy, task_ids, objective.rationale_rate, counts.tokens
         )
-        return loss, {**losses.task_metrics(token_losses, task_ids)}
+        metrics: Metrics = {**losses.task_metrics(token_losses, task_ids)}
+        if counts.pairs is not None:
+            of_pairs = mutual_information.sum_over_pairs(
+                hidden, weights, part, model.config, objective.logits_chunk_tokens
+            )
+            pairs = jnp.maximum(counts.pairs, 1).astype(jnp.float32)
+            loss = loss + beta * (of_pairs.total / pairs)
+            metrics["mutual_information"] = of_pairs
+        return loss, metrics
 
     def value_and_grad(
-        params: Params, part: Batch, counts: losses.TaskTokenCounts, key: jax.Array
+        params: Params, part: Batch, counts: Counts, key: jax.Array
     ) -> tuple[tuple[jax.Array, Metrics], PyTree]:
         value, gradients = jax.value_and_grad(loss_of, has_aux=True)(params, part, counts, key)
         if gradient_shardings is not None:
@@ -121,7 +149,10 @@ def make_train_step(
         return value, gradients
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        counts = losses.task_token_counts(batch[constants.DECODER_TASK_IDS])
+        counts = Counts(
+            losses.task_token_counts(batch[constants.DECODER_TASK_IDS]),
+            mutual_information.count_pairs(batch) if beta else None,
+        )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if num_microbatches == 1:
             (loss, sums), gradients = value_and_grad(state.params, batch, counts, key)

@@ -10,8 +10,8 @@ import pytest
 import seqio
 
 from distill_sbs.data.batches import input_pipeline, layout
-from distill_sbs.data.batches.input_pipeline import MixtureSampler, TokenisedTask
 from distill_sbs.data.batches.layout import Sequence2Sequence
+from distill_sbs.data.batches.sampler import MixtureSampler, TokenisedTask
 from distill_sbs.errors import UserError
 
 LENGTHS = {"inputs": 64, "targets": 32, "task_ids": 32}

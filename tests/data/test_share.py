@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqio
 
-from distill_sbs.data.batches import input_pipeline
+from distill_sbs.data.batches import input_pipeline, sampler
 from distill_sbs.data.batches.share import Share
 
 LENGTHS = {"inputs": 64, "targets": 32, "task_ids": 32}
@@ -41,7 +41,7 @@ def together(count: int, work: Callable[[Share], Any]) -> list[Any]:
     return results
 
 
-def as_lists(task: input_pipeline.TokenisedTask) -> list[Any]:
+def as_lists(task: sampler.TokenisedTask) -> list[Any]:
     rows = [(each.inputs, each.targets, each.task_ids) for each in task.sequences]
     assert all(part.dtype == np.int32 for row in rows for part in row)
     return [[part.tolist() for part in row] for row in rows]
@@ -55,7 +55,7 @@ def test_all_have_the_whole_split_in_order(tiny_settings, count: int, split: str
     alone = input_pipeline.tokenise(task, split, LENGTHS)
     read: list[int] = []
 
-    def work(share: Share) -> input_pipeline.TokenisedTask:
+    def work(share: Share) -> sampler.TokenisedTask:
         return input_pipeline.tokenise(task, split, LENGTHS, read.append, share)
 
     for shared in together(count, work):

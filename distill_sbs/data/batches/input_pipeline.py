@@ -1,12 +1,8 @@
 """From SeqIO tasks to a stream of batches that can start again at any position.
 
 Enters: a task or mixture, feature lengths, a seed. Leaves: batches (`layout.fill`) with the
-position after each, a few integers that a checkpoint keeps.
-
-Which sequences a step sees is a function of (seed, position) alone. Every task is walked in whole
-epochs, each a new permutation, and the tasks of a mixture take turns at their rates: after n draws
-a task with share r has been drawn n·r times, to within one. SeqIO's own mixing, which T5X uses,
-draws tasks at random with the same rates.
+position after each, a few integers that a checkpoint keeps. Which sequences a step sees is decided
+by `sampler`, and what stands beside what by `pairs`.
 """
 
 from __future__ import annotations
@@ -23,7 +19,8 @@ import seqio
 
 from distill_sbs import constants
 from distill_sbs.data import registration, settings
-from distill_sbs.data.batches import layout
+from distill_sbs.data.batches import layout, pairs
+from distill_sbs.data.batches.sampler import MixtureSampler, Position, TokenisedTask
 from distill_sbs.data.batches.share import Share
 from distill_sbs.data.tasks import texts as text_source
 from distill_sbs.errors import UserError
@@ -38,41 +35,6 @@ _LAYOUT_SEED = 0
 _LEAST_IN_EPOCH = 1024
 
 _ALL = Share()
-
-Position = dict[str, int]  # task name → number of its sequences drawn so far
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenisedTask:
-    """All sequences of one split of one task, in file order, cut to the feature lengths.
-
-    Attributes:
-      name: the task's name.
-      sequences: the tokenised examples.
-      texts: the target text before tokenisation, the reference in evaluation; empty in training.
-      input_texts: the input text, prefix included; empty in training.
-      cut_inputs, cut_targets: the shares of examples that the feature lengths cut.
-      redraw: epoch → its sequences, as many, of a task that makes others each epoch; `sequences`
-        are those of epoch 0. None: they are always the same.
-      others: sequences that later epochs draw, where they may be longer than those of epoch 0.
-      indices: each sequence's example, int64 [N].
-    """
-
-    name: str
-    sequences: Sequence[layout.Sequence2Sequence]
-    texts: Sequence[str]
-    input_texts: Sequence[str]
-    cut_inputs: float
-    cut_targets: float
-    redraw: Callable[[int], Sequence[layout.Sequence2Sequence]] | None = None
-    others: Sequence[layout.Sequence2Sequence] = ()
-    indices: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def lengths(self) -> np.ndarray:
-        """Input and target lengths in tokens, of any epoch, int [N, 2]."""
-        every = (*self.sequences, *self.others)
-        pairs = [(len(each.inputs), len(each.targets)) for each in every]
-        return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def warn_of_cuts(tasks: Sequence[TokenisedTask], share: float) -> list[str]:
@@ -253,77 +215,11 @@ def lay_out_singly(
     sequences: Sequence[layout.Sequence2Sequence], batch_size: int
 ) -> Iterator[layout.Batch]:
     """All sequences, in batches of one shape, each in a row of its own; as to evaluate them."""
-    pairs = np.array([(len(each.inputs), len(each.targets)) for each in sequences])
-    longest = pairs.max(axis=0)
+    longest = layout.measure(sequences).max(axis=0)
     shape = layout.BatchShape(batch_size, int(longest[0]), int(longest[1]))
     for start in range(0, len(sequences), batch_size):
         part = sequences[start : start + batch_size]
         yield layout.fill(part, layout.Layout(shape, shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Epoch:
-    """One walk through a task: its sequences, and the order in which they are drawn."""
-
-    number: int
-    order: np.ndarray
-    sequences: Sequence[layout.Sequence2Sequence]
-
-    def draw(self, place: int) -> layout.Sequence2Sequence:
-        # Of another epoch's sequences there may be a few more or fewer.
-        return self.sequences[int(self.order[place]) % len(self.sequences)]
-
-
-class MixtureSampler:
-    """Draws the sequences of each step from the tasks of a mixture, at their rates.
-
-    Attributes:
-      names: the tasks' names.
-      shares: their mixing rates, normalised to sum to 1.
-    """
-
-    def __init__(self, tasks: Sequence[TokenisedTask], rates: Sequence[float], seed: int) -> None:
-        if sum(rates) <= 0:
-            raise UserError(f"the mixing rates are {list(rates)}: at least one must be positive")
-        self._tasks = list(tasks)
-        self._seed = seed
-        self._epochs: dict[str, _Epoch] = {}
-        self.names = [task.name for task in tasks]
-        self.shares = [rate / sum(rates) for rate in rates]
-
-    def start(self) -> Position:
-        """The position before the first draw."""
-        return dict.fromkeys(self.names, 0)
-
-    def _find_epoch(self, task: TokenisedTask, number: int) -> _Epoch:
-        cached = self._epochs.get(task.name)
-        if cached is None or cached.number != number:
-            # Keyed by the task's name: a task's order does not depend on what it is mixed with.
-            key = [self._seed, zlib.crc32(task.name.encode()), number]
-            order = np.random.default_rng(key).permutation(len(task.sequences))
-            sequences = task.redraw(number) if task.redraw and number else task.sequences
-            cached = self._epochs[task.name] = _Epoch(number, order, sequences)
-        return cached
-
-    def draw(
-        self, position: Position, count: int
-    ) -> tuple[list[layout.Sequence2Sequence], Position]:
-        """Returns the next `count` sequences after `position`, and the position after them."""
-        counts = [position[name] for name in self.names]
-        drawn: list[layout.Sequence2Sequence] = []
-        for number in range(sum(counts) + 1, sum(counts) + count + 1):
-            # The task that is furthest behind its share goes next; the first of equals. Rounded,
-            # because the shares are floats and a tie must be a tie.
-            behind = [
-                round(share * number - done, 9) if share else -np.inf
-                for share, done in zip(self.shares, counts, strict=True)
-            ]
-            index = int(np.argmax(behind))
-            task = self._tasks[index]
-            epoch, place = divmod(counts[index], len(task.sequences))
-            drawn.append(self._find_epoch(task, epoch).draw(place))
-            counts[index] += 1
-        return drawn, dict(zip(self.names, counts, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +230,7 @@ class TrainingData:
       sampler: draws sequences.
       batch_size: sequences a step.
       batch_layout: the shapes of its batches.
-      tasks: the tokenised tasks.
+      tasks: the tokenised tasks; where they are drawn in pairs, what is left of them.
       rows_here: which of a batch's rows (given their number) the devices of this process take, as
         booleans [rows]; only these are filled. None: all.
     """
@@ -345,19 +241,29 @@ class TrainingData:
     tasks: Sequence[TokenisedTask]
     rows_here: layout.RowsHere | None = None
 
+    @property
+    def draws(self) -> int:
+        """How often a step draws: for every sequence, or for every pair."""
+        return self.batch_size // self.sampler.together
+
     def describe(self) -> str:
         """One line for people: how many sequences there are, and how they are laid out."""
         shape = self.batch_layout.usual
-        sizes = ", ".join(f"{len(task.sequences):,} of {task.name}" for task in self.tasks)
+        sizes = ", ".join(
+            f"{len(task.sequences):,} of {task.name}"
+            + (f" ({task.left_out:,} that cannot be paired left out)" if task.left_out else "")
+            for task in self.tasks
+        )
+        in_pairs = ", in pairs of one example" if self.sampler.together > 1 else ""
         return (
-            f"{sizes}; a step lays {self.batch_size} into {shape.rows} rows of "
+            f"{sizes}{in_pairs}; a step lays {self.batch_size} into {shape.rows} rows of "
             f"{shape.input_tokens} input and {shape.target_tokens} target tokens"
         )
 
     def batches(self, position: Position) -> Iterator[tuple[layout.Batch, Position]]:
         """Batches from `position` on, without end, each with the position after it."""
         while True:
-            sequences, position = self.sampler.draw(position, self.batch_size)
+            sequences, position = self.sampler.draw(position, self.draws)
             yield layout.fill(sequences, self.batch_layout, self.rows_here), position
 
 
@@ -371,6 +277,7 @@ def load_training_data(
     advance: Callable[[int], None] = lambda _: None,
     share: Share = _ALL,
     rows_here: layout.RowsHere | None = None,
+    in_pairs: bool = False,
 ) -> TrainingData:
     """Tokenises the training split of a mixture and chooses the batch's shape.
 
@@ -384,6 +291,11 @@ def load_training_data(
       advance: told how many more rows are tokenised.
       share: the part that this process reads.
       rows_here: see `TrainingData`.
+      in_pairs: draw every example that has both a label and a rationale with both of them, side by
+        side in one row; others are left out.
+
+    Raises:
+      UserError: there is no such example, or the mixture does not pair labels with rationales.
     """
     parts = registration.tasks_of(mixture_or_task)
     rates = [
@@ -392,12 +304,16 @@ def load_training_data(
     ]
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
     tasks = [_tokenise_training(part, lengths, seed, advance, share) for part, _ in used]
-    data = lay_out_tasks(tasks, [rate for _, rate in used], batch_size, seed, row_multiple)
+    rates = [rate for _, rate in used]
+    if in_pairs:
+        tasks, rates = pairs.pair_mixture(registration.find_pairs(mixture_or_task), tasks, rates)
+    data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple)
     data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
         return data
-    rows = -(-batch_size // row_multiple) * row_multiple
-    shape = layout.BatchShape(rows, lengths[constants.INPUTS], lengths[constants.TARGETS])
+    shape = layout.shape_unpacked(
+        batch_size, lengths[constants.INPUTS], lengths[constants.TARGETS], row_multiple, in_pairs
+    )
     return dataclasses.replace(data, batch_layout=layout.Layout(shape, shape))
 
 
@@ -418,15 +334,15 @@ def lay_out_tasks(
         [dataclasses.replace(each, redraw=None) for each in tasks], rates, _LAYOUT_SEED
     )
     position = looked_at.start()
+    together = looked_at.together
     batches = []
     for _ in range(_BATCHES_LOOKED_AT):
-        sequences, position = looked_at.draw(position, batch_size)
-        batches.append(np.array([(len(each.inputs), len(each.targets)) for each in sequences]))
+        sequences, position = looked_at.draw(position, batch_size // together)
+        batches.append(layout.measure(sequences, together))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
-    sampler = MixtureSampler(tasks, rates, seed)
-    return TrainingData(
-        sampler, batch_size, layout.choose_layout(batches, longest, row_multiple), tasks
-    )
+    chosen = layout.choose_layout(batches, longest, row_multiple, in_pairs=together > 1)
+    drawn = [each for task in tasks for each in (task, task.partner) if each is not None]
+    return TrainingData(MixtureSampler(tasks, rates, seed), batch_size, chosen, drawn)
 
 
 @dataclasses.dataclass(frozen=True)

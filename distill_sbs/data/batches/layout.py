@@ -4,11 +4,15 @@ Enters: BATCH_SIZE sequences (inputs, targets, task ids). Leaves: the model feat
 int32 [rows, S] and [rows, T]. Which sequences are in the batch was decided before, so the loss
 does not depend on lengths or packing. T5X packs a stream instead, and its steps see a varying
 number of sequences.
+
+Where an example's label and rationale are drawn as a pair, both stand in one row, and so on one
+device and in one microbatch; `constants.PAIRS` says which segments of the row they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,16 +35,41 @@ class Sequence2Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """A batch's static shape: rows of `input_tokens` (S) and `target_tokens` (T) positions."""
+    """A batch's static shape: rows of `input_tokens` (S) and `target_tokens` (T) positions.
+
+    Where sequences are laid in pairs, a row holds up to `pairs` of them (K); 0: they are laid one
+    by one.
+    """
 
     rows: int
     input_tokens: int
     target_tokens: int
+    pairs: int = 0
 
     @property
     def positions(self) -> int:
         """Token positions in the batch, encoder and decoder together."""
         return self.rows * (self.input_tokens + self.target_tokens)
+
+
+def measure(sequences: Sequence[Sequence2Sequence], together: int = 1) -> np.ndarray:
+    """Input and target lengths in tokens, int64 [N / together, 2]: the sums of each `together`."""
+    lengths = [(len(each.inputs), len(each.targets)) for each in sequences]
+    sums: np.ndarray = np.array(lengths, np.int64).reshape(-1, together, 2).sum(axis=1)
+    return sums
+
+
+def shape_unpacked(
+    batch_size: int,
+    input_tokens: int,
+    target_tokens: int,
+    row_multiple: int = 1,
+    in_pairs: bool = False,
+) -> BatchShape:
+    """A row of the full feature lengths for every sequence, or of twice as much for every pair."""
+    together = 2 if in_pairs else 1
+    rows = -(-batch_size // together // row_multiple) * row_multiple
+    return BatchShape(rows, together * input_tokens, together * target_tokens, int(in_pairs))
 
 
 # Loads are sums of fractions of a row, so a full row may come out a rounding error above 1.
@@ -57,16 +86,20 @@ def assign_rows(lengths: np.ndarray, shape: BatchShape) -> list[list[int]] | Non
     them, and their inputs stay empty.)
 
     Args:
-      lengths: int [B, 2], the sequences' input and target lengths in tokens.
+      lengths: int [B, 2], the sequences' (or pairs') input and target lengths in tokens.
       shape: the rows to fill.
 
     Returns:
-      One list of sequence numbers a row, or None where they are not made to fit.
+      One list of sequence (or pair) numbers a row, or None where they are not made to fit.
     """
-    relative = lengths / np.array([shape.input_tokens, shape.target_tokens])  # [B, 2]
+    sizes = [shape.input_tokens, shape.target_tokens]
+    if shape.pairs:
+        lengths = np.column_stack([lengths, np.ones(len(lengths), np.int64)])
+        sizes.append(shape.pairs)
+    relative = lengths / np.array(sizes)  # [B, 2], or [B, 3]
     if (relative.sum(axis=0) > shape.rows * _FULL).any():
         return None
-    load = np.zeros((shape.rows, 2))
+    load = np.zeros((shape.rows, len(sizes)))
     row_of = np.empty(len(lengths), int)
     # Ties in drawing order, so the layout is a function of the batch alone.
     for sequence in np.argsort(-relative.max(axis=1), kind="stable"):
@@ -81,7 +114,7 @@ def assign_rows(lengths: np.ndarray, shape: BatchShape) -> list[list[int]] | Non
         if not len(outside):
             return None
         # What every swap of one inside with one outside would leave in the two rows it touches.
-        change = relative[inside][:, None] - relative[outside][None]  # [inside, outside, 2]
+        change = relative[inside][:, None] - relative[outside][None]  # [inside, outside, 2 or 3]
         here = (load[fullest] - change).max(axis=-1)
         there = (load[row_of[outside]][None] + change).max(axis=-1)
         worst = np.maximum(here, there)
@@ -137,6 +170,7 @@ def choose_layout(
     row_multiple: int,
     padding: float = 0.05,
     packed_batches: int = 32,
+    in_pairs: bool = False,
 ) -> Layout:
     """Chooses rows that hold the batches of a run with little padding.
 
@@ -150,6 +184,7 @@ def choose_layout(
       row_multiple: what the number of rows must be a multiple of (data axis × microbatches).
       padding: the mean share of padded positions that is good enough.
       packed_batches: how many of the batches are laid out to try a shape.
+      in_pairs: whether the lengths are those of pairs.
     """
     totals = np.array([batch.sum(axis=0) for batch in batches])  # [batches, 2]
     # Sums of many lengths are nearly normal: one in thousands passes 3.5 deviations.
@@ -162,12 +197,14 @@ def choose_layout(
     best: tuple[float, Layout] | None = None
     rows = -(-len(batches[0]) // row_multiple) * row_multiple
     while True:
+        pairs = math.ceil(_MOST_PAIRS * len(batches[0]) / rows) if in_pairs else 0
         for slack in _SLACKS:
             layout = Layout(
                 *(
-                    BatchShape(rows, *(int(size) for size in np.maximum(sizes, longest)))
-                    for sizes in (
-                        np.ceil(total * slack / rows) for total in (usual_total, larger_total)
+                    BatchShape(rows, int(inputs), int(targets), pairs)
+                    for inputs, targets in (
+                        np.maximum(np.ceil(total * slack / rows), longest)
+                        for total in (usual_total, larger_total)
                     )
                 )
             )
@@ -191,6 +228,9 @@ def choose_layout(
 # How much longer than their even share rows are tried, until the sequences go in.
 _SLACKS = (1.0, 1.001, 1.002, 1.004, 1.007, 1.01, 1.02, 1.03, 1.05, 1.08, 1.12, 1.2, 1.5, 2.0, 3.0)
 
+# How many times their even share of the pairs a row may hold: short ones are more.
+_MOST_PAIRS = 1.5
+
 
 def fill(
     sequences: Sequence[Sequence2Sequence], layout: Layout, rows_here: RowsHere | None = None
@@ -198,22 +238,26 @@ def fill(
     """Lays the sequences of one batch out.
 
     Args:
-      sequences: those of the whole batch.
+      sequences: those of the whole batch; where shapes hold pairs, each pair's label and rationale
+        one after the other.
       layout: its shapes.
       rows_here: which rows are wanted; the others stay padding. None: all.
 
     Returns:
       The model features: tokens, segment ids (from 1), positions and `decoder_task_ids`, int32;
-      padding is 0 everywhere.
+      padding is 0 everywhere. With pairs also `pairs` [rows, K, 2], the decoder segments of each
+      pair's label and rationale; 0, 0 where the row has fewer.
 
     Raises:
       UserError: a sequence is longer than a row.
     """
-    lengths = np.array([(len(each.inputs), len(each.targets)) for each in sequences])
+    together = 2 if layout.usual.pairs else 1
+    lengths = measure(sequences, together)
     longest = lengths.max(axis=0)
     if longest[0] > layout.larger.input_tokens or longest[1] > layout.larger.target_tokens:
+        what = "pair" if together > 1 else "sequence"
         raise UserError(
-            f"a sequence of {longest[0]} input and {longest[1]} target tokens does not fit a row "
+            f"a {what} of {longest[0]} input and {longest[1]} target tokens does not fit a row "
             f"of {layout.larger.input_tokens} and {layout.larger.target_tokens}; "
             "raise TASK_FEATURE_LENGTHS"
         )
@@ -221,13 +265,17 @@ def fill(
 
     encoder = np.zeros((3, len(rows), shape.input_tokens), np.int32)
     decoder = np.zeros((5, len(rows), shape.target_tokens), np.int32)
+    pairs = np.zeros((len(rows), shape.pairs, 2), np.int32)
     wanted = np.ones(len(rows), bool) if rows_here is None else rows_here(len(rows))
     for row, members in enumerate(rows):
         if not wanted[row]:
             continue
         start, target_start = 0, 0
-        for segment, member in enumerate(members, start=1):
-            each = sequences[member]
+        numbers = [together * member + offset for member in members for offset in range(together)]
+        if shape.pairs:
+            pairs[row, : len(members)] = np.arange(1, len(numbers) + 1).reshape(-1, 2)
+        for segment, number in enumerate(numbers, start=1):
+            each = sequences[number]
             end, target_end = start + len(each.inputs), target_start + len(each.targets)
             encoder[:, row, start:end] = (
                 each.inputs,
@@ -243,7 +291,7 @@ def fill(
                 each.task_ids,
             )
             start, target_start = end, target_end
-    return {
+    features = {
         constants.ENCODER_INPUT_TOKENS: encoder[0],
         constants.ENCODER_SEGMENT_IDS: encoder[1],
         constants.ENCODER_POSITIONS: encoder[2],
@@ -253,12 +301,14 @@ def fill(
         constants.DECODER_POSITIONS: decoder[3],
         constants.DECODER_TASK_IDS: decoder[4],
     }
+    return {**features, constants.PAIRS: pairs} if shape.pairs else features
 
 
 def empty_batch(shape: BatchShape) -> Batch:
     """A batch of padding alone: the features that `fill` gives, in their shapes and types."""
     one = np.ones(1, np.int32)
-    batch = fill([Sequence2Sequence(one, one, one)], Layout(shape, shape))
+    members = [Sequence2Sequence(one, one, one)] * (2 if shape.pairs else 1)
+    batch = fill(members, Layout(shape, shape))
     return {key: np.zeros_like(array) for key, array in batch.items()}
 
 

@@ -72,6 +72,34 @@ def reads_texts(task: seqio.Task) -> bool:
     return info is not None and info.dataset not in DATASETS
 
 
+def find_pairs(mixture_or_task: seqio.Task | seqio.Mixture) -> list[tuple[str, str]]:
+    """The names of the label task and the rationale task of every dataset of a mixture, in order.
+
+    Raises:
+      UserError: it does not have one of both for every dataset.
+    """
+    tasks = tasks_of(mixture_or_task)
+    by_dataset: dict[str, dict[str, str]] = {}
+    for task in tasks:
+        if info := get_task_info(task):
+            by_dataset.setdefault(info.dataset, {})[info.method] = task.name
+    found = [
+        (of_dataset["label"], of_dataset["rationale"])
+        for of_dataset in by_dataset.values()
+        if {"label", "rationale"} == set(of_dataset)
+    ]
+    if 2 * len(found) != len(tasks):
+        of_mixture = get_task_info(mixture_or_task)
+        dataset = of_mixture.dataset if of_mixture else "DATASET"
+        raise UserError(
+            f"MUTUAL_INFORMATION_WEIGHT above 0 compares each example's label with its rationale, "
+            f"and MIXTURE_OR_TASK_NAME={mixture_or_task.name!r} does not pair them (its tasks: "
+            f"{', '.join(task.name for task in tasks)}); train on {dataset}_dss_TEACHER or "
+            f"{dataset}_dss_distill_TEACHER, or set MUTUAL_INFORMATION_WEIGHT = 0.0"
+        )
+    return found
+
+
 def datasets_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[DatasetSpec]:
     """The datasets whose records it reads, each once.
 
