@@ -95,21 +95,6 @@ def test_a_fraction_keeps_pairs_whole(tiny_settings) -> None:
     assert seen == {f"yes {i} | rationale {i}" for i in labels.indices}
 
 
-@pytest.mark.usefixtures("tiny_settings")
-def test_each_process_lays_its_rows_alone() -> None:
-    data = load(batch_size=16, row_multiple=2)
-    whole, _ = next(data.batches(data.sampler.start()))
-    halves = []
-    for half in (0, 1):
-        here = dataclasses.replace(
-            data, rows_here=lambda rows, half=half: np.arange(rows) // (rows // 2) == half
-        )
-        halves.append(next(here.batches(data.sampler.start()))[0])
-    for name, array in whole.items():
-        np.testing.assert_array_equal(halves[0][name] + halves[1][name], array)
-        assert halves[0][name].any() and halves[1][name].any()
-
-
 # ---------------------------------- by hand ----------------------------------
 
 
@@ -157,9 +142,7 @@ def test_pairs_of_two_datasets_take_turns_at_their_rates() -> None:
     found = drawn(MixtureSampler(paired, rates, seed=0), 8)
     assert sum(label < 300 for label, _ in found) == 6
     assert all(rationale - label == 100 for label, rationale in found)
-    with pytest.raises(
-        UserError, match="a_label is drawn at rate 3, a_rationale at 2; with"
-    ):
+    with pytest.raises(UserError, match="a_label is drawn at rate 3, a_rationale at 2; with"):
         pairs.pair_mixture(names, tasks, [3.0, 1.0, 2.0, 1.0])
 
 

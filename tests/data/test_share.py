@@ -93,23 +93,35 @@ def test_records_are_parsed_by_one_process_only(tiny_settings) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_an_epoch_is_laid_out_once_over_the_processes(tiny_settings) -> None:
+@pytest.mark.parametrize(("in_pairs", "steps"), [(False, 10), (True, 9)])
+def test_an_epoch_is_laid_out_once_over_the_processes(
+    tiny_settings, in_pairs: bool, steps: int
+) -> None:
     """The rows that the processes fill are those of the single process, no more and no less."""
     tiny_settings(rationale_rate=1.0)
     mixture = seqio.get_mixture_or_task("tiny_dss_gpt")
-    count, steps = 2, 10  # four labels and four rationales a step
+    count = 2  # four labels and four rationales a step; of 40 examples 36 have both
 
     def batches(share: Share) -> list[dict[str, np.ndarray]]:
         def half(rows: int) -> np.ndarray:
             return np.arange(rows) * count // rows == share.index
 
         data = input_pipeline.load_training_data(
-            mixture, LENGTHS, 8, 0, row_multiple=2, share=share, rows_here=half
+            mixture,
+            LENGTHS,
+            8,
+            0,
+            row_multiple=2,
+            share=share,
+            rows_here=half,
+            in_pairs=in_pairs,
         )
         stream = data.batches(data.sampler.start())
         return [next(stream)[0] for _ in range(steps)]
 
-    data = input_pipeline.load_training_data(mixture, LENGTHS, 8, 0, row_multiple=2)
+    data = input_pipeline.load_training_data(
+        mixture, LENGTHS, 8, 0, row_multiple=2, in_pairs=in_pairs
+    )
     stream = data.batches(data.sampler.start())
     shares = together(count, batches)
     for step in range(steps):
@@ -122,7 +134,7 @@ def test_an_epoch_is_laid_out_once_over_the_processes(tiny_settings) -> None:
             # What is another's is not even filled.
             assert not parts[0][name][half:].any()
             assert not parts[1][name][:half].any()
-    # Ten steps hold 40 label rows, which is one epoch of them: each example once.
+    # Their label rows are one epoch: each example once.
     seen: Counter[tuple[int, ...]] = Counter()
     for share in shares:
         for batch in share:
@@ -135,5 +147,5 @@ def test_an_epoch_is_laid_out_once_over_the_processes(tiny_settings) -> None:
                 for segment in range(1, segments.max() + 1):
                     if (ids[targets == segment] == 1).all():
                         seen[tuple(tokens[segments == segment])] += 1
-    assert len(seen) == 40
+    assert len(seen) == 4 * steps
     assert set(seen.values()) == {1}

@@ -147,6 +147,23 @@ def test_devices_at_hand() -> None:
     assert result["decode"]["rows"] == 8
 
 
+@pytest.mark.slow
+def test_pairs_are_laid_out_as_the_run_would() -> None:
+    """With the mutual-information loss: eight rows of two sequences, not sixteen of one."""
+    done = run(
+        *SMALL,
+        "--gin.MUTUAL_INFORMATION_WEIGHT=0.1",
+        "--json",
+        "--nodecoding",
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [result[name] for name in ("rows", "input_tokens", "target_tokens")] == [8, 128, 64]
+    assert (result["refusal"], result["unreadable"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -403,6 +403,8 @@ def test_mixture_is_checked_before_t5x_starts(
     assert "no such file" in message_of(capsys, prepare, vocabulary_file="nothing.model")
     assert "is not prepared" in message_of(capsys, prepare, "cqa_dss_palm", data_dir="nothing")
     assert "TASK_FILES" in message_of(capsys, prepare, task_files=["nothing.py"])
+    told = message_of(capsys, prepare, mutual_information_weight=0.1)
+    assert "MUTUAL_INFORMATION_WEIGHT=0.1: T5X draws labels and rationales apart" in told
 
 
 def test_steps_go_on_from_the_checkpoint(

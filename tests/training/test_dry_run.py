@@ -88,6 +88,20 @@ def test_data_that_the_run_would_prepare_are_left_to_it(dry_run, tmp_path: pathl
         ({"BATCH_SIZE": "64"}, "BATCH_SIZE='64' is text"),
         ({"TRAIN_STEPS": 1e2}, "TRAIN_STEPS=100.0 is a float"),
         ({"WARMUP_STEPS": 2}, "WARMUP_STEPS=2 is not below TRAIN_STEPS=2"),
+        (
+            {"MUTUAL_INFORMATION_WEIGHT": 0.1, "MIXTURE_OR_TASK_NAME": "tiny_finetune"},
+            "'tiny_finetune' does not pair them (its tasks: tiny_label); train on tiny_dss_TEACHER "
+            "or tiny_dss_distill_TEACHER, or set MUTUAL_INFORMATION_WEIGHT = 0",
+        ),
+        (
+            {"MUTUAL_INFORMATION_WEIGHT": 0.1, "RATIONALE_RATE": 0.5},
+            "RATIONALE_RATE=0.5: with MUTUAL_INFORMATION_WEIGHT=0.1 every example comes once with",
+        ),
+        (
+            {"MUTUAL_INFORMATION_WEIGHT": 0.1, "BATCH_SIZE": 7},
+            "BATCH_SIZE=7 is odd: with MUTUAL_INFORMATION_WEIGHT above 0 a batch is made of pairs",
+        ),
+        ({"MUTUAL_INFORMATION_WEIGHT": -0.1}, "MUTUAL_INFORMATION_WEIGHT=-0.1; expected a number"),
     ],
 )
 def test_refuses_what_the_run_refuses(

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quickstart_runs import STUDENT, read_parameters
+import tensorflow as tf
+from quickstart_runs import STUDENT, assert_same_run, read_parameters
 
 from distill_sbs.checkpoint import steps
 from distill_sbs.config import TrainConfig
@@ -160,6 +161,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Pat
 def test_label_smoothing_z_loss_and_adafactor_train(tiny_run) -> None:
     results = tiny_run(label_smoothing=0.1, z_loss=1e-4, optimizer="adafactor", num_microbatches=2)
     assert results["train_steps"] == 4
+
+
+@pytest.mark.slow
+def test_the_mutual_information_loss_trains_and_goes_on_to_the_bit(
+    tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beta = {"mutual_information_weight": 0.1, "dropout_rate": 0.1, "eval_period": 4}
+    whole = tiny_run(model_dir=tmp_path / "whole", **beta)
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    ]
+    for line in lines:
+        means = line["label_loss"] + line["rationale_loss"] + 0.1 * line["mutual_information"]
+        assert line["loss"] == pytest.approx(means, rel=1e-5)
+    events = tf.data.TFRecordDataset([str(path) for path in (tmp_path / "whole").glob("events.*")])
+    assert any(b"mutual_information" in event for event in events.as_numpy_iterator())
+
+    write = run_log.RunLog.write
+
+    def write_and_signal(self: run_log.RunLog, step: int, values: dict[str, float]) -> None:
+        write(self, step, values)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_log.RunLog, "write", write_and_signal)
+        with pytest.raises(SystemExit):
+            tiny_run(**beta)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    with pytest.raises(UserError, match="MUTUAL_INFORMATION_WEIGHT: 0.1 there, 0.2 now"):
+        tiny_run(**{**beta, "mutual_information_weight": 0.2})
+    assert tiny_run(**beta) == whole
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow
