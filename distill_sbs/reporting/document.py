@@ -10,8 +10,8 @@ import dataclasses
 from distill_sbs.reporting.drawing import Figure
 from distill_sbs.reporting.findings import find
 from distill_sbs.reporting.names import state_headlines
+from distill_sbs.reporting.parallel import draw_figures
 from distill_sbs.reporting.reading import Found
-from distill_sbs.reporting.sharing import draw_figures
 from distill_sbs.reporting.tables import Table, make_tables
 
 

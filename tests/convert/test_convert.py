@@ -258,6 +258,7 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
     assert names(output) == {"precious"}
 
 
+@pytest.mark.slow
 def test_interrupted_by_a_signal(tmp_path: pathlib.Path) -> None:
     """A checkpoint large enough that the signal comes while it is written."""
     folder = write_folder(tmp_path / "given", Memory(vocab_size=2_000_000))

@@ -88,6 +88,7 @@ def test_a_disk_that_can_only_be_read(
         assert [child.name for child in disk.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 def test_orbax_is_quiet_where_nobody_set_up_a_log(
     given: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_layers_of_a_stack_have_chunks_of_their_own(tmp_path: pathlib.Path) -> N
     assert embedding.storage.chunk_shape == embedding.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_what_is_written_is_used_as_any_checkpoint(
     tmp_path: pathlib.Path, scan_layers: bool
@@ -190,6 +191,7 @@ PLACED_ON_EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.slow
 def test_each_part_is_read_once_for_all_its_devices(tmp_path: pathlib.Path) -> None:
     written(tmp_path / "new", Memory(**BYTE_SIZED), scan_layers=True)
     done = subprocess.run(

@@ -25,6 +25,7 @@ def convert(pack: bool, lengths: dict[str, int]) -> list[dict]:
     return [{key: value.numpy().tolist() for key, value in row.items()} for row in converted]
 
 
+@pytest.mark.slow
 def test_packed() -> None:
     (row,) = convert(True, {"inputs": 10, "targets": 7, "task_ids": 7})
     assert row["decoder_target_tokens"] == [3, 9, 1, 4, 1, 0, 0]
@@ -40,6 +41,7 @@ def test_padded() -> None:
     assert second["decoder_input_tokens"] == [0, 4, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_on_a_mixture() -> None:
     """The whole SeqIO path that T5X takes: mixture, converter, batch."""

@@ -68,6 +68,7 @@ def test_rates_must_not_all_be_zero() -> None:
         MixtureSampler([task("label", 3)], [0.0], seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 def test_a_step_sees_exactly_batch_size_sequences(tiny_settings, pack: bool) -> None:
     tiny_settings(rationale_rate=0.5)
@@ -99,6 +100,7 @@ def test_batches_have_one_shape_for_every_seed(tiny_settings) -> None:
     assert len(shapes) == 1
 
 
+@pytest.mark.slow
 def test_packing_is_layout_only(tiny_settings) -> None:
     """The same sequences stand in the packed and in the unpacked batch."""
     mixture = seqio.get_mixture_or_task("tiny_dss_gpt")

@@ -150,6 +150,7 @@ def read_training(task: str, epochs: int) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_several_rationales_take_turns(data_dir: pathlib.Path, tmp_path) -> None:
     join(data_dir, "many", write_samples(tmp_path / "samples.jsonl"))
     assert read_training("ring_rationale_many", 3) == [["first", "alone"]]

@@ -69,6 +69,7 @@ def test_a_sequence_longer_than_a_row() -> None:
         layout.fill([sequence([2] * 9, [1], 1)], Layout(BatchShape(1, 4, 4), BatchShape(1, 8, 8)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_multiple", [1, 8, 16])
 def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> None:
     random = np.random.default_rng(0)

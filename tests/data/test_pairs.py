@@ -69,6 +69,7 @@ def test_every_pair_is_one_label_and_one_rationale_of_an_example(pack: bool) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_packing_of_pairs_is_layout_only_and_any_position_can_be_started_from() -> None:
     packed, plain = load(pack=True), load(pack=False)
@@ -197,6 +198,7 @@ def test_two_pairs_in_one_row() -> None:
         layout.fill(members, Layout(*[BatchShape(1, 3, 3, pairs=1)] * 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_multiple", [1, 8, 64])
 def test_chosen_layout_holds_pairs_with_little_padding(row_multiple: int) -> None:
     random = np.random.default_rng(0)

@@ -174,6 +174,7 @@ def test_refuses_flags_without_importing_tensorflow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_a_terminated_run_leaves_no_folder(tmp_path: pathlib.Path) -> None:
     write_rows(tmp_path / "mine.jsonl", 40_000)
     (tmp_path / "my_task.py").write_text(TASK_FILE.format(name="mine"))
@@ -188,6 +189,7 @@ def test_a_terminated_run_leaves_no_folder(tmp_path: pathlib.Path) -> None:
     assert not list(data_dir.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_prepares_the_published_data(source_dir, tmp_path: pathlib.Path, capsys) -> None:
     arguments = [f"--source_dir={source_dir}", f"--data_dir={tmp_path}"]

@@ -79,6 +79,7 @@ def test_every_dataset_has_a_pretraining_task() -> None:
     assert spec.name == "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_a_dataset_s_inputs_are_what_is_pretrained_on() -> None:
     """Labels and rationales are in no piece, and nothing of an input is lost."""
@@ -111,6 +112,7 @@ def test_a_fraction_keeps_its_inputs(tiny_settings) -> None:
     assert 100 < tokens < 170
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("text_dir")
 def test_each_epoch_takes_out_others_and_a_position_gives_the_same_again(
     monkeypatch: pytest.MonkeyPatch,

@@ -56,6 +56,7 @@ def test_every_fixed_name_exists() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_tasks_hold_the_right_targets() -> None:
     assert targets("tiny_label")[:2] == ["yes 0", "yes 1"]
@@ -94,6 +95,7 @@ def sums_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_agreeing_rationales_are_those_of_right_labels(
     tiny_settings, sums_data: pathlib.Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_joint_output_without_an_answer_is_wrong_and_counted() -> None:
     assert accuracy(["yes", "yes", "", "yes"], answers) == {"accuracy": 0.25, "unparsed": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "kept"), [(0.1, 4), (0.33, 14), (1.0, 40)])
 def test_fraction_keeps_the_same_examples_for_both_tasks(
     tiny_settings, fraction: float, kept: int
@@ -145,6 +148,7 @@ def test_fraction_keeps_the_same_examples_for_both_tasks(
     assert len(targets("tiny_label", "validation")) == len(targets("tiny_label", "test")) == 8
 
 
+@pytest.mark.slow
 def test_fractions_are_nested(tiny_settings) -> None:
     sets = []
     for fraction in (0.1, 0.25, 0.5):
@@ -168,6 +172,7 @@ def test_long_targets_keep_their_end_token() -> None:
     assert row["task_ids"].numpy().tolist() == [2] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_seqios_evaluator_scores_a_task() -> None:
     """A constant answer is right for one of the eight test rows."""

@@ -47,6 +47,7 @@ def as_lists(task: sampler.TokenisedTask) -> list[Any]:
     return [[part.tolist() for part in row] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_all_have_the_whole_split_in_order(tiny_settings, count: int, split: str) -> None:
@@ -68,6 +69,7 @@ def test_all_have_the_whole_split_in_order(tiny_settings, count: int, split: str
     assert len(read) == count
 
 
+@pytest.mark.slow
 def test_a_process_may_have_nothing_to_read(tiny_settings) -> None:
     """Eight rows of `test` for ten processes."""
     task = seqio.get_mixture_or_task("tiny_label")
@@ -93,6 +95,7 @@ def test_records_are_parsed_by_one_process_only(tiny_settings) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("in_pairs", "steps"), [(False, 10), (True, 9)])
 def test_an_epoch_is_laid_out_once_over_the_processes(
     tiny_settings, in_pairs: bool, steps: int

@@ -72,6 +72,7 @@ def restore(inputs: list[int], targets: list[int]) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", list(PUBLISHED))
 def test_tokens_are_those_of_the_published_preprocessor(seed: int) -> None:
     assert pieces(TEXTS, seed, LENGTHS, span_corruption.corrupt_spans) == PUBLISHED[seed]
@@ -116,6 +117,7 @@ def test_nothing_of_a_text_is_lost() -> None:
     assert all(len(inputs) < 32 and len(targets) < 16 for inputs, targets in corrupted)
 
 
+@pytest.mark.slow
 def test_another_seed_takes_out_others() -> None:
     first, second = (pieces(TEXTS, seed, LENGTHS, span_corruption.corrupt_spans) for seed in (1, 2))
     assert first != second

@@ -125,6 +125,7 @@ def test_an_error_in_a_reader_is_told_by_line(tmp_path: pathlib.Path) -> None:
         raise KeyError("not a task file's")
 
 
+@pytest.mark.slow
 def test_task_files_named_like_modules_of_pythons_library(tmp_path: pathlib.Path) -> None:
     """In the working folder, where `python -m` would import them in the library's place."""
     names = ["array", "random", "json", "typing"]

@@ -228,6 +228,7 @@ def test_a_users_own_english_has_no_unknown_piece(vocabulary):
     assert vocabulary.decode(vocabulary.encode("Zebras cost $120!")) == "Zebras cost $120!"
 
 
+@pytest.mark.slow
 def test_the_vocabulary_command_reproduces_the_shipped_file(tmp_path):
     path = tmp_path / "again.model"
     assert wordproblems.main(["wordproblems", f"--train_vocabulary={path}"]) == 0

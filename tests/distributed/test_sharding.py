@@ -86,6 +86,7 @@ def test_meshes_of_real_topologies(
     from jax.experimental import topologies
 
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     described = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, **options
     ).devices

@@ -17,7 +17,7 @@ import os
 
 import pytest
 
-SLOW_SECONDS = 10.0
+SLOW_SECONDS = 2.0
 ERROR_SECONDS = 6 * SLOW_SECONDS
 
 

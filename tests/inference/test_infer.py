@@ -90,6 +90,7 @@ def run_infer(model_dir: pathlib.Path, tmp_path: pathlib.Path, content: bytes, *
 # ---------------------------------- what it needs ------------------------------
 
 
+@pytest.mark.slow
 def test_runs_where_tensorflow_is_not_installed(
     model_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -297,6 +298,7 @@ def test_outputs_that_say_nothing_are_explained(
         assert found is not None and said in found and "\n" not in found
 
 
+@pytest.mark.slow
 def test_the_three_programs_say_why_nothing_is_right(
     trained: Trained, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
 ) -> None:

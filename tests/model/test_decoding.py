@@ -131,6 +131,7 @@ def end_sometimes(params):
     return params
 
 
+@pytest.mark.slow
 def test_cached_greedy_equals_decoding_without_a_cache():
     model, params = student()
     params = end_sometimes(params)
@@ -144,6 +145,7 @@ def test_cached_greedy_equals_decoding_without_a_cache():
     np.testing.assert_array_equal(one_beam(inputs), expected)
 
 
+@pytest.mark.slow
 def test_scanned_layers_decode_the_same():
     model, params = student(logits_via_embedding=True)
     scanned, _ = student(logits_via_embedding=True, scan_layers=True)

@@ -68,6 +68,7 @@ def whole(hidden, weights, targets, config, label_smoothing, z_loss):
     return cross_entropy - entropy + z_loss * normaliser**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_chunks_equal_the_whole_in_value_and_gradient(tied, smoothing):
@@ -203,6 +204,7 @@ def loss_and_gradient(model, params, features):
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
+@pytest.mark.slow
 def test_packed_equals_unpacked_sequence_for_sequence():
     model, params = student()
     alone = batch(rows=3)
@@ -216,6 +218,7 @@ def test_packed_equals_unpacked_sequence_for_sequence():
         assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
 
 
+@pytest.mark.slow
 def test_a_row_of_padding_changes_neither_loss_nor_gradient():
     model, params = student()
     features = batch(rows=2)
@@ -227,6 +230,7 @@ def test_a_row_of_padding_changes_neither_loss_nor_gradient():
         assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_where_a_key_is_given():
     model, params = student(dropout_rate=0.3, num_encoder_layers=1, num_decoder_layers=1)
     features = batch()

@@ -60,6 +60,7 @@ def test_one_pair_by_hand() -> None:
     assert int(found.count) == int(mutual_information.count_pairs(batch)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_value_and_gradients_are_the_definition_s(tied: bool) -> None:
     config = configs.T5Config(vocab_size=7, emb_dim=5, logits_via_embedding=tied)
@@ -89,6 +90,7 @@ def test_value_and_gradients_are_the_definition_s(tied: bool) -> None:
     np.testing.assert_allclose(of_weights.T if tied else of_weights, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_does_not_count() -> None:
     hidden, weights = states(), weights_of()
     value = float(total(hidden, weights))
@@ -112,6 +114,7 @@ def test_a_batch_without_pairs_has_no_loss() -> None:
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.slow
 def test_chunks_equal_the_whole_in_value_and_gradient() -> None:
     hidden, weights = states(), weights_of()
     gradient_of = jax.value_and_grad(total, argnums=(0, 1))

@@ -131,6 +131,7 @@ def test_root_mean_square_norm_by_hand():
     np.testing.assert_allclose(output, [3 / 12.5**0.5, 40 / 12.5**0.5], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_stacking_and_back_is_identical_and_computes_the_same():
     model, params = student()
     stacked = stack_layers(params)
@@ -194,6 +195,7 @@ def test_recomputation_changes_nothing(scan_layers, policies):
         )
 
 
+@pytest.mark.slow
 def test_packed_rows_equal_the_sequences_alone():
     model, params = student()
     alone = batch(rows=3)
@@ -233,6 +235,7 @@ def test_a_later_target_does_not_change_an_earlier_logit():
     assert abs(after[0, 3:] - before[0, 3:]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_its_key_alone():
     model, params = student(dropout_rate=0.3)
     features = batch()
@@ -262,6 +265,7 @@ def test_dropout_of_hidden_states_is_drawn_once_for_a_row_s_positions():
     assert not np.array_equal(everywhere[:, 0], everywhere[:, 1])
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_from_float32_parameters():
     model, params = student()
     low, _ = student(dtype="bfloat16")
@@ -281,6 +285,7 @@ def test_a_token_outside_the_vocabulary_is_not_silent():
     assert np.isnan(np.asarray(logits_of(model, params, features))[0]).any()
 
 
+@pytest.mark.slow
 def test_initial_scales():
     config_changes = dict(emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, vocab_size=500)
     config = dataclasses.replace(SMALL, **config_changes, num_decoder_layers=1)

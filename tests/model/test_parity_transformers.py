@@ -78,6 +78,7 @@ def check(measured: list[parity_table.Measurement]) -> None:
 # ---------------------------------- tiny -------------------------------------
 
 
+@pytest.mark.slow
 def test_outputs_and_gradients(tiny, examples):
     measured = parity_outputs.compare_outputs(
         tiny, examples.rows(0, EXAMPLES_A_BATCH), rounding=False
@@ -103,6 +104,7 @@ def test_outputs_are_not_degenerate(tiny, examples):
     assert (few.rationale_inputs == constants.PAD_ID).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
 def test_decoding(tiny, examples, beams):
     found, expected = parity_training.decode_both(tiny, examples.label_inputs, beams)
@@ -112,10 +114,12 @@ def test_decoding(tiny, examples, beams):
     assert len(set(map(tuple, expected))) > 4  # and they depend on the input
 
 
+@pytest.mark.slow
 def test_ten_steps_of_adamw(tiny, examples):
     check(parity_training.compare_training(tiny, examples, EXAMPLES_A_BATCH))
 
 
+@pytest.mark.slow
 def test_a_missing_clip_would_show(examples, monkeypatch):
     """The limits are sharp enough to see a mistake that moves a tensor by little of its norm."""
     make = optimizer.make_optimizer
@@ -132,6 +136,7 @@ def test_a_missing_clip_would_show(examples, monkeypatch):
     assert parity_training.OF_MOVEMENT in {each.name for each in measured if not each.within}
 
 
+@pytest.mark.slow
 def test_objective_at_rate_one_is_twice_the_reference_s(tiny, examples):
     """2 x (0.5 * label loss + 0.5 * rationale loss), each of the same examples.
 

@@ -200,6 +200,7 @@ def test_tpu_slice() -> None:
     assert "training step" in done.stderr  # the table
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.tpu_aot
 def test_what_does_not_fit_says_what_to_change() -> None:
@@ -216,6 +217,7 @@ def test_what_does_not_fit_says_what_to_change() -> None:
     assert "FSDP = True" in done.stdout
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.tpu_aot
 def test_what_the_compiler_refuses() -> None:
@@ -240,6 +242,7 @@ def test_what_the_compiler_refuses() -> None:
     assert "does not fit: RESOURCE_EXHAUSTED" in done.stderr
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.tpu_aot
 def test_unknown_slice_and_indivisible_batch() -> None:

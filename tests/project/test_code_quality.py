@@ -287,6 +287,7 @@ def test_imports_go_in_no_circle() -> None:
     assert circles == []
 
 
+@pytest.mark.slow
 def test_model_side_imports_without_tensorflow() -> None:
     modules = [*model_side(), "distill_sbs.infer"]
     program = (

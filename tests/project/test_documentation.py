@@ -94,6 +94,7 @@ def exists(path: str) -> bool:
     return any(True for _ in ROOT.glob(path)) if "*" in path else (ROOT / path).exists()
 
 
+@pytest.mark.slow
 def test_paths_that_are_named_exist() -> None:
     missing = {
         (file, path)
@@ -243,6 +244,7 @@ def test_exit_statuses_are_those_of_run_main() -> None:
     assert rows((DOCS / "architecture.md").read_text()) == rows(run_main.__doc__) != []
 
 
+@pytest.mark.slow
 def test_the_example_of_contributing_applies_and_passes(tmp_path: pathlib.Path) -> None:
     found = re.search(r"```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert found
@@ -284,6 +286,7 @@ def test_the_example_of_contributing_applies_and_passes(tmp_path: pathlib.Path) 
 # ---------------------------------- the site ---------------------------------
 
 
+@pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path: pathlib.Path) -> None:
     for needed in ("mkdocs", "material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(needed) is None:

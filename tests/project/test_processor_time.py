@@ -46,6 +46,7 @@ def test_in_a_process():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "more", "status"), [(True, IN_A_PROCESS, 1), (False, IN_A_PROCESS, 0), (True, "", 0)]
 )

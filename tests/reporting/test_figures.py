@@ -16,11 +16,11 @@ from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from distill_sbs.reporting import figures as drawn
-from distill_sbs.reporting import sharing
+from distill_sbs.reporting import parallel
 from distill_sbs.reporting.drawing import Figure, choose_styles, keep_one_rate
 from distill_sbs.reporting.findings import find
+from distill_sbs.reporting.parallel import draw_figures
 from distill_sbs.reporting.run import Curve, Model, Run, Scores
-from distill_sbs.reporting.sharing import draw_figures
 
 SMALL, LARGE = Model("small", 60_000_000), Model("large", 770_000_000)
 CURVES: dict[str, Curve] = {
@@ -261,7 +261,7 @@ def test_of_several_rates_the_one_with_most_points_is_shown() -> None:
 
 
 def test_more_than_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "MOST_FIGURES", 1)
+    monkeypatch.setattr(parallel, "MOST_FIGURES", 1)
     monkeypatch.setattr(drawn, "MOST_LINES", 1)
     figures, notes = draw_figures(find(RUNS, "test"))
     assert len(figures) == 1

@@ -42,6 +42,7 @@ def test_all_are_tested() -> None:
     assert set(SWEEPS) == {*EMBEDDED, *PUBLISHED}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_on_embedded_data(
     name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]

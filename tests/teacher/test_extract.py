@@ -99,6 +99,7 @@ def check_all_answered_once(folder: pathlib.Path, examples: int, in_flight: int)
     assert examples <= len(served) <= examples + 2 * in_flight
 
 
+@pytest.mark.slow
 def test_killed_twice_nothing_is_lost_or_asked_twice(tmp_path: pathlib.Path) -> None:
     write_inputs(tmp_path / "in.jsonl", problems(150))
     answers = write_answers(tmp_path / "answers.jsonl", problems(150))
@@ -192,6 +193,7 @@ def test_parameters_that_the_endpoint_does_not_take(folder: pathlib.Path, capsys
     assert len(read_rows(folder / "out.jsonl")) == 20
 
 
+@pytest.mark.slow
 def test_sigterm_waits_for_what_is_in_flight(folder: pathlib.Path) -> None:
     out = folder / "out.jsonl"
     command = [sys.executable, "-m", "distill_sbs.extract", "--task=wordproblems"]

@@ -49,6 +49,7 @@ def labels(folder: pathlib.Path) -> dict[str, str | None]:
     return {row["id"]: row["label"] for row in read_rows(folder / "out.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_hundred_examples_in_every_form_with_a_kill(tmp_path: pathlib.Path) -> None:
     """The campaign of `benchmarks/hostile_endpoint.py`, smaller."""
     figures = hostile_endpoint.run_campaign(tmp_path, count=100, share=0.7, kills=1)

@@ -115,6 +115,7 @@ def test_open_labels() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_palms_answers_are_read_as_the_published_rules_read_them(source_dir: pathlib.Path) -> None:
     """Where they differ, counted: closed sets, capitals, ", so the answer is", two answers.

@@ -125,6 +125,7 @@ def gcloud_lines(text: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("gcloud ")]
 
 
+@pytest.mark.slow
 def test_what_runs_is_what_the_dry_run_printed(cloud: Cloud) -> None:
     """Word for word, where the slice is not there yet (created, used) and then is (deleted)."""
     for script, *flags in (
@@ -172,6 +173,7 @@ def test_gcloud_has_every_command_and_flag() -> None:
             assert not word.startswith("--") or word.partition("=")[0] in known, word
 
 
+@pytest.mark.slow
 def test_training_understands_the_flags() -> None:
     """The real one, but for those of several processes, which it needs machines for."""
     (line,) = gcloud_lines(dict(dry_runs())[f"tpu_scripts/train.sh --dry_run {RUN}"])
@@ -203,6 +205,7 @@ def test_run_in_a_bucket_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---------------------------------- docs/tpu.md ------------------------------
 
 
+@pytest.mark.slow
 def test_documented_sequence_runs_word_for_word(cloud: Cloud) -> None:
     page = (ROOT / "docs" / "tpu.md").read_text()
     command = re.search(r"```sh\n(.*?)```", page, re.DOTALL)

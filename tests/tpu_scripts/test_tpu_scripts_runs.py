@@ -221,6 +221,7 @@ def test_resume_from_nothing_to_the_end(cloud: Cloud) -> None:
     assert cloud.changes() == [] and cloud.trained() == trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued", [False, True], ids=["at_once", "queued"])
 def test_resume_after_preemption(cloud: Cloud, queued: bool) -> None:
     flags = [RUN, "--provisioning=spot", *(["--queued"] if queued else [])]
@@ -250,6 +251,7 @@ def test_resume_after_preemption(cloud: Cloud, queued: bool) -> None:
     assert len(cloud.trained()) == 4 and len(set(cloud.trained())) == 1
 
 
+@pytest.mark.slow
 def test_resume_waits_where_there_is_no_capacity(cloud: Cloud) -> None:
     cloud.write(no_capacity=True)
     assert "no more capacity" in cloud.run("resume", RUN, status=1)
@@ -260,6 +262,7 @@ def test_resume_waits_where_there_is_no_capacity(cloud: Cloud) -> None:
     assert process.returncode == 0 and "cqa_dss_base has finished" in errors
 
 
+@pytest.mark.slow
 def test_resume_does_not_repeat_what_cannot_go_well(installed: Cloud) -> None:
     installed.set_training("refuses")
     text = installed.run("resume", RUN, "--every=1", status=2)
@@ -272,6 +275,7 @@ def test_resume_does_not_repeat_what_cannot_go_well(installed: Cloud) -> None:
     assert len(installed.trained()) == 2 + 2 * 3
 
 
+@pytest.mark.slow
 def test_sweep_and_again(installed: Cloud) -> None:
     sweep = ["sweep", RUN, "--mixtures=cqa_finetune,cqa_dss_palm", "--data_fractions=1.0"]
     text = installed.run(*sweep, "--seeds=0,1")

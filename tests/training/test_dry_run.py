@@ -162,6 +162,7 @@ def test_a_checkpoint_to_start_from_and_a_run_to_continue(
         assert f"{next(iter(change))}: " in str(dry.value)
 
 
+@pytest.mark.slow
 def test_as_a_user_types_it(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(
         [

@@ -74,6 +74,7 @@ def packed_step() -> tuple[TrainState, dict]:
     return take_step(lay_out(PACKED), 0.3)
 
 
+@pytest.mark.slow
 def test_at_weight_zero_it_is_distilling_step_by_step_to_the_bit() -> None:
     batch = lay_out(PACKED)
     without = {name: array for name, array in batch.items() if name != "pairs"}
@@ -101,6 +102,7 @@ def test_the_loss_is_the_sum_of_three_means() -> None:
     assert 3.5 < mutual_information < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_packed_equals_unpacked_and_microbatched(microbatches: int) -> None:
     packed, metrics = packed_step()

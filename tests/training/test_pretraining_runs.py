@@ -17,6 +17,8 @@ from distill_sbs.errors import UserError
 from distill_sbs.evaluate import evaluate
 from distill_sbs.train import train
 
+pytestmark = pytest.mark.slow
+
 TEXT = "the quick brown fox jumps over the lazy dog and then the dog sleeps again\n"
 
 
@@ -100,7 +102,6 @@ def test_what_has_no_answers_gives_none(
         )
 
 
-@pytest.mark.slow
 def test_finetuning_starts_from_a_pretrained_student(
     pretrained: tuple[pathlib.Path, dict[str, Any]], data_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
     assert progress.best_step == 4
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
     """Nothing is ever right here, so the first evaluation stays the best."""
     results = tiny_run(eval_period=1, keep_checkpoints=2)
@@ -108,6 +109,7 @@ def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_no_further(tiny_run, finished_here: pathlib.Path) -> None:
     before = read_parameters(finished_here)
     assert tiny_run() == json.loads((finished_here / "results.json").read_text())
@@ -141,6 +143,7 @@ def test_a_run_starts_from_another_runs_parameters(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_found_by_a_relative_path(
     tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +256,7 @@ def test_a_folder_with_another_run_is_left_alone(
     assert (finished_here / "config.gin").read_text() == first
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
     tiny_run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

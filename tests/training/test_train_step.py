@@ -82,6 +82,7 @@ def largest_difference(one: TrainState, other: TrainState) -> float:
     )
 
 
+@pytest.mark.slow
 def test_loss_is_the_sum_of_two_means() -> None:
     _, metrics = one_step(unpacked(sequences()), rationale_rate=0.5)
     label, rationale = metrics["label_loss"], metrics["rationale_loss"]
@@ -90,6 +91,7 @@ def test_loss_is_the_sum_of_two_means() -> None:
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_packed_equals_unpacked() -> None:
     members = sequences()
     plain, plain_metrics = one_step(unpacked(members))
@@ -98,6 +100,7 @@ def test_packed_equals_unpacked() -> None:
     assert largest_difference(plain, packed) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_microbatches", [2, 4])
 def test_microbatched_equals_whole(num_microbatches: int) -> None:
     # Labels and rationales lie unevenly over the microbatches, which a mean of means would show.
@@ -109,6 +112,7 @@ def test_microbatched_equals_whole(num_microbatches: int) -> None:
     assert largest_difference(whole, parts) < 1e-5
 
 
+@pytest.mark.slow
 def test_rate_zero_is_standard_finetuning_to_the_bit() -> None:
     """On label rows alone, and beside rationale rows of no weight."""
     labels = sequences(labels=4, rationales=0)
@@ -125,6 +129,7 @@ def test_rate_zero_is_standard_finetuning_to_the_bit() -> None:
     )
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_alone() -> None:
     model = Transformer(dataclasses.replace(CONFIG, dropout_rate=0.5))
     batch = unpacked(sequences())

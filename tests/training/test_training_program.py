@@ -12,6 +12,7 @@ import textwrap
 import jax
 import numpy as np
 import optax
+import pytest
 from model_examples import SMALL
 
 from distill_sbs.config import ObjectiveConfig
@@ -38,6 +39,7 @@ LOWERED = """
 """
 
 
+@pytest.mark.slow
 def test_constraints_reach_the_compiler() -> None:
     """Flax drops them without a word where it finds no mesh; XLA then guesses, badly under FSDP."""
     done = subprocess.run(
@@ -85,6 +87,7 @@ def take_step(program: TrainingProgram) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_an_argument_gives_the_bits_of_one_that_is_a_constant() -> None:
     seed = 2**32 - 3
     program = make_program(seed)
@@ -96,6 +99,7 @@ def test_a_seed_that_is_an_argument_gives_the_bits_of_one_that_is_a_constant() -
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_their_seed_alone_are_one_program() -> None:
     texts = set()
     for seed in (0, 1):

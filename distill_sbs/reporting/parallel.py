@@ -29,7 +29,7 @@ MOST_FIGURES = 60
 _FEWEST_FIGURES_A_PROCESS = 6
 _MOST_PROCESSES = 8
 
-_PROGRAM = "from distill_sbs.reporting import sharing; sharing.draw_share()"
+_PROGRAM = "from distill_sbs.reporting import parallel; parallel.draw_share()"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from distill_sbs.reporting import sharing
+from distill_sbs.reporting import parallel
 from distill_sbs.reporting.findings import Findings, find
 from distill_sbs.reporting.run import Model, Run, Scores
 
@@ -17,7 +17,7 @@ from distill_sbs.reporting.run import Model, Run, Scores
 def findings(monkeypatch: pytest.MonkeyPatch) -> Findings:
     """Two figures, which two processes share; `sched_getaffinity` is not everywhere."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(sharing, "_FEWEST_FIGURES_A_PROCESS", 1)
+    monkeypatch.setattr(parallel, "_FEWEST_FIGURES_A_PROCESS", 1)
     runs = [
         Run(
             f"{size}/{fraction}",
@@ -34,18 +34,19 @@ def findings(monkeypatch: pytest.MonkeyPatch) -> Findings:
     return find(runs, "test")
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes(findings: Findings) -> None:
-    alone = sharing.draw(findings, range(2))
+    alone = parallel.draw(findings, range(2))
     here: list[range] = []
-    draw = sharing.draw
+    draw = parallel.draw
 
-    def look(found: Findings, numbers: range) -> list[sharing.Drawn]:
+    def look(found: Findings, numbers: range) -> list[parallel.Drawn]:
         here.append(numbers)
         return draw(found, numbers)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharing, "draw", look)
-        drawn, notes = sharing.draw_figures(findings)
+        patch.setattr(parallel, "draw", look)
+        drawn, notes = parallel.draw_figures(findings)
     assert drawn == [each.figure for each in alone] and notes == []
     assert [each.name for each in drawn] == ["data_fraction_1", "data_fraction_2"]
     assert here == [range(0, 2, 2)]  # the second was drawn elsewhere
@@ -59,7 +60,7 @@ def test_what_a_process_does_not_bring_is_drawn_here(
     program.write_text("#!/bin/sh\nkill -KILL $$\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    drawn, _ = sharing.draw_figures(findings)
+    drawn, _ = parallel.draw_figures(findings)
     assert [each.name for each in drawn] == ["data_fraction_1", "data_fraction_2"]
 
 
@@ -67,7 +68,7 @@ def test_where_no_process_can_be_started_all_is_drawn_here(
     findings: Findings, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
-    drawn, _ = sharing.draw_figures(findings)
+    drawn, _ = parallel.draw_figures(findings)
     assert [each.name for each in drawn] == ["data_fraction_1", "data_fraction_2"]
 
 
@@ -79,13 +80,13 @@ def test_no_process_is_left_when_drawing_fails(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
 
-    def interrupt(_: Findings, numbers: range) -> list[sharing.Drawn]:
+    def interrupt(_: Findings, numbers: range) -> list[parallel.Drawn]:
         while not alive.exists() or not alive.read_text():
             pass
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sharing, "draw", interrupt)
+    monkeypatch.setattr(parallel, "draw", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        sharing.draw_figures(findings)
+        parallel.draw_figures(findings)
     with pytest.raises(ProcessLookupError):
         os.kill(int(alive.read_text()), 0)
