@@ -26,7 +26,7 @@ from absl import flags
 from etils import epath
 
 from distill_sbs import files
-from distill_sbs.cli import command_line, gin_files, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, gin_files, quiet_tensorflow, signals, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -238,17 +238,11 @@ def _end_at_sigterm() -> Iterator[None]:
             os.write(2, b"stopped: nothing was started\n")
         os._exit(128 + number)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
+    with signals.keep_handlers((signal.SIGTERM, signal.SIGHUP)) as numbers:
         for number in numbers:
-            if before[number] == signal.SIG_DFL:
+            if signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, end)
         yield
-    finally:
-        for number in numbers:
-            if before[number] == signal.SIG_DFL:
-                signal.signal(number, signal.SIG_DFL)
 
 
 def _cache_variables(config: SweepConfig) -> dict[str, str]:

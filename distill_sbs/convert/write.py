@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -23,6 +22,7 @@ from typing import NamedTuple
 from etils import epath
 
 from distill_sbs import files
+from distill_sbs.cli import signals
 from distill_sbs.cli.progress import show_values
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
 from distill_sbs.convert.source import ParameterSource
@@ -91,7 +91,7 @@ def convert_checkpoint(
     source.check(_expect(student, source.config) if student else source.config)
     sizes = [math.prod(parameter.shape) for parameter in list_parameters(source.config)]
     with (
-        _Interruptions() as interruptions,
+        _Interruptions().listen() as interruptions,
         show_values(f"writing for {FORM_NAMES[to]}", sum(sizes)) as advance,
     ):
 
@@ -210,13 +210,14 @@ class _Interruptions:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __enter__(self) -> _Interruptions:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[_Interruptions]:
+        """Inside they are noted."""
+        with signals.keep_handlers((signal.SIGINT, signal.SIGTERM)) as numbers:
+            for number in numbers:
+                signal.signal(number, self._note)
+            yield self
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._number = number
@@ -225,10 +226,6 @@ class _Interruptions:
         """Raises `Interrupted`, with the signal's number, where one came."""
         if self._number is not None:
             raise Interrupted(self._number)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def _expect(student: str, found: T5Config) -> T5Config:

@@ -10,7 +10,6 @@ small runs do not pay a start-up each here either.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
@@ -18,11 +17,11 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 import types
 from collections.abc import Iterator, Mapping
 
+from distill_sbs.cli import signals
 from distill_sbs.errors import UserError
 from distill_sbs.folder_lock import FolderLock
 from distill_sbs.sweeping.children import Child, Ended, Task
@@ -50,7 +49,7 @@ class RayCluster:
         address = config.ray_address or os.environ.get("RAY_ADDRESS")
         try:
             _check_answers(address)
-            with _keep_signals():
+            with signals.keep_handlers():  # Ray puts handlers of its own over ours
                 self._ray.init(
                     # Not None: Ray would look for one that was started here, dead or alive.
                     address=address or "local",
@@ -140,22 +139,6 @@ def _check_answers(address: str | None) -> None:
     host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
-
-
-@contextlib.contextmanager
-def _keep_signals() -> Iterator[None]:
-    """Afterwards signals go where they went before: Ray puts handlers of its own over ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 def _import_ray() -> types.ModuleType:

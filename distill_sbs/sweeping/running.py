@@ -17,7 +17,7 @@ from typing import Protocol
 from etils import epath
 
 from distill_sbs import files
-from distill_sbs.cli import terminal
+from distill_sbs.cli import signals, terminal
 from distill_sbs.folder_lock import FolderLock
 from distill_sbs.sweeping import plan
 from distill_sbs.sweeping.board import Board
@@ -74,18 +74,10 @@ class StopSignals:
     @contextlib.contextmanager
     def listen(self) -> Iterator[StopSignals]:
         """Inside they are counted; outside the main thread nobody can."""
-        if threading.current_thread() is not threading.main_thread():
+        with signals.keep_handlers() as numbers:
+            for number in numbers:
+                signal.signal(number, self._note)
             yield self
-            return
-        before = {}
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, self._note)
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclasses.dataclass(frozen=True)
