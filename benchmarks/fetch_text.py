@@ -2,19 +2,21 @@ r"""English text out of Debian's packages, for pretraining: dictionaries, a thes
 
     python benchmarks/fetch_text.py --output=text
     python benchmarks/fetch_text.py --output=text --packages=dict-foldoc \
-      --inputs_of=cqa,svamp,esnli --data_dir=prepared
+      --inputs_of=cqa,svamp,esnli --data_dir=prepared --pieces=8000
 
 Enters: names of packages, which `apt-get download` fetches (a Debian or Ubuntu with its package
 lists: `apt-get update`); they are unpacked into a temporary folder, never installed, and root's
 rights are not asked for. With --inputs_of also the training inputs of prepared datasets. Leaves:
-one text file a package or dataset, UTF-8, a paragraph a line. The texts have licences of their own
-(the GPL, the GFDL, WordNet's; see each package's `copyright`): they are not part of this project.
+one text file a package or dataset, UTF-8, a paragraph a line, and with --pieces a vocabulary of
+them, `vocabulary.model`, for students too small for T5's. The texts have licences of their own (the
+GPL, the GFDL, WordNet's; see each package's `copyright`): they are not part of this project.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import pathlib
 import re
 import subprocess
@@ -25,14 +27,17 @@ from collections.abc import Callable, Iterator, Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from distill_sbs import constants  # noqa: E402
 from distill_sbs.cli import quiet_tensorflow, terminal  # noqa: E402
 from distill_sbs.cli.run_main import run_main  # noqa: E402
 from distill_sbs.errors import UserError  # noqa: E402
-from distill_sbs.files import write_file  # noqa: E402
+from distill_sbs.files import open_replacement, write_file  # noqa: E402
 
 # Where GCIDE names what an entry was taken from.
 _SOURCE_NOTE = re.compile(r"\[(?:[0-9]{4} Webster|PJC|WordNet [0-9.]+)[^\]]{0,20}\]")
 _SPACES = re.compile(r"\s+")
+# Lines that a vocabulary is made of, chosen at random.
+SENTENCES_READ = 200_000
 
 
 def read_dictd(file: pathlib.Path) -> Iterator[str]:
@@ -118,6 +123,41 @@ def read_inputs(dataset: str, data_dir: str | None) -> Iterator[str]:
     yield from dict.fromkeys(_SPACES.sub(" ", row["input"].decode()).strip() for row in rows)
 
 
+def train_vocabulary(folder: pathlib.Path, pieces: int) -> bytes:
+    """A SentencePiece model of the text files of a folder, of T5's kind and with T5's first ids.
+
+    Raises:
+      UserError: there are none, or so many pieces cannot be made of them.
+    """
+    import sentencepiece
+
+    texts = sorted(folder.glob("*.txt"))
+    if not texts:
+        raise UserError(f"--pieces={pieces}: {folder} holds no text file to make a vocabulary of")
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            input=",".join(map(str, texts)),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            input_sentence_size=SENTENCES_READ,
+            shuffle_input_sentence=True,
+            pad_id=constants.PAD_ID,
+            eos_id=constants.EOS_ID,
+            unk_id=2,
+            bos_id=-1,
+            required_chars="".join(map(chr, range(33, 127))),
+            num_threads=1,  # the same bytes every time
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        told = str(error).rpartition("] ")[2]  # what stands before is about its source
+        raise UserError(f"--pieces={pieces}: {told}") from None
+    return model.getvalue()
+
+
 def _write(file: pathlib.Path, texts: Iterator[str]) -> None:
     lines = list(texts)
     write_file(str(file), "".join(f"{line}\n" for line in lines))
@@ -131,6 +171,7 @@ def _work(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--packages", default=",".join(PACKAGES), help="default: %(default)s")
     parser.add_argument("--inputs_of", default="", help="prepared datasets: cqa,svamp,…")
     parser.add_argument("--data_dir", help="where they are prepared")
+    parser.add_argument("--pieces", type=int, help="trains a vocabulary of so many pieces")
     options = parser.parse_args(arguments)
     names = list(filter(None, options.packages.split(",")))
     for name in names:
@@ -146,6 +187,12 @@ def _work(arguments: Sequence[str] | None) -> None:
             _write(output / f"{name}.txt", read(pathlib.Path(folder)))
     for name in filter(None, options.inputs_of.split(",")):
         _write(output / f"{name}_inputs.txt", read_inputs(name, options.data_dir))
+    if options.pieces is not None:
+        file = output / "vocabulary.model"
+        model = train_vocabulary(output, options.pieces)
+        with open_replacement(file, "wb") as written:
+            written.write(model)
+        terminal.say(f"{file}: {options.pieces:,} pieces")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,8 @@ import pathlib
 import fetch_text
 import pytest
 
+from distill_sbs.data import vocabulary
+
 
 def test_a_dictionary_becomes_a_paragraph_a_line(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "some.dict.dz"
@@ -60,3 +62,30 @@ def test_a_machine_without_apt_is_told(
     assert fetch_text.main([f"--output={tmp_path}", "--packages=dict-foldoc"]) == 2
     assert "there is no apt-get: the packages are Debian's" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.txt"))
+
+
+def test_a_vocabulary_of_the_texts_is_the_same_every_time(tmp_path: pathlib.Path) -> None:
+    words = [f"{first}{second}" for first in ("ab", "cd", "ef") for second in ("gh", "ij", "kl")]
+    lines = [f"{one} {other}" for one in words for other in words]
+    (tmp_path / "some.txt").write_text("\n".join(lines))
+    arguments = [f"--output={tmp_path}", "--packages=", "--pieces=105"]
+    models = []
+    for _ in range(2):
+        assert fetch_text.main(arguments) == 0
+        models.append((tmp_path / "vocabulary.model").read_bytes())
+    assert models[0] == models[1]
+    loaded = vocabulary.load(str(tmp_path / "vocabulary.model"))
+    assert (loaded.vocab_size, loaded.pad_id, loaded.eos_id, loaded.unk_id) == (105, 0, 1, 2)
+    assert loaded.decode(loaded.encode("abgh ~")) == "abgh ~"
+
+
+def test_more_pieces_than_the_texts_have_are_refused(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some.txt").write_text("a b\n")
+    assert fetch_text.main([f"--output={tmp_path}", "--packages=", "--pieces=5000"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --pieces=5000: Vocabulary size too high")
+    assert not (tmp_path / "vocabulary.model").exists()
+    assert fetch_text.main([f"--output={tmp_path / 'none'}", "--packages=", "--pieces=500"]) == 2
+    assert "holds no text" in capsys.readouterr().err
