@@ -259,9 +259,11 @@ def decoder_states(
     """Runs the student on a batch up to its logits: decoder states [B, T, D].
 
     Args:
-      model: see `batch_token_losses`, as for the others.
+      model: `network.Transformer(config)`.
       params: its parameters.
-      batch: model features.
+      batch: model features by the names of `constants`: encoder_input_tokens [B, S],
+        decoder_input_tokens and decoder_target_tokens [B, T], and where rows are packed
+        encoder_segment_ids and decoder_segment_ids. Others are ignored.
       dropout_rng: a key; None: no dropout.
     """
     hidden: PyTree = model.apply(
@@ -278,7 +280,7 @@ def decoder_states(
     return hidden
 
 
-def batch_token_losses(
+def batch_cross_entropy(
     model: network.Transformer,
     params: Params,
     batch: Mapping[str, jax.Array],
@@ -286,15 +288,13 @@ def batch_token_losses(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logits_chunk_tokens: int | None = None,
-) -> TokenLosses:
-    """Runs the student on a batch and returns the losses of its targets, [B, T].
+) -> jax.Array:
+    """Runs the student on a batch and returns the cross-entropy of its targets, float32 [B, T].
 
     Args:
-      model: `network.Transformer(config)`.
+      model: see `decoder_states`.
       params: its parameters.
-      batch: model features by the names of `constants`: encoder_input_tokens [B, S],
-        decoder_input_tokens and decoder_target_tokens [B, T], and where rows are packed
-        encoder_segment_ids and decoder_segment_ids. Others are ignored.
+      batch: model features, decoder_target_tokens [B, T] among them.
       dropout_rng: a key; None: no dropout.
       label_smoothing: see `token_losses`.
       z_loss: see `token_losses`.
@@ -308,21 +308,6 @@ def batch_token_losses(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logits_chunk_tokens=logits_chunk_tokens,
-    )
-
-
-def batch_cross_entropy(
-    model: network.Transformer,
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    dropout_rng: jax.Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logits_chunk_tokens: int | None = None,
-) -> jax.Array:
-    """The cross-entropy of `batch_token_losses` alone: float32 [B, T]."""
-    return batch_token_losses(
-        model, params, batch, dropout_rng, label_smoothing, z_loss, logits_chunk_tokens
     ).cross_entropy
 
 

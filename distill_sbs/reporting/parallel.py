@@ -19,6 +19,7 @@ import sys
 import tempfile
 from typing import IO
 
+from distill_sbs.cli.cores import find_cores
 from distill_sbs.reporting.drawing import Figure
 from distill_sbs.reporting.figures import Drawer
 from distill_sbs.reporting.findings import Findings
@@ -45,8 +46,7 @@ def draw_figures(findings: Findings) -> tuple[list[Figure], list[str]]:
     """Every figure that the runs have the points for, and a line for what was left out."""
     every = sum(1 for _ in Drawer(findings).plan())
     count = min(every, MOST_FIGURES)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    shares = max(1, min(cores or 1, _MOST_PROCESSES, count // _FEWEST_FIGURES_A_PROCESS))
+    shares = max(1, min(len(find_cores()), _MOST_PROCESSES, count // _FEWEST_FIGURES_A_PROCESS))
     drawn = _share_out(findings, count, shares)
     notes = list(dict.fromkeys(note for each in drawn for note in each.notes))
     if every > count:

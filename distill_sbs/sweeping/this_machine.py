@@ -14,6 +14,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
+from distill_sbs.cli.cores import find_cores
 from distill_sbs.errors import UserError
 from distill_sbs.sweeping.children import Child, Ended, Task
 from distill_sbs.sweeping.options import SweepConfig
@@ -102,7 +103,7 @@ def share_out(config: SweepConfig, runs: int) -> list[Share]:
     Raises:
       UserError: the machine has not what a run, or WORKERS, is to have.
     """
-    cores = sorted(_find_cores())
+    cores = sorted(find_cores())
     gpus, chips = find_gpus(), find_tpu_chips()
     gpus_per_run = config.gpus_per_run
     if gpus_per_run is None:
@@ -171,12 +172,6 @@ def _chip_variables(chips: Sequence[str], count: int | None, index: int) -> dict
         "TPU_CHIPS_PER_PROCESS_BOUNDS": _CHIP_BOUNDS[count],
         "TPU_PROCESS_BOUNDS": "1,1,1",
     }
-
-
-def _find_cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
 
 
 def find_gpus() -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_sbs.data.batches.layout import Sequence2Sequence
 from distill_sbs.model import config as configs
 from distill_sbs.model import network
 
@@ -32,6 +33,14 @@ ONE_LAYER = {
     "num_encoder_layers": 1,
     "num_decoder_layers": 1,
 }
+
+
+def draw_sequence(random: np.random.Generator, task: int, vocab_size: int) -> Sequence2Sequence:
+    """A label of two tokens (task 1) or a rationale of 4 to 8 (task 2), of 4 to 8 input tokens."""
+    sizes = (int(random.integers(4, 9)), 2 if task == 1 else int(random.integers(4, 9)))
+    inputs, targets = (np.append(random.integers(2, vocab_size, size - 1), 1) for size in sizes)
+    task_ids = np.full(sizes[1], task, np.int32)
+    return Sequence2Sequence(inputs.astype(np.int32), targets.astype(np.int32), task_ids)
 
 
 @functools.cache

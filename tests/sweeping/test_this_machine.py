@@ -17,7 +17,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     """Says what there is: cores, GPUs, chips, GiB of memory."""
 
     def set_up(cores: int, gpus: int = 0, chips: int = 0, gib: int = 1000) -> None:
-        monkeypatch.setattr(this_machine, "_find_cores", lambda: set(range(cores)))
+        monkeypatch.setattr(this_machine, "find_cores", lambda: set(range(cores)))
         monkeypatch.setattr(this_machine, "find_gpus", lambda: [str(n) for n in range(gpus)])
         monkeypatch.setattr(this_machine, "find_tpu_chips", lambda: [str(n) for n in range(chips)])
         monkeypatch.setattr(this_machine, "_available_bytes", lambda: gib * 2**30)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_examples import ONE_LAYER, SMALL
+from model_examples import ONE_LAYER, SMALL, draw_sequence
 
 from distill_sbs.data.batches import layout
 from distill_sbs.data.batches.layout import BatchShape, Sequence2Sequence
@@ -34,17 +34,7 @@ def start() -> TrainState:
 def make_pairs(count: int = 4) -> list[Sequence2Sequence]:
     """Labels and rationales in turn, of several lengths."""
     random = np.random.default_rng(0)
-    made = []
-    for number in range(2 * count):
-        task = number % 2 + 1
-        sizes = (int(random.integers(4, 9)), 2 if task == 1 else int(random.integers(4, 9)))
-        inputs, targets = (np.append(random.integers(2, 48, size - 1), 1) for size in sizes)
-        made.append(
-            Sequence2Sequence(
-                inputs.astype(np.int32), targets.astype(np.int32), np.full(sizes[1], task, np.int32)
-            )
-        )
-    return made
+    return [draw_sequence(random, task, 48) for task in [1, 2] * count]
 
 
 def lay_out(shape: BatchShape) -> layout.Batch:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from model_examples import draw_sequence
 
 from distill_sbs.data.batches.layout import BatchShape, Layout, Sequence2Sequence, fill
 from distill_sbs.model.config import named_config
@@ -39,17 +40,7 @@ def start(model: Transformer) -> TrainState:
 
 def sequences(labels: int = 4, rationales: int = 4) -> list[Sequence2Sequence]:
     random = np.random.default_rng(0)
-    made = []
-    for number in range(labels + rationales):
-        task = 1 if number < labels else 2
-        sizes = (int(random.integers(4, 9)), 2 if task == 1 else int(random.integers(4, 9)))
-        inputs, targets = (np.append(random.integers(2, 64, size - 1), 1) for size in sizes)
-        made.append(
-            Sequence2Sequence(
-                inputs.astype(np.int32), targets.astype(np.int32), np.full(sizes[1], task, np.int32)
-            )
-        )
-    return made
+    return [draw_sequence(random, task, 64) for task in [1] * labels + [2] * rationales]
 
 
 def batch_of(members: list[Sequence2Sequence], rows: int, tokens: int) -> dict[str, jax.Array]:
