@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill_sbs import files
-from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -143,6 +143,7 @@ def evaluate(
             for text, label, said in rows:
                 row = {"input": text, "label": label, "prediction": said}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        interrupts.change_message(f"{output} is written")
     note = explain_outputs(outputs, predictions, description.max_decode_tokens)
     if note and is_first:
         terminal.say(f"note: {note}", stderr=True)

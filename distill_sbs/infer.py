@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill_sbs import files, json_lines
-from distill_sbs.cli import command_line, terminal
+from distill_sbs.cli import command_line, interrupts, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -112,6 +112,7 @@ def answer(
     with files.open_replacement(output) as file:
         for (line, _), said in zip(rows, answers, strict=True):
             file.write(json_lines.set_member(line, "prediction", said) + "\n")
+    interrupts.change_message(f"{output} is written")
     terminal.say(f"{len(rows)} {task}s of {student.step_folder} written to {output}")
     if note := explain_outputs(outputs, answers, student.description.max_decode_tokens):
         terminal.say(f"note: {note}", stderr=True)

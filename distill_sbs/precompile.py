@@ -268,6 +268,6 @@ if __name__ == "__main__":
         "runs/precompile.gin",
         DESCRIPTION,
         _define_flags,
-        interrupted="nothing was written",
+        interrupted="whether the run fits was not found out",
         check=dry_run,
     )

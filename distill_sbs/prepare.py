@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich import box
 
-from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import SourceError, UserError
@@ -139,6 +139,7 @@ def _work(argv: Sequence[str]) -> int | None:
         build.check_splits(registration.get_dataset(name), values.splits)
     data_dir = values.data_dir or settings.default_data_dir()
     failed = 0
+    written: list[str] = []
     for name in names:
         earlier = _joined_teachers(data_dir, name)
         try:
@@ -155,6 +156,8 @@ def _work(argv: Sequence[str]) -> int | None:
             terminal.say(f"error: {name}: {error}", stderr=True)
             failed += 1
             continue
+        written.append(name)
+        interrupts.change_message(f"prepared by now: {', '.join(written)}")
         print_summary(info)
         terminal.say(f"written to {os.path.join(data_dir, name)}")
         for split, teacher in sorted(earlier - _joined_in(info)):

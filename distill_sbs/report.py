@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from distill_sbs import files
-from distill_sbs.cli import command_line, terminal
+from distill_sbs.cli import command_line, interrupts, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 from distill_sbs.reporting import markdown, page, reading, spreadsheet
@@ -130,6 +130,7 @@ def _work(argv: Sequence[str]) -> int | None:
     if not values.runs_dir:
         raise UserError("no RUNS_DIR is given: report RUNS_DIR --output=FOLDER")
     document = report(values.runs_dir, values.output, values.split)
+    interrupts.change_message(f"{values.output} is written")
     terminal.say(document.summary)
     for line in document.headlines[:_MOST_PRINTED]:
         terminal.say(f"- {line}")

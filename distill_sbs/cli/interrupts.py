@@ -76,6 +76,19 @@ def expect(message: str) -> Iterator[None]:
         _is_working = False
 
 
+def change_message(message: str) -> None:
+    """Says what Ctrl-C leaves behind from now on: the work has just put down what it is for."""
+    from distill_sbs.cli import terminal  # not at the top: this module is every program's first
+
+    global _message
+    _message = terminal.clean(message)
+
+
+def message() -> str:
+    """What Ctrl-C leaves behind at this moment."""
+    return _message
+
+
 def was_noted() -> bool:
     """Whether Ctrl-C came, whatever the libraries in between have made of it."""
     return _is_noted

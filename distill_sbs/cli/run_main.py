@@ -39,7 +39,8 @@ def run_main(work: Callable[[], int | None], interrupted: str = "nothing was cha
 
     Args:
       work: parses the command line and does what it asks for; None is status 0.
-      interrupted: what Ctrl-C leaves behind, in a few words.
+      interrupted: what Ctrl-C leaves behind, in a few words, until the work says otherwise
+        (`interrupts.change_message`).
 
     Returns:
       The status of the table above. What is not the user's to mend is raised on, for its traceback.
@@ -49,7 +50,7 @@ def run_main(work: Callable[[], int | None], interrupted: str = "nothing was cha
             return _work_and_flush(work)
     except KeyboardInterrupt:
         interrupts.leave()  # as it is: libraries that were interrupted may fail in taking leave
-        return _end(f"interrupted: {interrupted}", interrupts.STATUS)
+        return _end(f"interrupted: {interrupts.message()}", interrupts.STATUS)
     except UserError as error:
         if interrupts.was_noted():
             interrupts.leave()

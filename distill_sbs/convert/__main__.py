@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from distill_sbs.cli import command_line, terminal
+from distill_sbs.cli import command_line, interrupts, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.dtypes import FLOAT_TYPES
@@ -135,6 +135,7 @@ def _work(argv: Sequence[str]) -> int | None:
     except (Interrupted, KeyboardInterrupt) as error:
         terminal.say(f"interrupted: {values.output} is as it was before", stderr=True)
         return 128 + int(error.args[0] if error.args else signal.SIGINT)
+    interrupts.change_message(f"{values.output} is written")
     print_summary(done, values.output)
     return None
 

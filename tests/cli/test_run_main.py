@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from distill_sbs.cli import interrupts
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
@@ -180,6 +181,28 @@ def test_ctrl_c_is_one_line(program, code: str, tmp_path: pathlib.Path) -> None:
     process = program(code.replace("'out'", repr(str(tmp_path / "out"))))
     assert interrupt(process) == ONE_LINE
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".partial*"))
+
+
+def test_ctrl_c_says_what_is_written_by_then(program) -> None:
+    process = program(
+        """
+        from distill_sbs.cli import interrupts
+        interrupts.change_message('[red]\\x1b[2J is written')
+        print('ready', flush=True); time.sleep(60)
+        """
+    )
+    assert interrupt(process) == "interrupted: [red]\\x1b[2J is written\n"
+
+
+def test_a_message_lasts_as_long_as_its_work(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        interrupts.change_message("out is written")
+        raise KeyboardInterrupt
+
+    assert run_main(work, "nothing was written") == 130
+    assert run_main(fail(KeyboardInterrupt()), "nothing was written") == 130
+    said = capsys.readouterr().err
+    assert said == "interrupted: out is written\ninterrupted: nothing was written\n"
 
 
 def test_ctrl_c_twice_ends_at_once(program) -> None:

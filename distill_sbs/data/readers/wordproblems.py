@@ -233,7 +233,7 @@ def _define_flags(values: flags.FlagValues) -> None:
 
 
 def _work(arguments: Sequence[str]) -> None:
-    from distill_sbs.cli import command_line, terminal
+    from distill_sbs.cli import command_line, interrupts, terminal
 
     values = command_line.parse_flags(arguments, _define_flags, "The embedded word problems.")
     if values.show is None and values.train_vocabulary is None:
@@ -245,6 +245,7 @@ def _work(arguments: Sequence[str]) -> None:
     if values.train_vocabulary is not None:
         with files.open_replacement(values.train_vocabulary, "wb") as file:
             file.write(train_vocabulary())
+        interrupts.change_message(f"{values.train_vocabulary} is written")
 
 
 if __name__ == "__main__":
