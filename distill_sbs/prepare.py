@@ -2,6 +2,8 @@
 
     python -m distill_sbs.prepare --dataset=cqa --source_dir=datasets --data_dir=prepared
     python -m distill_sbs.prepare --dataset=cqa --data_dir=prepared --teacher=llama
+    python -m distill_sbs.prepare --dataset=cqa --data_dir=prepared --teacher=shuffled \
+      --shuffle_rationales_of=palm
 
 Enters: the published files (or a user's own, read by a registered dataset). Leaves:
 `DATA_DIR/{dataset}/{train,validation,test}.tfrecord*` and `info.json`; what was there before stays
@@ -74,6 +76,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "shuffle_rationales_of",
+        None,
+        "Joins a control under the name --teacher: the labels of this teacher, whom the records"
+        " hold already, and its rationales, each at another example of its split.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "task_file",
         [],
@@ -127,7 +136,8 @@ def _work(argv: Sequence[str]) -> int | None:
     if values.teacher_outputs and len(names) > 1:
         raise UserError("--teacher_outputs are those of one dataset; give one --dataset")
     teacher_outputs = tuple(values.teacher_outputs or ())
-    _check(_source_dir(values.source_dir), values.teacher, teacher_outputs)
+    original = values.shuffle_rationales_of
+    _check(_source_dir(values.source_dir), values.teacher, teacher_outputs, original)
     # Importing TensorFlow takes seconds: what can be refused without it has been.
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.data import registration, settings
@@ -135,9 +145,12 @@ def _work(argv: Sequence[str]) -> int | None:
 
     registration.load_task_files(values.task_file)
     names = list(registration.DATASETS) if names == ["all"] else names
-    for name in names:
-        build.check_splits(registration.get_dataset(name), values.splits)
     data_dir = values.data_dir or settings.default_data_dir()
+    for name in names:
+        spec = registration.get_dataset(name)
+        build.check_splits(spec, values.splits)
+        if original is not None:
+            build.check_shuffle(spec, data_dir, values.teacher, original, values.splits)
     failed = 0
     written: list[str] = []
     for name in names:
@@ -150,6 +163,7 @@ def _work(argv: Sequence[str]) -> int | None:
                 splits=values.splits,
                 teacher=values.teacher,
                 teacher_outputs=teacher_outputs,
+                shuffle_rationales_of=original,
                 task_files=tuple(values.task_file),
             )
         except SourceError as error:
@@ -160,10 +174,10 @@ def _work(argv: Sequence[str]) -> int | None:
         interrupts.change_message(f"prepared by now: {', '.join(written)}")
         print_summary(info)
         terminal.say(f"written to {os.path.join(data_dir, name)}")
-        for split, teacher in sorted(earlier - _joined_in(info)):
+        for split, teacher in sorted(earlier.keys() - _joined_in(info).keys()):
             terminal.say(
                 f"note: {split} holds {teacher}'s outputs no more: it was prepared anew; "
-                f"--teacher={teacher} joins them again"
+                f"{earlier[split, teacher]} joins them again"
             )
     return 2 if failed else 0
 
@@ -176,6 +190,7 @@ def prepare(
     splits: Sequence[str] | None = None,
     teacher: str | None = None,
     teacher_outputs: Sequence[str] = (),
+    shuffle_rationales_of: str | None = None,
     task_files: Sequence[str] = (),
 ) -> Info:
     """Prepares one dataset, or joins a teacher's outputs with what is prepared.
@@ -189,6 +204,8 @@ def prepare(
       teacher: joins this teacher's outputs with the records.
       teacher_outputs: files that `extract` wrote. Default: those that it wrote for this teacher; if
         it wrote none, the outputs in the published layout, `{source_dir}/{dataset}/llm/`.
+      shuffle_rationales_of: a teacher whom the records hold: `teacher` becomes its control, with
+        its labels, and its rationales each at another example of the same split.
       task_files: registration files of your own.
 
     Returns:
@@ -203,7 +220,7 @@ def prepare(
         if isinstance(value, str):
             raise UserError(f"{name}={value!r}: expected a list of texts, such as [{value!r}]")
     source_dir = _source_dir(source_dir)
-    _check(source_dir, teacher, teacher_outputs)
+    _check(source_dir, teacher, teacher_outputs, shuffle_rationales_of)
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.data import registration, settings
     from distill_sbs.data.records import build
@@ -216,6 +233,11 @@ def prepare(
     with loader.tell_errors():
         if teacher is None:
             return build.prepare_dataset(spec, source_dir, data_dir, splits)
+        if shuffle_rationales_of is not None:
+            registration.check_joined_teacher(spec, teacher)
+            return build.join_shuffled_teacher(
+                spec, data_dir, teacher, shuffle_rationales_of, splits
+            )
         return _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
 
 
@@ -223,10 +245,31 @@ def _source_dir(given: str | None) -> str | None:
     return given or os.environ.get(SOURCE_DIR_VARIABLE) or None
 
 
-def _check(source_dir: str | None, teacher: str | None, teacher_outputs: Sequence[str]) -> None:
+def _check(
+    source_dir: str | None,
+    teacher: str | None,
+    teacher_outputs: Sequence[str],
+    original: str | None,
+) -> None:
     """Refuses what can be refused before TensorFlow is imported."""
     if source_dir and "://" not in source_dir and not os.path.isdir(source_dir):
         raise UserError(f"source folder {source_dir} does not exist; correct --source_dir")
+    if original is not None:
+        given = f"--shuffle_rationales_of={original}"
+        if not teacher:
+            raise UserError(
+                f"{given} needs --teacher=NAME, the name to call the control by, such as shuffled"
+            )
+        if teacher_outputs:
+            raise UserError(
+                f"{given} takes outputs that are joined already, --teacher_outputs others; join "
+                "these first, under a name of their own"
+            )
+        if teacher == original:
+            raise UserError(
+                f"{given} and --teacher={teacher}: the control would replace the teacher; give it "
+                "another name, such as --teacher=shuffled"
+            )
     if teacher_outputs and not teacher:
         raise UserError("--teacher_outputs needs --teacher=NAME, the name to call the teacher by")
     for path in teacher_outputs:
@@ -271,23 +314,26 @@ def _join(
     )
 
 
-def _joined_in(info: Info) -> set[tuple[str, str]]:
-    """(split, teacher) of every teacher that was joined after its split was prepared."""
-    return {
-        (split, teacher)
-        for split, entry in info["splits"].items()
-        for teacher, figures in entry["teachers"].items()
-        if "unanswered" in figures
-    }
+def _joined_in(info: Info) -> dict[tuple[str, str], str]:
+    """(split, teacher) of every teacher joined after its split was prepared → what joins it."""
+    joined = {}
+    for split, entry in info["splits"].items():
+        for teacher, figures in entry["teachers"].items():
+            if "unanswered" not in figures:
+                continue
+            original = figures.get("rationales_of")
+            control = f" --shuffle_rationales_of={original}" if original else ""
+            joined[split, teacher] = f"--teacher={teacher}{control}"
+    return joined
 
 
-def _joined_teachers(data_dir: str, dataset: str) -> set[tuple[str, str]]:
+def _joined_teachers(data_dir: str, dataset: str) -> dict[tuple[str, str], str]:
     from distill_sbs.data.records import tfrecords
 
     try:
         return _joined_in(tfrecords.read_info(data_dir, dataset))
     except tfrecords.UnpreparedDataError:
-        return set()
+        return {}
 
 
 make_callable(__name__)

@@ -149,6 +149,53 @@ def join_published_teacher(
     return info
 
 
+def join_shuffled_teacher(
+    spec: DatasetSpec,
+    data_dir: epath.PathLike,
+    teacher: str,
+    original: str,
+    splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
+) -> counts.Info:
+    """Joins the control: another teacher's labels, and its rationales each at another example.
+
+    Nothing is prepared: the records hold the original's outputs already. Without `splits` all that
+    hold them take part.
+
+    Raises:
+      SourceError: a split has fewer than two rationales of the original.
+      UserError: see `check_shuffle`.
+    """
+    splits = check_shuffle(spec, data_dir, teacher, original, splits)
+    entries = tfrecords.read_info(data_dir, spec.name)["splits"]
+    total = 2 * sum(entries[split]["examples"] for split in splits)
+    counted: dict[str, counts.TeacherCounts] = {}
+    with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
+        info = joining.join_shuffled(spec, data_dir, teacher, original, splits, advance, counted)
+    _tell_of_outputs(
+        spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
+    )
+    return info
+
+
+def check_shuffle(
+    spec: DatasetSpec,
+    data_dir: epath.PathLike,
+    teacher: str,
+    original: str,
+    splits: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """The splits in which `original` can be shuffled under the name `teacher`; reads `info.json`.
+
+    Raises:
+      UserError: the name cannot be a teacher's, a split does not exist, is not prepared, or holds
+        no outputs of the original.
+    """
+    joining.check_teacher_name(spec, teacher)
+    named = check_splits(spec, splits) if splits else None
+    return joining.find_splits_of(spec, data_dir, original, named)
+
+
 def has_published_outputs(spec: DatasetSpec, source_dir: epath.PathLike | None) -> bool:
     """Whether the source folder holds outputs in the published layout, for a dataset of it."""
     if source_dir is None or not isinstance(spec.reader, PublishedReader):
@@ -249,6 +296,14 @@ def _tell_of_outputs(
                 shown.add(teacher)
     for warning in counts.warn_of_differences(info):
         tell(f"warning: {dataset}: {warning}")
+    written = {(split, teacher) for split, by_teacher in by_split.items() for teacher in by_teacher}
+    for split, entry in info["splits"].items():
+        for teacher, figures in entry["teachers"].items():
+            if (split, original := figures.get("rationales_of")) in written:
+                tell(
+                    f"note: {dataset} {split}: {teacher} is still {original} as it was before; "
+                    f"--teacher={teacher} --shuffle_rationales_of={original} shuffles it anew"
+                )
 
 
 def _advance_with(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Example]:

@@ -39,6 +39,7 @@ class TeacherFigures(TypedDict):
     label_accuracy: float | None
     mean_rationale_words: float | None
     unanswered: NotRequired[int]
+    rationales_of: NotRequired[str]
 
 
 class SplitInfo(TypedDict):

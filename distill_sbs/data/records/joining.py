@@ -1,6 +1,6 @@
-"""Joins a teacher's outputs with prepared records, by id.
+"""Joins a teacher's outputs with prepared records: by id, by position, or another's, shuffled.
 
-Enters: `DATA_DIR/{dataset}` and the output files of `extract`. Leaves: the same records with
+Enters: `DATA_DIR/{dataset}` and a teacher's outputs. Leaves: the same records with
 `{teacher}_label` and `{teacher}_rationale`, and the teacher in `info.json`; other teachers stay.
 """
 
@@ -22,10 +22,13 @@ from distill_sbs.data.dataset import (
     SourceError,
     TeacherOutput,
 )
-from distill_sbs.data.readers import responses
+from distill_sbs.data.readers import responses, shuffled_rationales
 from distill_sbs.data.records import tfrecords
 from distill_sbs.data.records.counts import Info, State, TeacherCounts
-from distill_sbs.errors import UserError
+from distill_sbs.errors import UserError, did_you_mean
+
+# Of the cycle in which rationales go round.
+_SHUFFLE_SEED = 0
 
 # (rows done): moves a progress bar.
 Advance = Callable[[int], None]
@@ -175,6 +178,116 @@ def join_published(
     return _rewrite(spec, data_dir, teacher, finders, advance, counts)
 
 
+def join_shuffled(
+    spec: DatasetSpec,
+    data_dir: epath.PathLike,
+    teacher: str,
+    original: str,
+    splits: Sequence[str],
+    advance: Advance = lambda _: None,
+    counts: dict[str, TeacherCounts] | None = None,
+) -> Info:
+    """Joins the control: the labels of a teacher whom the records hold, its rationales shuffled.
+
+    In each split the rationales go round in one seeded cycle among the examples that have one, so
+    none stays where it belongs, and what the original left unparsed stays so. The rationales of a
+    split are held in memory: of e-SNLI's 549,367 training rows about 130 MB.
+
+    Args:
+      spec: the dataset.
+      data_dir: where it is prepared.
+      teacher: the control's name.
+      original: whose outputs are taken.
+      splits: see `find_splits_of`.
+      advance: told how many more records are done; each is read twice.
+      counts: takes what was counted, by split.
+
+    Returns:
+      The whole `info.json`.
+
+    Raises:
+      SourceError: a split has fewer than two rationales; nothing was written.
+      tfrecords.UnpreparedDataError: a split has not been prepared.
+    """
+    entries = tfrecords.read_info(data_dir, spec.name)["splits"]
+    finders = {
+        split: _Shuffled(
+            spec.name,
+            split,
+            original,
+            read_examples(data_dir, spec.name, split, original),
+            labels_are_gold=entries[split]["teachers"][original]["label_accuracy"] is None,
+            advance=advance,
+        )
+        for split in splits
+    }
+    return _rewrite(spec, data_dir, teacher, finders, advance, counts, original)
+
+
+def find_splits_of(
+    spec: DatasetSpec, data_dir: epath.PathLike, teacher: str, splits: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The splits that hold a teacher's outputs; where some are named, these, if all of them do.
+
+    Raises:
+      UserError: none does, or one that is named does not.
+      tfrecords.UnpreparedDataError: the dataset, or a split that is named, is not prepared.
+    """
+    entries = tfrecords.read_info(data_dir, spec.name)["splits"]
+    for split in splits or ():
+        tfrecords.split_files(data_dir, spec.name, split)
+    looked_at = tuple(splits or entries)
+    found = tuple(split for split in looked_at if teacher in entries[split]["teachers"])
+    lacking = [split for split in looked_at if split not in found]
+    if not found or (splits and lacking):
+        known = {name for split in looked_at for name in entries[split]["teachers"]}
+        raise UserError(
+            f"{epath.Path(data_dir) / spec.name} holds no outputs of a teacher {teacher!r} in "
+            f"{', '.join(lacking)}, only {', '.join(sorted(known)) or 'of none'}"
+            f"{did_you_mean(teacher, sorted(known))}"
+        )
+    return found
+
+
+class _Shuffled:
+    """Finds for the next example its own label and another example's rationale."""
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str,
+        original: str,
+        examples: Iterator[Example],
+        *,
+        labels_are_gold: bool,
+        advance: Advance,
+    ) -> None:
+        self._original = original
+        self._labels_are_gold = labels_are_gold
+        self._rationales: list[tuple[str, tuple[str, ...]]] = []
+        for example in examples:
+            output = example.teacher_outputs[original]
+            if output.rationale is not None:
+                self._rationales.append((output.rationale, output.more_rationales))
+            advance(1)
+        if len(self._rationales) < 2:
+            found = "1 rationale" if self._rationales else "no rationale"
+            raise SourceError(
+                f"{dataset} {split}: {found} of {original}, expected two or more, for each is to "
+                "go to another example; name other --splits"
+            )
+        self._taken = iter(shuffled_rationales.go_round(len(self._rationales), _SHUFFLE_SEED))
+
+    def __call__(self, example: Example) -> _Found:
+        own = example.teacher_outputs[self._original]
+        own = dataclasses.replace(own, label_is_gold=self._labels_are_gold)
+        if own.rationale is None:
+            return own, State.ANSWERED if own.label else State.UNANSWERED
+        rationale, more = self._rationales[next(self._taken)]
+        shuffled = dataclasses.replace(own, rationale=rationale, more_rationales=more)
+        return shuffled, State.ANSWERED
+
+
 class _Positions:
     """Finds the output of the next example, and checks that the example is the same."""
 
@@ -200,6 +313,7 @@ def _rewrite(
     finders: Mapping[str, _Find],
     advance: Advance,
     counts: dict[str, TeacherCounts] | None,
+    rationales_of: str | None = None,
 ) -> Info:
     """Writes the records again, with a teacher's outputs in the splits that have a finder."""
     info = tfrecords.read_info(data_dir, spec.name)
@@ -232,6 +346,8 @@ def _rewrite(
             _check_new(finders[split], f"{spec.name} {split}", teacher, same, count)
             teachers = {**entries[split]["teachers"]}
             teachers[teacher] = {**count.summary(), "unanswered": count.unanswered}
+            if rationales_of is not None:
+                teachers[teacher]["rationales_of"] = rationales_of
             entries[split] = {**entries[split], "teachers": teachers}
         ordered = {split: entries[split] for split in SPLITS if split in entries}
         return tfrecords.write_info(partial, spec.name, ordered)

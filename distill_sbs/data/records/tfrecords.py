@@ -9,7 +9,8 @@ A record is a `tf.train.Example`: bytes `id`, int64 `index` (its position in the
 further rationales for the label are the values of `{teacher}_more_rationales`.
 `info.json` is `{"dataset": …, "format_version": 1, "splits": {split: {"examples": N, "teachers":
 {teacher: {"unparsed": …, "label_accuracy": …, "mean_rationale_words": …}}}}}`; a teacher that was
-joined later (`joining`) has `unanswered` besides.
+joined later (`joining`) has `unanswered` besides, and a control `rationales_of`: whose rationales
+it has shuffled.
 
 Paths may be `gs://`: everything goes through etils' epath and `tf.io`.
 """

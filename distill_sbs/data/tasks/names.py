@@ -15,6 +15,7 @@ import seqio
 
 from distill_sbs.data import settings
 from distill_sbs.data.dataset import DatasetSpec
+from distill_sbs.data.readers.shuffled_rationales import SHUFFLED_TEACHER
 from distill_sbs.data.records import tfrecords
 from distill_sbs.errors import UserError, nearest_names
 
@@ -149,7 +150,8 @@ def find_lacking(info: TaskInfo) -> list[str]:
 def tell_lacking(info: TaskInfo) -> str:
     """Whose records hold nothing of the teacher, and what would join it, for messages."""
     lacking = find_lacking(info)[0]
+    control = " --shuffle_rationales_of=TEACHER" if info.teacher == SHUFFLED_TEACHER else ""
     return (
         f"{settings.current().folder}/{lacking} holds nothing of a teacher {info.teacher!r}, which "
-        f"prepare --dataset={lacking} --teacher={info.teacher} would join; "
+        f"prepare --dataset={lacking} --teacher={info.teacher}{control} would join; "
     )
