@@ -98,6 +98,21 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True)
+class DifferenceOfDifferences:
+    """A difference with one value of an option minus the same with another, seed by seed.
+
+    Attributes:
+      difference: with one value.
+      reference: with the other: of the lowest value, or None where that was run.
+      interval: of the mean of what the first has more; -2 to 2.
+    """
+
+    difference: Difference
+    reference: Difference
+    interval: Interval
+
+
+@dataclasses.dataclass(frozen=True)
 class DataHeadline:
     """The smallest data fraction at which a method reaches its reference's 100 %.
 
@@ -146,6 +161,7 @@ class Findings:
       cells: see `Cell`.
       lines: of the teachers.
       differences: see `Difference`.
+      differences_of_differences: see `DifferenceOfDifferences`.
       data_headlines: by dataset, student and series.
       size_headlines: by teacher and series.
       problems: a line for each run that was left out.
@@ -155,6 +171,7 @@ class Findings:
     cells: tuple[Cell, ...]
     lines: tuple[TeacherLine, ...]
     differences: tuple[Difference, ...]
+    differences_of_differences: tuple[DifferenceOfDifferences, ...]
     data_headlines: tuple[DataHeadline, ...]
     size_headlines: tuple[SizeHeadline, ...]
     problems: tuple[str, ...]
@@ -173,11 +190,13 @@ def find(runs: Sequence[Run], split: str) -> Findings:
             problems.append(f"{run.folder}: no accuracy on {split}")
     lines = _find_lines(measured, split, problems)
     cells = _make_cells(measured, split, problems)
+    differences = tuple(_compare(cells, split))
     return Findings(
         split,
         cells,
         lines,
-        tuple(_compare(cells, split)),
+        differences,
+        tuple(_compare_differences(differences, split)),
         tuple(_data_headlines(cells, split)),
         tuple(_size_headlines(cells, lines)),
         tuple(problems),
@@ -339,14 +358,61 @@ def _compare(cells: Sequence[Cell], split: str) -> Iterable[Difference]:
                 yield Difference(cell, reference, interval)
 
 
-def _pair(cell: Cell, reference: Cell, split: str) -> Interval | None:
-    by_seed = {(run.seed, run.fraction_seed): run for run in reference.runs}
-    differences = []
+_Seeds = tuple[int | None, int | None]
+
+
+def _subtract(cell: Cell, reference: Cell, split: str) -> dict[_Seeds, float]:
+    """The difference at each seed that both have."""
+    by_seed = {(run.seed, run.fraction_seed): run.scores[split].accuracy for run in reference.runs}
+    differences = {}
     for run in cell.runs:
-        other = by_seed.get((run.seed, run.fraction_seed))
-        if other is not None:
-            differences.append(run.scores[split].accuracy - other.scores[split].accuracy)
+        seeds = (run.seed, run.fraction_seed)
+        if seeds in by_seed:
+            differences[seeds] = run.scores[split].accuracy - by_seed[seeds]
+    return differences
+
+
+def _pair(cell: Cell, reference: Cell, split: str) -> Interval | None:
+    differences = list(_subtract(cell, reference, split).values())
     return estimate_difference(differences) if differences else None
+
+
+def _compare_differences(
+    differences: Sequence[Difference], split: str
+) -> Iterable[DifferenceOfDifferences]:
+    """For each option in which runs of one cell differ: each value against the lowest one."""
+    groups: dict[object, list[Difference]] = {}
+    for each in differences:
+        series, other = each.cell.series, each.reference.series
+        if series.setting == other.setting:  # where both were run with it
+            plain = [dataclasses.replace(of, setting="") for of in (series, other)]
+            key = (each.cell.dataset, each.cell.model, each.cell.fraction, *plain)
+            groups.setdefault(key, []).append(each)
+    for group in groups.values():
+        settings = [each.cell.runs[0].settings for each in group]
+        for macro in sorted({macro for options in settings for macro in options}):
+            lines: dict[object, list[tuple[tuple[object, ...], Difference]]] = {}
+            for options, each in zip(settings, group, strict=True):
+                rest = tuple(sorted((m, value) for m, value in options.items() if m != macro))
+                lines.setdefault(rest, []).append((_rank_value(options.get(macro, "")), each))
+            for line in lines.values():
+                (_, lowest), *others = sorted(line, key=lambda ranked: ranked[0])
+                base = _subtract(lowest.cell, lowest.reference, split)
+                for _, each in others:
+                    found = _subtract(each.cell, each.reference, split)
+                    paired = [found[seeds] - base[seeds] for seeds in found if seeds in base]
+                    if paired:
+                        yield DifferenceOfDifferences(each, lowest, estimate_difference(paired))
+
+
+def _rank_value(text: str) -> tuple[object, ...]:
+    """For sorting an option's values: None, numbers, words."""
+    if text == "None":
+        return (0, 0.0, "")
+    try:
+        return (1, float(text), text)
+    except ValueError:
+        return (2, 0.0, text)
 
 
 # ---------------------------------- headlines ---------------------------------

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from distill_sbs.reporting import words
+from distill_sbs.reporting.estimates import Interval
 from distill_sbs.reporting.findings import (
     Cell,
     DataHeadline,
@@ -20,61 +21,7 @@ from distill_sbs.reporting.findings import (
 )
 from distill_sbs.reporting.names import Names, name_model, show_estimate
 from distill_sbs.reporting.run import Model, Run
-
-Value = str | int | float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One cell of a table.
-
-    Attributes:
-      value: what it is sorted by, and what CSV has.
-      shown: what a person reads; empty: the value as text.
-    """
-
-    value: Value
-    shown: str = ""
-
-    @property
-    def text(self) -> str:
-        """What a person reads, on one line."""
-        if self.shown:
-            return words.join_lines(self.shown)
-        return "–" if self.value is None else words.join_lines(str(self.value))
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """Its name in CSV, its heading, and whether it holds numbers."""
-
-    key: str
-    title: str
-    is_number: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-      name: of its file.
-      title: stands above it.
-      note: what its numbers mean.
-      columns: see `Column`.
-      rows: as many entries each.
-      commands: for each row what reproduces it; empty where no row has any.
-      is_overview: whether all in it stands in another table too; it is not written as CSV.
-    """
-
-    name: str
-    title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-    commands: tuple[tuple[str, ...], ...] = ()
-    is_overview: bool = False
-
+from distill_sbs.reporting.table import Column, Entry, Table
 
 # ---------------------------------- tables ------------------------------------
 
@@ -86,6 +33,7 @@ def make_tables(findings: Findings, runs: Sequence[Run]) -> list[Table]:
         *_matrices(findings, names),
         _accuracies(findings, names),
         _differences(findings, names),
+        _differences_of_differences(findings, names),
         _data_table(findings.data_headlines, names),
         _size_table(findings.size_headlines, names),
         _lines(findings.lines),
@@ -223,23 +171,15 @@ def _commands(runs: Iterable[Run]) -> tuple[str, ...]:
 
 
 def _differences(findings: Findings, names: Names) -> Table:
-    rows = []
-    for each in findings.differences:
-        half = each.interval.half_width
-        mean = each.interval.mean
-        low, high = (None, None) if half is None else (mean - half, mean + half)
-        rows.append(
-            (
-                *_naming(each.cell, names),
-                Entry(names.name_series(each.reference.series, each.cell.dataset)),
-                Entry(each.cell.fraction, words.show_fraction(each.cell.fraction)),
-                Entry(mean, words.show_signed(mean)),
-                Entry(low, "–" if low is None else words.show_signed(low)),
-                Entry(high, "–" if high is None else words.show_signed(high)),
-                Entry(each.interval.count),
-                Entry(_judge(each.interval.half_width, each.interval.excludes_zero)),
-            )
+    rows = [
+        (
+            *_naming(each.cell, names),
+            Entry(names.name_series(each.reference.series, each.cell.dataset)),
+            Entry(each.cell.fraction, words.show_fraction(each.cell.fraction)),
+            *_show_interval(each.interval),
         )
+        for each in findings.differences
+    ]
     return Table(
         "differences",
         "Differences on the same seeds",
@@ -250,13 +190,69 @@ def _differences(findings: Findings, names: Names) -> Table:
             *_NAMING,
             Column("reference", "compared with"),
             Column("data_fraction", "data", True),
-            Column("difference", "difference", True),
-            Column("low", "from", True),
-            Column("high", "to", True),
-            Column("pairs", "pairs", True),
-            Column("verdict", "interval"),
+            *_OF_INTERVAL,
         ),
         tuple(rows),
+    )
+
+
+def _differences_of_differences(findings: Findings, names: Names) -> Table:
+    rows = []
+    for each in findings.differences_of_differences:
+        cell, reference = each.difference.cell, each.difference.reference
+        method, other = (
+            names.name_series(dataclasses.replace(of.series, setting=""), cell.dataset)
+            for of in (cell, reference)
+        )
+        rows.append(
+            (
+                Entry(cell.dataset),
+                Entry(names.name_model(cell.model)),
+                Entry(method),
+                Entry(other),
+                Entry(cell.series.setting),
+                Entry(each.reference.cell.series.setting),
+                Entry(cell.fraction, words.show_fraction(cell.fraction)),
+                *_show_interval(each.interval),
+            )
+        )
+    return Table(
+        "differences_of_differences",
+        "Differences of differences",
+        f"Accuracy on {findings.split}, in percentage points: what a method gains over what it is "
+        "compared with under one setting, minus what it gains under another, seed by seed; mean "
+        "and 95 % interval by Student's t over the seeds. Intervals are not corrected for there "
+        "being several.",
+        (
+            *_NAMING,
+            Column("reference", "compared with"),
+            Column("setting", "with"),
+            Column("reference_setting", "minus with"),
+            Column("data_fraction", "data", True),
+            *_OF_INTERVAL,
+        ),
+        tuple(rows),
+    )
+
+
+_OF_INTERVAL = (
+    Column("difference", "difference", True),
+    Column("low", "from", True),
+    Column("high", "to", True),
+    Column("pairs", "pairs", True),
+    Column("verdict", "interval"),
+)
+
+
+def _show_interval(interval: Interval) -> tuple[Entry, ...]:
+    half, mean = interval.half_width, interval.mean
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return (
+        Entry(mean, words.show_signed(mean)),
+        Entry(low, "–" if low is None else words.show_signed(low)),
+        Entry(high, "–" if high is None else words.show_signed(high)),
+        Entry(interval.count),
+        Entry(_judge(half, interval.excludes_zero)),
     )
 
 

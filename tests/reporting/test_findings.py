@@ -10,6 +10,7 @@ from distill_sbs.reporting.findings import Cell, Findings, find
 from distill_sbs.reporting.names import state_headlines
 from distill_sbs.reporting.results_form import read_results
 from distill_sbs.reporting.run import Model, Run, Scores
+from distill_sbs.reporting.tables import make_tables
 
 BASE = Model("base", 220)
 
@@ -149,6 +150,78 @@ def test_what_is_compared_with_what() -> None:
         ("dss palm", "joint palm"),
         ("dss palm", "dss shuffled"),
     }
+
+
+def test_differences_of_differences_are_of_the_same_seeds() -> None:
+    def runs_from(start: str, finetune: list[float], dss: list[float]) -> list[Run]:
+        settings = {"INITIAL_CHECKPOINT_PATH": start, "LEARNING_RATE": "0.1"}
+        return [
+            make_run(method, accuracy, seed, teacher=teacher, settings=settings)
+            for method, teacher, accuracies in (
+                ("finetune", None, finetune),
+                ("dss", "palm", dss),
+            )
+            for seed, accuracy in enumerate(accuracies)
+        ]
+
+    # Gains of dss over finetune: 0.25, 0.125, 0.5 from /tiny; -0.125, 0.125 from random weights.
+    findings = find(
+        [
+            *runs_from("/tiny", [0.25, 0.25, 0.25], [0.5, 0.375, 0.75]),
+            *runs_from("None", [0.25, 0.25], [0.125, 0.375]),
+        ],
+        "test",
+    )
+    (found,) = findings.differences_of_differences
+    assert found.difference.cell.series.setting == "INITIAL_CHECKPOINT_PATH=/tiny"
+    assert found.reference.reference.series.setting == "INITIAL_CHECKPOINT_PATH=None"
+    # 0.375 and 0.0 more: standard error 0.1875, and Student's t for one degree is 12.7062.
+    assert (found.interval.mean, found.interval.count) == (0.1875, 2)
+    assert found.interval.half_width == pytest.approx(12.7062 * 0.1875, rel=1e-4)
+    (table,) = (each for each in make_tables(findings, []) if "of_differences" in each.name)
+    assert [entry.text for entry in table.rows[0]] == [
+        "cqa",
+        "base (220)",
+        "distilling step-by-step (palm)",
+        "standard finetuning",
+        "INITIAL_CHECKPOINT_PATH=/tiny",
+        "INITIAL_CHECKPOINT_PATH=None",
+        "100 %",
+        "+18.8",
+        "-219.5",
+        "+257.0",
+        "2",
+        "contains 0",
+    ]
+
+
+def test_differences_of_differences_change_one_option_at_a_time() -> None:
+    runs = [
+        make_run(method, 0.5, teacher=teacher, settings={"A": first, "B": second})
+        for method, teacher in (("finetune", None), ("dss", "palm"))
+        for first in ("10", "9", "11")
+        for second in ("None", "x")
+    ]
+    assert {
+        (each.difference.cell.series.setting, each.reference.cell.series.setting)
+        for each in find(runs, "test").differences_of_differences
+    } == {
+        ("A=10, B=None", "A=9, B=None"),
+        ("A=11, B=None", "A=9, B=None"),
+        ("A=10, B=x", "A=9, B=x"),
+        ("A=11, B=x", "A=9, B=x"),
+        *((f"A={first}, B=x", f"A={first}, B=None") for first in (9, 10, 11)),
+    }
+
+
+def test_without_an_option_that_differs_there_are_none() -> None:
+    runs = [make_run("finetune", 0.5), make_run("dss", 0.6, teacher="palm")]
+    findings = find(runs, "test")
+    assert findings.differences and findings.differences_of_differences == ()
+    # Finetuning was run one way alone: what differs is distilling step-by-step.
+    runs += [make_run("dss", 0.7, teacher="palm", settings={"A": "1"})]
+    runs += [make_run("dss", 0.7, teacher="palm", settings={"A": "2"})]
+    assert find(runs, "test").differences_of_differences == ()
 
 
 # ---------------------------------- headlines ---------------------------------
