@@ -23,7 +23,7 @@ from distill_sbs.reporting import markdown, page, reading, spreadsheet
 from distill_sbs.reporting.document import Document, make_document
 from distill_sbs.reporting.drawing import Figure
 from distill_sbs.reporting.run import SPLITS
-from distill_sbs.reporting.table import Table
+from distill_sbs.reporting.table_form import Table
 
 DESCRIPTION = "Tables, figures and findings of a folder of runs: report RUNS_DIR --output=FOLDER"
 PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"

@@ -12,7 +12,7 @@ from distill_sbs.reporting.findings import find
 from distill_sbs.reporting.names import state_headlines
 from distill_sbs.reporting.parallel import draw_figures
 from distill_sbs.reporting.reading import Found
-from distill_sbs.reporting.table import Table
+from distill_sbs.reporting.table_form import Table
 from distill_sbs.reporting.tables import make_tables
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.document import Document
-from distill_sbs.reporting.table import Table
+from distill_sbs.reporting.table_form import Table
 
 FIGURES_FOLDER = "figures"
 _PUNCTUATION = re.compile(r"[\\`*_\[\]|~$@^]")

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from distill_sbs.reporting import words
 from distill_sbs.reporting.document import Document
 from distill_sbs.reporting.drawing import Figure
-from distill_sbs.reporting.table import Column, Entry, Table
+from distill_sbs.reporting.table_form import Column, Entry, Table
 
 Element = ElementTree.Element
 

@@ -10,7 +10,7 @@ import csv
 import io
 
 from distill_sbs.reporting import words
-from distill_sbs.reporting.table import Entry, Table
+from distill_sbs.reporting.table_form import Entry, Table
 
 # Also as the wide characters that some spreadsheets fold into these.
 _STARTS_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠", "|", "%")

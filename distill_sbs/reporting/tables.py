@@ -21,7 +21,7 @@ from distill_sbs.reporting.findings import (
 )
 from distill_sbs.reporting.names import Names, name_model, show_estimate
 from distill_sbs.reporting.run import Model, Run
-from distill_sbs.reporting.table import Column, Entry, Table
+from distill_sbs.reporting.table_form import Column, Entry, Table
 
 # ---------------------------------- tables ------------------------------------
 
