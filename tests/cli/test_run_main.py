@@ -65,7 +65,8 @@ def program(tmp_path: pathlib.Path) -> Callable[..., subprocess.Popen]:
     def start(code: str, **options) -> subprocess.Popen:
         (tmp_path / "trial.py").write_text(
             "import os, signal, subprocess, sys, threading, time\n"
-            "from distill_sbs.cli import command_line, quiet_tensorflow\n"
+            "from distill_sbs.cli import command_line, interrupts, quiet_tensorflow\n"
+            "interrupts._GRACE_SECONDS = 1.0\n"
             "from distill_sbs.cli.run_main import run_main\n"
             f"def work():\n{textwrap.indent(textwrap.dedent(code), '    ')}\n"
             "sys.exit(run_main(work, 'nothing was written'))\n"
@@ -186,7 +187,6 @@ def test_ctrl_c_is_one_line(program, code: str, tmp_path: pathlib.Path) -> None:
 def test_ctrl_c_says_what_is_written_by_then(program) -> None:
     process = program(
         """
-        from distill_sbs.cli import interrupts
         interrupts.change_message('[red]\\x1b[2J is written')
         print('ready', flush=True); time.sleep(60)
         """

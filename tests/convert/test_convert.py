@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -151,17 +152,13 @@ def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -
         write_huggingface(
             Drawn(config), str(folder / "hf"), with_tokenizer=False, shard_bytes=2 * 10**8
         )
-        peaks.append(
-            [
-                peak_mebibytes(*arguments.split(), cwd=folder)
-                for arguments in (
-                    f"--input=hf --to=native --output=native --vocabulary_file=bytes {stacked}",
-                    "--input=native --to=hf --output=back",
-                    "--input=native --to=t5x --output=t5x",
-                    f"--input=t5x --to=native --output=again --vocabulary_file=bytes {stacked}",
-                )
-            ]
+        commands = (
+            f"--input=hf --to=native --output=native --vocabulary_file=bytes {stacked}",
+            "--input=native --to=hf --output=back",
+            "--input=native --to=t5x --output=t5x",
+            f"--input=t5x --to=native --output=again --vocabulary_file=bytes {stacked}",
         )
+        peaks.append(peaks_mebibytes(commands, folder))
         sizes.append(sum(file.stat().st_size for file in (folder / "hf").iterdir()) / 2**20)
         for written in ("back", "again"):
             source = open_source(str(folder / written))
@@ -173,10 +170,20 @@ def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -
     assert all(large - small < 100 for small, large in zip(*peaks, strict=True))
 
 
-def peak_mebibytes(*arguments: str, cwd: pathlib.Path) -> int:
-    """What the command, run as a user does, says that it took."""
+CONVERT_ALL = """
+import sys
+from distill_sbs.cli.peak_memory import peak_memory_mib
+from distill_sbs.convert.__main__ import main
+for arguments in sys.argv[1:]:
+    assert main(["convert", *arguments.split()]) == 0
+    print(f"peak: {peak_memory_mib():.0f}")
+"""
+
+
+def peaks_mebibytes(commands: Sequence[str], cwd: pathlib.Path) -> list[int]:
+    """The most memory that a process has held after each of its conversions."""
     done = subprocess.run(
-        [sys.executable, "-m", "distill_sbs.convert", *arguments],
+        [sys.executable, "-c", CONVERT_ALL, *commands],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -184,9 +191,9 @@ def peak_mebibytes(*arguments: str, cwd: pathlib.Path) -> int:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    match = re.search(r"peak memory +│ +([\d,]+) Mi?B", done.stdout)
-    assert match, done.stdout
-    return int(match[1].replace(",", ""))
+    peaks = [int(each) for each in re.findall(r"^peak: (\d+)$", done.stdout, re.MULTILINE)]
+    assert f"{peaks[-1]:,} MiB" in done.stdout, "the command tells it, too"
+    return peaks
 
 
 # ---------------------------------- refusals ---------------------------------

@@ -19,7 +19,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
@@ -236,13 +236,14 @@ def _stop(*_: object) -> None:
 def _seconds(work: Callable[[], object]) -> float:
     """Processor time that `work` takes, `MOST_SECONDS` at most."""
     start = time.process_time()
-    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
     try:
-        work()
-    except _TooLong:
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+        try:
+            work()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+    except _TooLong:  # out of the work, or in the moment after it
         return MOST_SECONDS
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
     return time.process_time() - start
 
 
@@ -331,9 +332,16 @@ def functions() -> dict[str, Callable[[str], object]]:
     }
 
 
-def main() -> int:
-    """Checks all patterns and functions; the exit status."""
+def main(texts: Sequence[str]) -> int:
+    """Checks all patterns and functions, or the patterns given; the exit status."""
+    global MOST_SECONDS
     signal.signal(signal.SIGPROF, _stop)
+    if texts:
+        MOST_SECONDS = 0.5
+        given = [Pattern("given", text, re.MULTILINE, ("search",)) for text in texts]
+        found = [fault for pattern in given if (fault := check_pattern(pattern))]
+        print(*found, sep="\n", file=sys.stderr)
+        return 1 if found else 0
     faults = []
     patterns, unknown = collect_patterns()
     faults += [f"{file}: add {source} to PUT_TOGETHER" for file, source in unknown]
@@ -352,4 +360,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

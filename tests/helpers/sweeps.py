@@ -38,9 +38,9 @@ def make_command(
     ]
 
 
-def make_arguments(folder: pathlib.Path, *more: str) -> list[str]:
+def make_arguments(folder: pathlib.Path, *more: str, data: pathlib.Path | None = None) -> list[str]:
     """The same, for `sweep.main` in this process."""
-    return make_command(folder, *more)[2:]
+    return make_command(folder, *more, data=data)[2:]
 
 
 def mark(folder: pathlib.Path) -> dict[str, str]:

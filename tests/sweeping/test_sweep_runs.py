@@ -8,6 +8,7 @@ import os
 import pathlib
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -15,7 +16,18 @@ from collections.abc import Iterator
 
 import pytest
 from quickstart_runs import assert_same_run
-from sweeps import ROOT, count_lines, find_marked, make_command, mark, read_summary, wait_until
+from sweeps import (
+    ROOT,
+    count_lines,
+    find_marked,
+    make_arguments,
+    make_command,
+    mark,
+    read_summary,
+    wait_until,
+)
+
+from distill_sbs import sweep
 
 pytestmark = pytest.mark.slow
 
@@ -99,22 +111,23 @@ def test_each_run_is_the_train_that_its_command_says(
     assert_same_run(folder, tmp_path / "alone")
 
 
-def test_finished_runs_stay(whole: pathlib.Path, data: pathlib.Path) -> None:
+def test_finished_runs_stay(whole: pathlib.Path, data: pathlib.Path, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.glob("sweep/*/*/*.json*")}
     summary = read_summary(whole)
-    done = run(make_command(whole, *GRID, data=data))
-    assert "4 runs, 0 to do" in done.stdout
+    assert sweep.main(make_arguments(whole, *GRID, data=data)) == 0
+    assert "4 runs, 0 to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in whole.glob("sweep/*/*/*.json*")} == before
     assert read_summary(whole) == summary
 
 
-def test_another_option_is_refused(whole: pathlib.Path, data: pathlib.Path) -> None:
-    done = run(make_command(whole, *GRID, "--gin.LEARNING_RATE=0.5", data=data), status=2)
-    assert "holds the results of another run (LEARNING_RATE: 0.001 there, 0.5 now)" in done.stderr
+def test_another_option_is_refused(whole: pathlib.Path, data: pathlib.Path, capsys) -> None:
+    assert sweep.main(make_arguments(whole, *GRID, "--gin.LEARNING_RATE=0.5", data=data)) == 2
+    said = capsys.readouterr().err
+    assert "holds the results of another run (LEARNING_RATE: 0.001 there, 0.5 now)" in said
 
 
 def test_a_run_that_fails_is_told_and_stops_no_other(
-    tmp_path: pathlib.Path, data: pathlib.Path
+    tmp_path: pathlib.Path, data: pathlib.Path, capsys
 ) -> None:
     command = make_command(tmp_path, "--mixtures=comparisons_finetune", TOO_MANY, data=data)
     done = run(command, status=5)
@@ -127,14 +140,15 @@ def test_a_run_that_fails_is_told_and_stops_no_other(
     assert "| comparisons_finetune | one | " in done.stdout
     assert "NUM_MODEL_PARTITIONS" in (failed / "log.txt").read_text()
     assert (failed / "command.txt").exists()
-    again = run(command, status=5)
-    assert "2 runs, 1 to do" in again.stdout
+    assert sweep.main(command[2:]) == 5
+    assert "2 runs, 1 to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_nothing_is_orphaned(
-    tmp_path: pathlib.Path, data: pathlib.Path, number: signal.Signals
+    tmp_path: pathlib.Path, data: pathlib.Path, number: signal.Signals, capsys
 ) -> None:
+    """And meanwhile a second sweep in the same folder is refused."""
     command = make_command(
         tmp_path, "--mixtures=comparisons_finetune", "--seeds=0,1,2", "--parallel=2", data=data,
         steps=100_000,
@@ -147,6 +161,9 @@ def test_a_signal_is_passed_on_and_nothing_is_orphaned(
         lambda: all(map(count_lines, files)) or running.poll() is not None, "a step of each run"
     )
     assert sum(WORKER in command for command in find_marked(tmp_path).values()) == 2
+    assert sweep.main(command[2:]) == 2
+    refused = capsys.readouterr().err
+    assert "a sweep" in refused and str(running.pid) in refused
     running.send_signal(number)
     assert running.wait(timeout=600) == 128 + number, log.read_text()
     printed = log.read_text()
@@ -158,26 +175,34 @@ def test_a_signal_is_passed_on_and_nothing_is_orphaned(
     assert not (runs / "seed_2").exists(), "no run begins after a signal"
 
 
-@pytest.mark.parametrize("victim", ["sweep", "worker"])
 def test_killed_and_begun_again_it_comes_to_the_same_table(
-    whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path, victim: str
+    whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path
 ) -> None:
+    """Its worker first, then the sweep itself."""
     command = make_command(tmp_path, *GRID, "--parallel=1", "--gin.CHECKPOINT_PERIOD=2", data=data)
     log = tmp_path / "printed.txt"
-    running = start(command, tmp_path)
-    second = tmp_path / "sweep" / "comparisons_dss_template" / "seed_0" / "metrics.jsonl"
-    wait_until(lambda: count_lines(second) or running.poll() is not None, "the second run's step")
-    assert running.poll() is None, log.read_text()
-    if victim == "sweep":
-        running.kill()
-        running.wait()
-        wait_until(lambda: not find_marked(tmp_path), "its worker, which saves and ends")
-    else:
-        (worker,) = [each for each, told in find_marked(tmp_path).items() if WORKER in told]
-        os.kill(worker, signal.SIGKILL)
-        assert running.wait(timeout=1800) == 5
-        assert "its process was ended by SIGKILL; was there too little memory?" in log.read_text()
-        assert find_marked(tmp_path) == {}
+    runs = tmp_path / "sweep" / "comparisons_dss_template"
+
+    def start_until(run_of_it: str) -> subprocess.Popen[bytes]:
+        running = start(command, tmp_path)
+        metrics = runs / run_of_it / "metrics.jsonl"
+        wait_until(lambda: count_lines(metrics) or running.poll() is not None, "the run's step")
+        assert running.poll() is None, log.read_text()
+        return running
+
+    running = start_until("seed_0")
+    (worker,) = [each for each, told in find_marked(tmp_path).items() if WORKER in told]
+    os.kill(worker, signal.SIGKILL)
+    assert running.wait(timeout=1800) == 5
+    assert "its process was ended by SIGKILL; was there too little memory?" in log.read_text()
+    assert find_marked(tmp_path) == {}
+    shutil.rmtree(runs / "seed_1", ignore_errors=True)
+
+    running = start_until("seed_1")
+    running.kill()
+    running.wait()
+    wait_until(lambda: not find_marked(tmp_path), "its worker, which saves and ends")
+
     done = run(command)
     assert "4 runs, 4 to do" not in done.stdout
     assert read_summary(tmp_path) == read_summary(whole)
@@ -187,25 +212,16 @@ def test_killed_and_begun_again_it_comes_to_the_same_table(
 
 
 def test_a_cell_alone_is_the_same_run(
-    whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path
+    whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path, capsys
 ) -> None:
     """As a SLURM array starts them: --cell=$SLURM_ARRAY_TASK_ID."""
     command = make_command(tmp_path, *GRID, "--cell=1", data=data)
     run(["taskset", "-c", "0", *command])
     cell = pathlib.Path("sweep", "comparisons_dss_template", "seed_0")
     assert_same_run(tmp_path / cell, whole / cell)
-    assert "has finished" in run(command).stdout
+    assert sweep.main(command[2:]) == 0
+    assert "has finished" in capsys.readouterr().out
     assert [path.parent.name for path in (tmp_path / "sweep").rglob("results.json")] == ["seed_0"]
-
-
-def test_two_sweeps_do_not_work_in_one_folder(tmp_path: pathlib.Path, data: pathlib.Path) -> None:
-    command = make_command(tmp_path, "--mixtures=comparisons_finetune", data=data, steps=100_000)
-    running = start(command, tmp_path)
-    wait_until(lambda: (tmp_path / "sweep" / ".lock").exists(), "the lock")
-    done = run(command, status=2)
-    assert "a sweep" in done.stderr and str(running.pid) in done.stderr
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=600) == 128 + signal.SIGTERM
 
 
 def test_a_terminal_sees_a_live_table(tmp_path: pathlib.Path, data: pathlib.Path) -> None:

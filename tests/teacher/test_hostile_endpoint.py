@@ -15,6 +15,7 @@ import pytest
 from teacher_server import problems, read_rows, running, write_answers, write_inputs
 
 from distill_sbs import extract
+from distill_sbs.teacher import pacing
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import hostile_endpoint  # noqa: E402  (the campaign is a benchmark too)
@@ -25,6 +26,12 @@ KEY = "sk-a-secret-of-the-test"
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failure as after any; how long is tested in test_pacing."""
+    monkeypatch.setattr(pacing, "FIRST_DELAY_SECONDS", 0.02)
 
 
 @pytest.fixture
