@@ -100,15 +100,13 @@ def join_teacher(
     sizes = tfrecords.read_info(data_dir, spec.name)["splits"]
     total = sum(entry["examples"] for entry in sizes.values())
     total += sum(sizes[split]["examples"] for split in splits)
-    counted: dict[str, counts.TeacherCounts] = {}
-    with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
-        info = joining.join_extracted(
+
+    def join(advance: joining.Advance, counted: dict[str, counts.TeacherCounts]) -> counts.Info:
+        return joining.join_extracted(
             spec, data_dir, teacher, output_files, splits, advance, counted
         )
-    _tell_of_outputs(
-        spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
-    )
-    return info
+
+    return _join_and_tell(spec, teacher, total, join, tell)
 
 
 def join_published_teacher(
@@ -140,9 +138,24 @@ def join_published_teacher(
     if missing := _find_unprepared(spec, data_dir, splits):
         prepare_dataset(inputs, source_dir, data_dir, missing, tell)
     total = sum(raw_split.size for raw_split in raw_splits.values())
+
+    def join(advance: joining.Advance, counted: dict[str, counts.TeacherCounts]) -> counts.Info:
+        return joining.join_published(spec, data_dir, teacher, raw_splits, advance, counted)
+
+    return _join_and_tell(spec, teacher, total, join, tell)
+
+
+def _join_and_tell(
+    spec: DatasetSpec,
+    teacher: str,
+    total: int,
+    join: Callable[[joining.Advance, dict[str, counts.TeacherCounts]], counts.Info],
+    tell: Tell,
+) -> counts.Info:
+    """Joins under a progress bar of `total` records, and tells what the counts say."""
     counted: dict[str, counts.TeacherCounts] = {}
     with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
-        info = joining.join_published(spec, data_dir, teacher, raw_splits, advance, counted)
+        info = join(advance, counted)
     _tell_of_outputs(
         spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
     )
@@ -169,13 +182,11 @@ def join_shuffled_teacher(
     splits = check_shuffle(spec, data_dir, teacher, original, splits)
     entries = tfrecords.read_info(data_dir, spec.name)["splits"]
     total = 2 * sum(entries[split]["examples"] for split in splits)
-    counted: dict[str, counts.TeacherCounts] = {}
-    with show_progress(f"{spec.name}: joining {teacher}", total) as advance:
-        info = joining.join_shuffled(spec, data_dir, teacher, original, splits, advance, counted)
-    _tell_of_outputs(
-        spec.name, info, {split: {teacher: count} for split, count in counted.items()}, tell
-    )
-    return info
+
+    def join(advance: joining.Advance, counted: dict[str, counts.TeacherCounts]) -> counts.Info:
+        return joining.join_shuffled(spec, data_dir, teacher, original, splits, advance, counted)
+
+    return _join_and_tell(spec, teacher, total, join, tell)
 
 
 def check_shuffle(
