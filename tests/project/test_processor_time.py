@@ -46,6 +46,17 @@ def test_in_a_process():
 """
 
 
+FIXTURE_OF_SEVERAL = """
+import time
+import pytest
+
+@pytest.fixture(scope="module")
+def costly(): time.sleep(0.4)
+@pytest.mark.slow
+def test_with_a_costly_fixture(costly): pass
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "more", "status"), [(True, IN_A_PROCESS, 1), (False, IN_A_PROCESS, 0), (True, "", 0)]
@@ -53,6 +64,7 @@ def test_in_a_process():
 def test_names_and_fails(tmp_path: pathlib.Path, check: bool, more: str, status: int) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST.format(check=check))
     (tmp_path / "test_them.py").write_text(TESTS + more)
+    (tmp_path / "test_others.py").write_text(FIXTURE_OF_SEVERAL)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(HELPERS)},
