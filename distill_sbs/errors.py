@@ -104,8 +104,12 @@ _WORDS = "|".join(re.escape(words) for words in _NUMBERS)
 
 # How libraries write what the system told them; each names the path it was about, if it knows.
 _WRITTEN_AS = (
-    # TensorFlow: "/a/b; No space left on device".
-    (re.compile(rf"^(?P<path>.+); (?P<words>{_WORDS})$"), "tensorflow."),
+    # TensorFlow: "/a/b; No space left on device"; of an operation, such as those that write events:
+    # "{{function_node …}} /a/b; No space left on device" and more lines.
+    (
+        re.compile(rf"^(?:{{{{[^{{}}]*+}}}} )?(?P<path>.+); (?P<words>{_WORDS})(?:\n|$)"),
+        "tensorflow.",
+    ),
     # tensorstore: 'NOT_FOUND: Error writing local file "/a/b": …: Permission denied [os_error…',
     # 'RESOURCE_EXHAUSTED: Failed writing: "/a/b": …: No space left on device [os_error…'.
     (

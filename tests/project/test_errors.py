@@ -134,6 +134,27 @@ def test_both_forms_of_tensorstores_words(message: str) -> None:
     assert told == "/disk/d/: No space left on device; make room on that disk"
 
 
+def test_events_that_found_no_room(small_disk: pathlib.Path) -> None:
+    """TensorBoard's: TensorFlow tells them of an operation, in several lines."""
+    from clu import metric_writers
+
+    writer = metric_writers.SummaryWriter(str(small_disk))
+    with open(small_disk / "filler", "wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+    def write() -> None:
+        for step in range(1000):
+            writer.write_scalars(step, {"loss": 1.0})
+            writer.flush()
+
+    told = describe_disk_error(raised(write)) or ""
+    (small_disk / "filler").unlink()
+    writer.close()  # or the disk cannot be taken away
+    assert told.startswith(f"{small_disk}/events")
+    assert told.endswith(": No space left on device; make room on that disk")
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").write_text("")
     for write in WRITERS[:3]:

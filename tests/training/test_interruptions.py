@@ -218,11 +218,11 @@ def assert_goes_on(
     assert_same_run(undisturbed, disk / "run")
 
 
-# A step takes up to 3 MB while it is written.
+# A step takes 1.2 MB or more once written, and up to 3 MB, by how it is scheduled, meanwhile.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "is_any_saved"),
-    [("16k", False), ("600k", False), ("2500k", False), ("4m", True), ("9m", True)],
+    [("16k", False), ("600k", False), ("1100k", False), ("4m", True), ("9m", True)],
 )
 def test_a_full_disk_loses_nothing(
     undisturbed: pathlib.Path,
