@@ -3,8 +3,8 @@
 Enters: tests as they run. Leaves: at the end of a run the tests without the marker `slow` that took
 more than `SLOW_SECONDS`, and those with it that took less than a quarter of that, in files of which
 no fixture takes long. With `--check-slow`, as CI has it, a test without the marker that took more
-than `ERROR_SECONDS` is an error. Between the two lies the margin: a test that happens to be the first
-to import torch, on a machine a third as fast as the one on which the markers were set, is named and
+than `ERROR_SECONDS` is an error. Between the two lies the margin: the test that happens to import
+torch first, on a machine a third as fast as the one on which the markers were set, is named and
 fails for nothing.
 
 Processor time, of the test and of the processes that it started and waited for: on a busy machine a
