@@ -13,6 +13,8 @@ from disks import mount_disk
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two workers share two cores; torch's threads would wait for one another by turning in circles.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One program is compiled once, however many tests run it.
 _compiled = tempfile.TemporaryDirectory(prefix="compiled_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)

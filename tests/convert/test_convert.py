@@ -138,9 +138,9 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", ["--noscan_layers", "--scan_layers"])
 def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -> None:
-    """HuggingFace to ours, to T5X and back: 2 + 2 layers, and 16 + 16, of tensors of 4 MiB."""
+    """HuggingFace to ours, to T5X and back: 2 + 2 layers, and 11 + 11, of tensors of 4 MiB."""
     sizes, peaks = [], []
-    for layers in (2, 16):
+    for layers in (2, 11):
         config = dataclasses.replace(
             configs.named_config("t5_1_1_small"),
             vocab_size=1024,
@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -
             np.testing.assert_array_equal(source.read(path), Drawn(config).read(path))
         shutil.rmtree(folder)
     print(f"{sizes[0]:,.0f} and {sizes[1]:,.0f} MiB of weights: peaks {peaks} MiB")
-    assert sizes[1] - sizes[0] > 450
+    assert sizes[1] - sizes[0] > 290
     assert all(large - small < 100 for small, large in zip(*peaks, strict=True))
 
 

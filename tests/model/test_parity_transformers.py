@@ -172,10 +172,10 @@ def test_objective_at_rate_one_is_twice_the_reference_s(tiny, examples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_base_at_full_size(version, examples):
-    """Fewer rows than the benchmark's, for the time they take."""
-    pair = parity_pairs.Pair.random("base", version)
-    assert sum(each.numel() for each in pair.theirs.parameters()) > 220e6
+def test_base_at_its_full_width(version, examples):
+    """A quarter of the layers, and fewer rows; `benchmarks/parity.py` compares the whole of Base."""
+    pair = parity_pairs.Pair.random("shallow", version)
+    assert sum(each.numel() for each in pair.theirs.parameters()) > 70e6
     measured = parity_outputs.compare_outputs(pair, examples.rows(0, 2), rounding=False)
     if parity_outputs.DECIDED in {each.name for each in measured}:
         # Of a million hidden units some lie within rounding of ReLU's kink, where float32 decides
