@@ -173,7 +173,7 @@ def test_objective_at_rate_one_is_twice_the_reference_s(tiny, examples):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_base_at_its_full_width(version, examples):
-    """A quarter of the layers, and fewer rows; `benchmarks/parity.py` compares the whole of Base."""
+    """A quarter of its layers and few rows; `benchmarks/parity.py` compares all of Base."""
     pair = parity_pairs.Pair.random("shallow", version)
     assert sum(each.numel() for each in pair.theirs.parameters()) > 70e6
     measured = parity_outputs.compare_outputs(pair, examples.rows(0, 2), rounding=False)
