@@ -50,6 +50,7 @@ def open_changed(
     return source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [None, True, False])
 @pytest.mark.parametrize("names", [(OF_DECODER,), (OF_ENCODER,), (OF_ENCODER, OF_DECODER)])
 def test_a_head_is_kept_whatever_the_embedding_is_called(

@@ -67,6 +67,7 @@ def test_reads_what_training_wrote(run_folder: tuple[pathlib.Path, Memory]) -> N
     assert_same_values(source, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "scan_layers"),
     [({}, False), (V1_0, True), (UNEQUAL, True)],
@@ -85,6 +86,7 @@ def test_there_and_back(tmp_path: pathlib.Path, changes: dict[str, Any], scan_la
     assert_same_values(NativeSource(str(again)), memory)
 
 
+@pytest.mark.slow
 def test_one_tensor_of_one_layer_is_in_memory(tmp_path: pathlib.Path) -> None:
     memory = Memory(**BYTE_SIZED, num_encoder_layers=6)
     written(tmp_path / "new", memory, scan_layers=True)
@@ -121,6 +123,7 @@ def test_what_is_written_is_used_as_any_checkpoint(
     assert isinstance(answer, str)
 
 
+@pytest.mark.slow
 def test_what_a_run_said_of_itself_is_kept(
     run_folder: tuple[pathlib.Path, Memory], tmp_path: pathlib.Path
 ) -> None:
@@ -232,6 +235,7 @@ def test_a_truncated_checkpoint(tmp_path: pathlib.Path, part: str, message: str)
         NativeSource(str(tmp_path / "new"))
 
 
+@pytest.mark.slow
 def test_a_damaged_tensor_is_named_with_its_shape(tmp_path: pathlib.Path) -> None:
     memory = Memory(**BYTE_SIZED)
     source = written(tmp_path / "new", memory)

@@ -34,6 +34,7 @@ def test_packed() -> None:
     assert row["encoder_segment_ids"] == [1, 1, 1, 1, 2, 2, 2, 2, 2, 0]
 
 
+@pytest.mark.slow
 def test_padded() -> None:
     first, second = convert(False, {"inputs": 6, "targets": 4, "task_ids": 4})
     assert first["decoder_task_ids"] == [2, 2, 2, 0]

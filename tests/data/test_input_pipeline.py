@@ -85,6 +85,7 @@ def test_a_step_sees_exactly_batch_size_sequences(tiny_settings, pack: bool) -> 
         assert position == {"tiny_label": 8 * step, "tiny_rationale_gpt": 4 * step}
 
 
+@pytest.mark.slow
 def test_batches_have_one_shape_for_every_seed(tiny_settings) -> None:
     tasks = [task("label", 50), task("rationale", 31)]
     for number, each in enumerate(tasks):  # of many lengths, which each seed draws otherwise

@@ -46,6 +46,7 @@ def read_pairs(batch: layout.Batch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.usefixtures("tiny_settings")
 def test_every_pair_is_one_label_and_one_rationale_of_an_example(pack: bool) -> None:
@@ -85,6 +86,7 @@ def test_packing_of_pairs_is_layout_only_and_any_position_can_be_started_from() 
     assert unpacked["pairs"].tolist() == [[[1, 2]]] * 4
 
 
+@pytest.mark.slow
 def test_a_fraction_keeps_pairs_whole(tiny_settings) -> None:
     tiny_settings(data_fraction=0.25)
     data = load(batch_size=2)

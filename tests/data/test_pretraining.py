@@ -44,6 +44,7 @@ def test_every_line_is_in_one_split() -> None:
     assert not set(train) & set(validation)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("text_dir")
 def test_hosts_share_the_texts_and_move_none_to_the_other_split() -> None:
     parts = [read_texts("train", seqio.ShardInfo(index, 3)) for index in range(3)]
@@ -103,6 +104,7 @@ def test_a_dataset_s_inputs_are_what_is_pretrained_on() -> None:
     assert text == "".join(f"question {number}" for number in range(8))
 
 
+@pytest.mark.slow
 def test_a_fraction_keeps_its_inputs(tiny_settings) -> None:
     tiny_settings(data_fraction=0.25)
     task = seqio.get_mixture_or_task("tiny_pretrain")

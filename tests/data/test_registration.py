@@ -233,6 +233,7 @@ def test_unprepared_data_names_the_command(tmp_path: pathlib.Path, tiny_settings
         registration.check_prepared(seqio.get_mixture_or_task("cqa_label"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_a_mixture_in_seqios_terms() -> None:
     """`seqio.test_utils` on the whole mixture: its test split, label task first."""

@@ -107,6 +107,7 @@ def test_thousands_of_tokens_are_equal_beside_the_published_one(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_nothing_of_a_text_is_lost() -> None:
     texts = [np.random.default_rng(n).integers(3, 259, 50).tolist() for n in range(200)]
     corrupted = pieces(texts, 7, LENGTHS, span_corruption.corrupt_spans)

@@ -235,6 +235,7 @@ def test_the_vocabulary_command_reproduces_the_shipped_file(tmp_path):
     assert path.read_bytes() == wordproblems.VOCABULARY_FILE.read_bytes()
 
 
+@pytest.mark.slow
 def test_show_prints_problems(capsys):
     assert wordproblems.main(["wordproblems", "--show=1"]) == 0
     shown = capsys.readouterr().out

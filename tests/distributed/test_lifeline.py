@@ -128,6 +128,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_process_is_given_up(victim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP closes no connection. One that goes on saying something is not given up."""

@@ -85,6 +85,7 @@ def test_an_output_cut_at_the_limit_has_no_end_token(world):
     assert decoding.beam_decode(MODEL, None, ROW, 1, beam_size=2).tolist() == [[A]]
 
 
+@pytest.mark.slow
 def test_rows_of_padding_stay_empty(world):
     rows = np.array([[0, 0], [5, 1]])
     assert decoding.greedy_decode(MODEL, None, rows, 3).tolist() == [[0, 0, 0], [A, 1, 0]]

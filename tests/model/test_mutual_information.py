@@ -106,6 +106,7 @@ def test_padding_does_not_count() -> None:
     assert float(found) == pytest.approx(value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_without_pairs_has_no_loss() -> None:
     value, gradient = jax.value_and_grad(total)(
         jnp.asarray(states()), weights_of(), SEGMENTS, np.zeros_like(PAIRS)
@@ -129,6 +130,7 @@ def test_chunks_equal_the_whole_in_value_and_gradient() -> None:
         total(hidden, weights, SEGMENTS, PAIRS, CONFIG, 0)
 
 
+@pytest.mark.slow
 def test_of_equal_probabilities_the_first_has_the_gradient() -> None:
     hidden = np.tile(states()[:, :1], (1, SEGMENTS.shape[1], 1))
     gradient = jax.grad(total)(hidden, weights_of(), SEGMENTS, PAIRS, CONFIG, 8)
@@ -139,6 +141,7 @@ def test_of_equal_probabilities_the_first_has_the_gradient() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory() -> None:
     """Temporary memory of the loss and its gradient, in bytes, by the compiler's own account."""
     config = configs.T5Config(vocab_size=4096, emb_dim=16)

@@ -213,6 +213,7 @@ def test_segment_ids_of_one_side_only_are_refused():
         logits_of(model, params, features)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     model, params = student()
     features = batch()

@@ -88,6 +88,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.tpu_aot
 def test_devices_of_slices() -> None:

@@ -135,6 +135,7 @@ def test_links_lead_somewhere(page: pathlib.Path) -> None:
             assert anchor in slugs, f"{name(page)}: {target}; there are {sorted(slugs)}"
 
 
+@pytest.mark.slow
 def test_commands_that_are_named_exist() -> None:
     missing = {
         (file, module)

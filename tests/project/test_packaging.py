@@ -37,6 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return built
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_what_travels_with_it(wheel: pathlib.Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {
@@ -73,6 +74,7 @@ def run_from_wheel(
     )
 
 
+@pytest.mark.slow
 def test_installed_package_finds_its_files_in_an_empty_folder(
     wheel: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_quadratic_patterns_are_found() -> None:
     assert len(found) == len(patterns) and all("takes too long" in each for each in found)
 
 
+@pytest.mark.slow
 def test_the_package_is_searched() -> None:
     patterns, _ = adversarial_text.collect_patterns()
     found = {pattern.place.partition(":")[0]: pattern for pattern in patterns}

@@ -46,6 +46,7 @@ def expected_labels(count: int) -> dict[str, str]:
 # ---------------------------------- faults -----------------------------------
 
 
+@pytest.mark.slow
 def test_every_fault_is_survived(folder: pathlib.Path, capsys) -> None:
     options = ["--faults=0.6", "--most_faults=3", "--run_on=0.5", "--silence=1.2", "--wait=0.1"]
     with running(folder / "answers.jsonl", f"--key={KEY}", *options) as server:

@@ -269,6 +269,7 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "message"),
     [

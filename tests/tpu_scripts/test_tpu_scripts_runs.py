@@ -124,6 +124,7 @@ def test_failing_gcloud_is_no_empty_cloud(cloud: Cloud) -> None:
     assert cloud.changes() == []
 
 
+@pytest.mark.slow
 def test_bucket_is_made_once_and_deleted_only_if_ours(installed: Cloud) -> None:
     assert installed.read("buckets") == {"my-bucket": OURS}
     raw = installed.root / "buckets/my-bucket/raw/cqa/cqa_train.json"
@@ -147,6 +148,7 @@ def test_bucket_is_made_once_and_deleted_only_if_ours(installed: Cloud) -> None:
     assert installed.changes() == []
 
 
+@pytest.mark.slow
 def test_bucket_of_the_users_own_is_used_and_never_deleted(cloud: Cloud) -> None:
     cloud.write(buckets={"my-bucket": {}})
     (cloud.root / "buckets/my-bucket").mkdir(parents=True)
@@ -176,6 +178,7 @@ def test_install_twice(installed: Cloud) -> None:
         assert installed.worker_file("source/gin/experiments/quickstart.gin", worker).exists()
 
 
+@pytest.mark.slow
 def test_train_twice_stop_and_again(installed: Cloud) -> None:
     installed.set_training("lasts")
     assert installed.run("train", RUN).count("started cqa_dss_base") == 2
@@ -211,6 +214,7 @@ def test_flags_reach_training_as_they_were_typed(installed: Cloud) -> None:
     assert installed.worker_file("logs/a__b.log").exists()
 
 
+@pytest.mark.slow
 def test_resume_from_nothing_to_the_end(cloud: Cloud) -> None:
     """One command does all that is missing, and once more does nothing."""
     cloud.run("resume", RUN, "--provisioning=spot", "--every=1")

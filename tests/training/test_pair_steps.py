@@ -77,6 +77,7 @@ def test_at_weight_zero_it_is_distilling_step_by_step_to_the_bit() -> None:
     assert largest_difference(plain, packed_step()[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_sum_of_three_means() -> None:
     _, metrics = packed_step()
     means = {
