@@ -39,6 +39,7 @@ def save_until_full(model_dir: pathlib.Path) -> str:
 
 
 # From too small for its first file to three steps, so that it is full at every stage of a save.
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["64k", "1m", "1900k", "2200k", "2500k", "4m", "5m", "6m", "8m"])
 def test_a_full_disk(size: str, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mount_disk(tmp_path / "disk", size) as disk:

@@ -177,6 +177,7 @@ def test_nothing_else_makes_consoles_or_tables_or_prints() -> None:
     assert own == [], "cli/terminal.py prints, and makes consoles and tables, for everybody"
 
 
+@pytest.mark.slow
 def test_no_bar_reads_markup_in_data() -> None:
     own = [
         f"{path.relative_to(PACKAGE)}:{line} {name}"

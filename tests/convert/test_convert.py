@@ -369,6 +369,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_first(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_vocabulary_is_warned_of(
     given: tuple[pathlib.Path, Memory],
     tmp_path: pathlib.Path,
@@ -392,6 +393,7 @@ def test_another_vocabulary_is_warned_of(
     assert "comes with another vocabulary than VOCABULARY_FILE='bytes'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_names_no_task(
     given: tuple[pathlib.Path, Memory], tmp_path: pathlib.Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_full_disk(
         assert_refused(form, given, output, "No space left on device; make room", capfd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_limit_on_files(
     form: str, given: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]

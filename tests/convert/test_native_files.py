@@ -137,6 +137,7 @@ def test_what_a_run_said_of_itself_is_kept(
     assert not description.student.scan_layers
 
 
+@pytest.mark.slow
 def test_restores_into_other_layouts(tmp_path: pathlib.Path) -> None:
     """Stacked on disk, one by one in memory, and the other way round."""
     memory = Memory(**BYTE_SIZED)
@@ -215,6 +216,7 @@ def test_each_part_is_read_once_for_all_its_devices(tmp_path: pathlib.Path) -> N
 # ---------------------------------- refusals ---------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "message"),
     [

@@ -130,6 +130,7 @@ def test_packing_is_layout_only(tiny_settings) -> None:
     assert sequences(True) == sequences(False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_settings")
 def test_tokens_equal_seqios_own() -> None:
     """Cutting here equals `append_eos_after_trim`, and the share that was cut is known."""

@@ -165,6 +165,7 @@ def test_several_rationales_take_turns(data_dir: pathlib.Path, tmp_path) -> None
     assert len(read_training("ring_label", 1)[0]) == 24
 
 
+@pytest.mark.slow
 def test_another_join_forgets_further_rationales(data_dir: pathlib.Path, tmp_path) -> None:
     join(data_dir, "many", write_samples(tmp_path / "samples.jsonl"))
     join(data_dir, "many", write_outputs(tmp_path / "others.jsonl", range(24)))

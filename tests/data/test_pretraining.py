@@ -155,6 +155,7 @@ def test_a_taken_name_is_refused() -> None:
         registration.register_pretraining("text", texts.TextFolder())
 
 
+@pytest.mark.slow
 def test_another_source_of_text_is_one_call(tmp_path: pathlib.Path, tiny_settings) -> None:
     (tmp_path / "notes.txt").write_text("first note\nsecond note\n")
     source = seqio.TextLineDataSource({"train": str(tmp_path / "notes.txt")})

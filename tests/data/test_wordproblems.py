@@ -196,6 +196,7 @@ def test_the_vocabulary_has_t5s_special_ids(vocabulary):
     assert len(vocabulary) == 512
 
 
+@pytest.mark.slow
 def test_everything_round_trips_through_the_vocabulary(examples, vocabulary):
     for rows in examples.values():
         for row in rows:

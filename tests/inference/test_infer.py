@@ -118,6 +118,7 @@ def test_runs_where_tensorflow_is_not_installed(
 # ---------------------------------- what is read and written -------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["label", "rationale"])
 def test_lines_pass_through_as_they_were_typed(
     model_dir: pathlib.Path, tmp_path: pathlib.Path, task: str
@@ -201,6 +202,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
         assert said.startswith("error: ") and message in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_stood_in_the_output_stays_where_writing_fails(
     model_dir: pathlib.Path, tmp_path: pathlib.Path, capsys
 ) -> None:
@@ -222,6 +224,7 @@ def test_what_stood_in_the_output_stays_where_writing_fails(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.slow
 def test_evaluate_writes_what_was_said(
     model_dir: pathlib.Path, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
 ) -> None:
@@ -244,6 +247,7 @@ OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SHOWN_NAME = r"[/x]/[red]\x1b[2J\x9b2J"
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_is_shown_as_it_is(
     trained: Trained, tmp_path: pathlib.Path, capsys
 ) -> None:

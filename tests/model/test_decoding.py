@@ -60,6 +60,7 @@ def test_beams_find_the_likelier_output(world):
     assert tokens.tolist() == [[B, 1, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_length_penalty_by_hand(world):
     # Ended at two tokens: B end, 0.36, and A end, 0.24; at three the best is A B end, 0.135.
     # At exponent 4 sums are divided by 16 and 81, which favours the longest.

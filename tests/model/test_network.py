@@ -225,6 +225,7 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(wide_logits[:3, :6][real], narrow_logits[real], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_later_target_does_not_change_an_earlier_logit():
     model, params = student()
     features = batch()
@@ -255,6 +256,7 @@ def test_dropout_depends_on_its_key_alone():
     assert abs(one - without).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_dropout_of_hidden_states_is_drawn_once_for_a_row_s_positions():
     inputs = jnp.ones((2, 5, 64))
     output = layers.Dropout(0.5).apply({}, inputs, False, rngs={"dropout": jax.random.key(0)})

@@ -102,6 +102,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.slow
 def test_collectives_of_four_devices() -> None:
     done = subprocess.run(
         [sys.executable, "-c", COLLECTIVES],

@@ -164,6 +164,7 @@ def test_bucket_of_the_users_own_is_used_and_never_deleted(cloud: Cloud) -> None
     assert cloud.changes() == []
 
 
+@pytest.mark.slow
 def test_install_twice(installed: Cloud) -> None:
     calls = (installed.root / "uv_calls").read_text()
     assert calls.count("venv --quiet --python=3.11 venv") == 2  # one for each worker
