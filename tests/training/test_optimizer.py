@@ -35,7 +35,6 @@ def test_adamw_first_step_by_hand() -> None:
     assert new["kernel"].tolist()[0] == pytest.approx([0.9, 0.9], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_weight_decay_leaves_layer_norms_alone() -> None:
     update = optimizer.make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 100)
     params = {"kernel": jnp.ones((1, 1)), "scale": jnp.ones(1)}
