@@ -29,7 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--check-slow",
         action="store_true",
-        help="fail where a test without the marker slow takes more than 40 s of processor time",
+        help="fail where a test without the marker slow takes more than "
+        f"{processor_time.ERROR_SECONDS:.0f} s of processor time",
     )
 
 
