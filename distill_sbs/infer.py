@@ -17,6 +17,7 @@ from absl import flags
 
 from distill_sbs import files, json_lines
 from distill_sbs.cli import command_line, interrupts, terminal
+from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -129,6 +130,7 @@ def _work(argv: Sequence[str]) -> int | None:
     files.check_writable(values.output)
     given = values.flag_values_dict()
     processes.check_flags(given)
+    keep_freed_memory()
     with processes.join_processes(given, processes.list_settings(given)):
         answer(
             rows,

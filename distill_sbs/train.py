@@ -21,6 +21,7 @@ from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
+from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.config import TrainConfig
 from distill_sbs.constants import CONFIG_FILE, RESULTS_FILE
 from distill_sbs.distributed import processes, stop_request
@@ -207,6 +208,7 @@ def _train(
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.inference.outputs import explain_outputs
+    from distill_sbs.model import flops
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
     from distill_sbs.training.metrics_file import read_metrics
@@ -269,6 +271,7 @@ def _train(
             share,
             functools.partial(sharding.rows_here, mesh),
             config.objective.in_pairs,
+            flops.attention_cost(checked.architecture),
         )
     for warning in input_pipeline.warn_of_cuts(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         terminal.say(f"warning: {warning}", stderr=True)
@@ -432,6 +435,7 @@ def _check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpoint
 def main(configuration: command_line.Configuration[TrainConfig]) -> None:
     """Trains with what the command line and the gin files say."""
     processes.check_flags(configuration.flags)
+    keep_freed_memory()
     # First: it drops what is written to the terminal meanwhile, such as that a process died.
     quiet_tensorflow.import_tensorflow()
     with processes.join_processes(configuration.flags, configuration.config_text, preemptible=True):

@@ -41,3 +41,20 @@ def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens:
 def train_step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass's products."""
     return 3.0 * forward_flops(config, rows, input_tokens, target_tokens)
+
+
+# FLOPs of matrix products in whose time one logit of attention is masked, biased, put through
+# softmax and carried back: fitted to training steps on CPU cores (docs/performance.md).
+_FLOPS_OF_A_LOGIT = 300.0
+
+
+def attention_cost(config: T5Config) -> float:
+    """What a pair of positions costs in attention, in positions without their attention.
+
+    The larger it is, the shorter should rows be (`data.batches.layout.choose_layout`). Layers of
+    the encoder stand for both stacks.
+    """
+    width, joined = config.emb_dim, config.num_heads * config.head_dim
+    gates = len(config.mlp_activations) + 1
+    position = 2.0 * width * (4 * joined + gates * config.mlp_dim)
+    return (4.0 * joined + _FLOPS_OF_A_LOGIT * config.num_heads) / position

@@ -24,6 +24,7 @@ import threading
 from collections.abc import Sequence
 
 from distill_sbs.cli import command_line, python_messages
+from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.config import TrainConfig
 from distill_sbs.distributed import processes
 from distill_sbs.train import DESCRIPTION
@@ -35,6 +36,7 @@ Requests = queue.SimpleQueue[str | None]
 def main(argv: Sequence[str]) -> int:
     """Trains what standard input asks for; returns the status of the last run."""
     replies = int(argv[1])
+    keep_freed_memory()
     if len(argv) > 2 and hasattr(os, "sched_setaffinity"):
         # Before XLA and TensorFlow count the cores that they may use.
         os.sched_setaffinity(0, [int(core) for core in argv[2].split(",")])

@@ -278,6 +278,7 @@ def load_training_data(
     share: Share = _ALL,
     rows_here: layout.RowsHere | None = None,
     in_pairs: bool = False,
+    attention_cost: float = layout.ATTENTION_COST,
 ) -> TrainingData:
     """Tokenises the training split of a mixture and chooses the batch's shape.
 
@@ -293,6 +294,7 @@ def load_training_data(
       rows_here: see `TrainingData`.
       in_pairs: draw every example that has both a label and a rationale with both of them, side by
         side in one row; others are left out.
+      attention_cost: see `layout.choose_layout`.
 
     Raises:
       UserError: there is no such example, or the mixture does not pair labels with rationales.
@@ -307,7 +309,7 @@ def load_training_data(
     rates = [rate for _, rate in used]
     if in_pairs:
         tasks, rates = pairs.pair_mixture(registration.find_pairs(mixture_or_task), tasks, rates)
-    data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple)
+    data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple, attention_cost)
     data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
         return data
@@ -323,6 +325,7 @@ def lay_out_tasks(
     batch_size: int,
     seed: int,
     row_multiple: int = 1,
+    attention_cost: float = layout.ATTENTION_COST,
 ) -> TrainingData:
     """Chooses the layout for tasks that are mixed at `rates`, from the first batches of one order.
 
@@ -340,7 +343,9 @@ def lay_out_tasks(
         sequences, position = looked_at.draw(position, batch_size // together)
         batches.append(layout.measure(sequences, together))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
-    chosen = layout.choose_layout(batches, longest, row_multiple, in_pairs=together > 1)
+    chosen = layout.choose_layout(
+        batches, longest, row_multiple, attention_cost, in_pairs=together > 1
+    )
     drawn = [each for task in tasks for each in (task, task.partner) if each is not None]
     return TrainingData(MixtureSampler(tasks, rates, seed), batch_size, chosen, drawn)
 

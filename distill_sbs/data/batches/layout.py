@@ -11,7 +11,10 @@ device and in one microbatch; `constants.PAIRS` says which segments of the row t
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -50,6 +53,12 @@ class BatchShape:
     def positions(self) -> int:
         """Token positions in the batch, encoder and decoder together."""
         return self.rows * (self.input_tokens + self.target_tokens)
+
+    def cost(self, attention_cost: float) -> float:
+        """Its positions, and its pairs of positions at `attention_cost` each."""
+        inputs, targets = self.input_tokens, self.target_tokens
+        pairs = inputs**2 + targets**2 + inputs * targets
+        return self.positions + self.rows * attention_cost * pairs
 
 
 def measure(sequences: Sequence[Sequence2Sequence], together: int = 1) -> np.ndarray:
@@ -164,26 +173,46 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
     return best
 
 
+# Where a student's own is not given: little, so that rows have little padding.
+ATTENTION_COST = 0.00003
+
+_SEQUENCES_LAID_OUT = 4096
+
+
+def _row_counts(sequences: int, row_multiple: int) -> list[int]:
+    """The numbers of rows to try, from a row a sequence down to `row_multiple`.
+
+    Each a quarter fewer than the last; and those into which the sequences go without a rest: two,
+    three … a row.
+    """
+    most = -(-sequences // row_multiple)
+    counts = {-(-most // share) for share in range(1, 9)}
+    count = most
+    while count > 1:
+        counts.add(count)
+        count = min(int(count * 0.75), count - 1)
+    return [count * row_multiple for count in sorted(counts | {1}, reverse=True)]
+
+
 def choose_layout(
     batches: Sequence[np.ndarray],
     longest: np.ndarray,
     row_multiple: int,
-    padding: float = 0.05,
-    packed_batches: int = 32,
+    attention_cost: float = ATTENTION_COST,
     in_pairs: bool = False,
 ) -> Layout:
-    """Chooses rows that hold the batches of a run with little padding.
+    """Chooses the rows in which the batches of a run cost least.
 
-    Short rows are cheaper in attention, long rows waste fewer positions: the shortest rows whose
-    mean padding stays below `padding` win. Some padding no row length avoids, since the sum of a
-    batch's lengths varies; where that alone passes `padding`, a hundredth more is good enough.
+    Short rows are cheaper in attention, long rows waste fewer positions. A batch of `rows` costs
+    rows · (S + T + attention_cost · (S² + T² + S·T)): its positions, and its pairs of positions
+    in the encoder, the decoder, and between them.
 
     Args:
       batches: the lengths, int [B, 2], of some batches as the run will draw them.
       longest: the longest input and target of all, int [2]; every row can hold them.
       row_multiple: what the number of rows must be a multiple of (data axis × microbatches).
-      padding: the mean share of padded positions that is good enough.
-      packed_batches: how many of the batches are laid out to try a shape.
+      attention_cost: what a pair of positions costs in attention, in positions
+        (`model.flops.attention_cost`).
       in_pairs: whether the lengths are those of pairs.
     """
     totals = np.array([batch.sum(axis=0) for batch in batches])  # [batches, 2]
@@ -191,38 +220,48 @@ def choose_layout(
     larger_total = np.maximum(totals.mean(axis=0) + 3.5 * totals.std(axis=0), totals.max(axis=0))
     usual_total = _best_sizes(totals, larger_total)
     could_fit = [batch for batch in batches if (batch.sum(axis=0) <= usual_total).all()]
-    usual_share = len(could_fit) / len(batches)
-    one_row = usual_share * usual_total.sum() + (1.0 - usual_share) * larger_total.sum()
-    good_enough = max(padding, 1.0 - totals.sum(axis=1).mean() / one_row + 0.01)
-    best: tuple[float, Layout] | None = None
-    rows = -(-len(batches[0]) // row_multiple) * row_multiple
-    while True:
+
+    # Large batches are more alike, and take longer.
+    looked_at = min(max(_SEQUENCES_LAID_OUT // len(batches[0]), 4), 16)
+    tried, misfits_allowed = could_fit[:looked_at], looked_at // 10
+
+    def stretch(rows: int, slack: float) -> Layout:
+        """Rows of their even share of the tokens, times `slack`."""
         pairs = math.ceil(_MOST_PAIRS * len(batches[0]) / rows) if in_pairs else 0
-        for slack in _SLACKS:
-            layout = Layout(
-                *(
-                    BatchShape(rows, int(inputs), int(targets), pairs)
-                    for inputs, targets in (
-                        np.maximum(np.ceil(total * slack / rows), longest)
-                        for total in (usual_total, larger_total)
-                    )
-                )
+        usual, larger = (
+            BatchShape(rows, int(inputs), int(targets), pairs)
+            for inputs, targets in (
+                np.maximum(np.ceil(total * slack / rows), longest)
+                for total in (usual_total, larger_total)
             )
-            tried = could_fit[:packed_batches]
-            if sum(assign_rows(batch, layout.usual) is not None for batch in tried) >= 0.9 * len(
-                tried
-            ):
-                break
-        shapes = [layout.shape_for(batch)[0] for batch in batches[:packed_batches]]
-        positions = np.mean([shape.positions for shape in shapes])
-        padded = 1.0 - totals[:packed_batches].sum(axis=1).mean() / positions
-        if best is None or padded < best[0]:
-            best = (float(padded), layout)
-        if padded <= good_enough or rows == row_multiple:
-            return best[1]
-        # A quarter fewer rows, in whole multiples, and one multiple fewer at least.
-        multiples = rows // row_multiple
-        rows = max(min(int(multiples * 0.75), multiples - 1), 1) * row_multiple
+        )
+        return Layout(usual, larger)
+
+    def holds(rows: int, slack: float) -> bool:
+        """Whether nearly all go in that could."""
+        usual = stretch(rows, slack).usual
+        misfits = (True for batch in tried if assign_rows(batch, usual) is None)
+        return sum(itertools.islice(misfits, misfits_allowed + 1)) <= misfits_allowed
+
+    def mean_cost(layout: Layout) -> float:
+        shapes = [layout.shape_for(batch)[0] for batch in batches[:looked_at]]
+        return float(np.mean([shape.cost(attention_cost) for shape in shapes]))
+
+    def least(rows: int) -> float:
+        """What no batch in so many rows costs less than."""
+        return stretch(rows, 1.0).usual.cost(attention_cost)
+
+    best, best_cost = None, math.inf
+    for rows in sorted(_row_counts(len(batches[0]), row_multiple), key=least):
+        if least(rows) >= best_cost:
+            break
+        at_rows = functools.partial(holds, rows)
+        slack = _SLACKS[bisect.bisect_left(_SLACKS, True, hi=len(_SLACKS) - 1, key=at_rows)]
+        layout = stretch(rows, slack)
+        if (cost := mean_cost(layout)) < best_cost:
+            best, best_cost = layout, cost
+    assert best is not None
+    return best
 
 
 # How much longer than their even share rows are tried, until the sequences go in.
