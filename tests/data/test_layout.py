@@ -86,3 +86,17 @@ def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> N
     assert set(used) <= {chosen.usual.positions, chosen.larger.positions}
     assert (used == chosen.usual.positions).mean() > 0.6
     assert 1 - np.sum(batches) / used.sum() <= 0.05
+
+
+def test_dear_attention_takes_shorter_rows() -> None:
+    """Sequences of 20 and 4 or 20 and 20 tokens: two a row waste none, more cost attention."""
+    batch = np.array([[20, 4], [20, 20]] * 16)
+    longest = np.array([20, 20])
+    shapes = [
+        layout.choose_layout([batch] * 8, longest, 1, attention_cost).usual
+        for attention_cost in (0.0, 0.01, 1.0)
+    ]
+    # At no cost any number of rows without padding is as good; a row a sequence wastes 8 of 40.
+    assert shapes[0].positions == batch.sum()
+    assert shapes[1] == BatchShape(16, 40, 24)
+    assert shapes[2] == BatchShape(32, 20, 20)

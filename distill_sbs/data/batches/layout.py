@@ -174,7 +174,7 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
 
 
 # Where a student's own is not given: little, so that rows have little padding.
-ATTENTION_COST = 0.00003
+ATTENTION_COST = 0.0001
 
 _SEQUENCES_LAID_OUT = 4096
 
@@ -244,7 +244,7 @@ def choose_layout(
         return sum(itertools.islice(misfits, misfits_allowed + 1)) <= misfits_allowed
 
     def mean_cost(layout: Layout) -> float:
-        shapes = [layout.shape_for(batch)[0] for batch in batches[:looked_at]]
+        shapes = [layout.shape_for(batch)[0] for batch in batches[: 4 * looked_at]]
         return float(np.mean([shape.cost(attention_cost) for shape in shapes]))
 
     def least(rows: int) -> float:

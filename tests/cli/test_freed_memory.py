@@ -1,0 +1,32 @@
+"""What is freed stays with the process, and is not cleared anew by the system."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+ASKED_AGAIN = """
+import ctypes, resource
+from distill_sbs.cli.freed_memory import keep_freed_memory
+{first}
+libc, size = ctypes.CDLL(None), ctypes.c_size_t(2**26)
+libc.malloc.restype = ctypes.c_void_p
+for step in range(4):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    piece = ctypes.c_void_p(libc.malloc(size))
+    libc.memset(piece, 1, size)
+    libc.free(piece)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("first", "kept"), [("keep_freed_memory()", True), ("", False)])
+def test_pages_come_once(first: str, kept: bool) -> None:
+    command = [sys.executable, "-c", ASKED_AGAIN.format(first=first)]
+    faults = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert (faults < 100) is kept, faults
