@@ -108,6 +108,7 @@ def interrupt(process: subprocess.Popen) -> str:
 ONE_LINE = "interrupted: nothing was written\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -253,6 +254,7 @@ def test_nothing_of_this_in_a_program_that_imports_us() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     ["for _ in range(100_000): print('x' * 100)", "print('x'); time.sleep(1)", "sys.exit(0)"],

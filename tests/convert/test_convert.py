@@ -39,6 +39,8 @@ from distill_sbs.inference.student import Student
 from distill_sbs.model import config as configs
 from distill_sbs.train import train
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -135,7 +137,6 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
         open_source(str(tmp_path / "nothing"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stacked", ["--noscan_layers", "--scan_layers"])
 def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -> None:
     """HuggingFace to ours, to T5X and back: 2 + 2 layers, and 11 + 11, of tensors of 4 MiB."""
@@ -265,7 +266,6 @@ def test_a_failure_midway_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
     assert names(output) == {"precious"}
 
 
-@pytest.mark.slow
 def test_interrupted_by_a_signal(tmp_path: pathlib.Path) -> None:
     """A checkpoint large enough that the signal comes while it is written."""
     folder = write_folder(tmp_path / "given", Memory(vocab_size=2_000_000))
@@ -315,7 +315,6 @@ def trained(model_dir: pathlib.Path, data_dir: pathlib.Path, **changes: Any) -> 
     return Student.load(str(model_dir)).params
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hf", "native", "t5x"])
 def test_training_starts_from_every_form(
     given: tuple[pathlib.Path, Memory],
@@ -369,7 +368,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused_first(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_another_vocabulary_is_warned_of(
     given: tuple[pathlib.Path, Memory],
     tmp_path: pathlib.Path,
@@ -393,7 +391,6 @@ def test_another_vocabulary_is_warned_of(
     assert "comes with another vocabulary than VOCABULARY_FILE='bytes'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_converted_checkpoint_names_no_task(
     given: tuple[pathlib.Path, Memory], tmp_path: pathlib.Path
 ) -> None:

@@ -13,6 +13,8 @@ from source_examples import Memory, refusal
 
 from distill_sbs.convert.t5x import files as t5x_files
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 ARRAY = "target.encoder.layers_1.attention.query.kernel"
 
 

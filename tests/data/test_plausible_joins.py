@@ -13,6 +13,8 @@ from distill_sbs.data.dataset import DatasetSpec, RawSplit, TeacherOutput
 from distill_sbs.data.jsonl import JsonlReader
 from distill_sbs.data.records import build, joining, tfrecords
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 LABELS = ("entailment", "neutral", "contradiction")
 
 

@@ -16,6 +16,8 @@ from distill_sbs.data.readers import shuffled_rationales
 from distill_sbs.data.records import build, joining, tfrecords
 from distill_sbs.errors import UserError
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 SIZES = {"train": 12, "validation": 4, "test": 4}
 # The unparsed outputs of a split, by position.
 UNPARSED = {"train": {0, 7}, "validation": {1}, "test": set()}
@@ -92,7 +94,6 @@ def test_labels_stay_and_rationales_move(data_dir: pathlib.Path) -> None:
     ]
 
 
-@pytest.mark.slow
 def test_the_mixture_trains_on_it(data_dir: pathlib.Path) -> None:
     with pytest.raises(UserError, match="--teacher=shuffled --shuffle_rationales_of=TEACHER would"):
         registration.get_mixture_or_task(f"{DATASET}_dss_shuffled")

@@ -1,11 +1,11 @@
 """Which tests take long: the processor time of each, so that `slow` is measured and not guessed.
 
 Enters: tests as they run. Leaves: at the end of a run the tests without the marker `slow` that took
-more than `SLOW_SECONDS`, and those with it that took less than a quarter of that, in files of which
-no fixture takes long. With `--check-slow`, as CI has it, a test without the marker that took more
-than `ERROR_SECONDS` is an error. Between the two lies the margin: the test that happens to import
-torch first, on a machine a third as fast as the one on which the markers were set, is named and
-fails for nothing.
+more than `SLOW_SECONDS`, and those with it that took less than a quarter of that, but for files of
+which a fixture takes long, or all tests have the marker. With `--check-slow`, as CI has it, a test
+without the marker that took more than `ERROR_SECONDS` is an error. Between the two lies the margin:
+the test that happens to import torch first, on a machine a third as fast as the one on which the
+markers were set, is named and fails for nothing.
 
 Processor time, of the test and of the processes that it started and waited for: on a busy machine a
 test takes longer by the clock, and is none the slower. What a fixture shared by several tests takes
@@ -36,6 +36,7 @@ class ProcessorTime:
         self._unmarked: dict[str, float] = {}
         self._quick: dict[str, float] = {}
         self._slow_fixtures: set[str] = set()  # files
+        self._with_unmarked: set[str] = set()  # files
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
@@ -53,6 +54,7 @@ class ProcessorTime:
         if report.when != "call" or taken is None:
             return
         if "slow" not in report.keywords:
+            self._with_unmarked.add(file)
             if taken > SLOW_SECONDS:
                 self._unmarked[report.nodeid] = taken
         elif report.passed and taken < SLOW_SECONDS / 4 and report.duration < SLOW_SECONDS:
@@ -65,7 +67,8 @@ class ProcessorTime:
                 f"{name} took {taken:.0f} s of processor time: make it faster, or mark it slow"
             )
         for name, taken in sorted(self._quick.items(), key=lambda each: each[1]):
-            if name.partition("::")[0] in self._slow_fixtures:
+            file = name.partition("::")[0]
+            if file in self._slow_fixtures or file not in self._with_unmarked:
                 continue
             terminalreporter.write_line(
                 f"{name} took {taken:.1f} s of processor time: it need not be marked slow"

@@ -54,6 +54,14 @@ import pytest
 def costly(): time.sleep(0.4)
 @pytest.mark.slow
 def test_with_a_costly_fixture(costly): pass
+def test_unmarked(): pass
+"""
+
+MARKED_AS_A_WHOLE = """
+import pytest
+
+pytestmark = pytest.mark.slow
+def test_small(): pass
 """
 
 
@@ -65,6 +73,7 @@ def test_names_and_fails(tmp_path: pathlib.Path, check: bool, more: str, status:
     (tmp_path / "conftest.py").write_text(CONFTEST.format(check=check))
     (tmp_path / "test_them.py").write_text(TESTS + more)
     (tmp_path / "test_others.py").write_text(FIXTURE_OF_SEVERAL)
+    (tmp_path / "test_small.py").write_text(MARKED_AS_A_WHOLE)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(HELPERS)},

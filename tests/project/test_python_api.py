@@ -79,6 +79,7 @@ def test_unknown_name() -> None:
         exec("from distill_sbs import Teacher")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLED)
 @pytest.mark.parametrize("first", ["import distill_sbs.{0}", "from distill_sbs import {0}", "pass"])
 def test_functions_are_there_in_every_order_of_imports(
@@ -139,6 +140,7 @@ def test_readme_lines_train_a_student_that_answers(tmp_path: pathlib.Path) -> No
 # ---------------------------------- extract, prepare -------------------------
 
 
+@pytest.mark.slow
 def test_extract_gives_its_figures(tmp_path: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-test")
     write_inputs(tmp_path / "in.jsonl", problems(20))

@@ -20,6 +20,8 @@ from distill_sbs.teacher import pacing
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import hostile_endpoint  # noqa: E402  (the campaign is a benchmark too)
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 KEY = "sk-a-secret-of-the-test"
 
 
@@ -56,7 +58,6 @@ def labels(folder: pathlib.Path) -> dict[str, str | None]:
     return {row["id"]: row["label"] for row in read_rows(folder / "out.jsonl")}
 
 
-@pytest.mark.slow
 def test_a_hundred_examples_in_every_form_with_a_kill(tmp_path: pathlib.Path) -> None:
     """The campaign of `benchmarks/hostile_endpoint.py`, smaller."""
     figures = hostile_endpoint.run_campaign(tmp_path, count=100, share=0.7, kills=1)
@@ -269,7 +270,6 @@ def closed_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "message"),
     [

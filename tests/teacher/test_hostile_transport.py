@@ -15,6 +15,8 @@ import pytest
 from distill_sbs.teacher.client import Endpoint, RequestParameters
 from distill_sbs.teacher.failures import EndpointUnusable, PermanentFailure, TemporaryFailure
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 KEY = "sk-a-secret-of-the-test"
 CHOICE = {"index": 0, "finish_reason": "stop", "message": {"content": "Both. The answer is ( 1 )."}}
 BODY = json.dumps({"choices": [CHOICE]}).encode()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from tpu_cloud import Cloud, make_cloud, wait_for
 
+pytestmark = pytest.mark.slow  # as a whole: many small tests
+
 OURS = {"created-by": "distill-sbs"}
 RUN = "--experiment=cqa_dss_base"
 
@@ -124,7 +126,6 @@ def test_failing_gcloud_is_no_empty_cloud(cloud: Cloud) -> None:
     assert cloud.changes() == []
 
 
-@pytest.mark.slow
 def test_bucket_is_made_once_and_deleted_only_if_ours(installed: Cloud) -> None:
     assert installed.read("buckets") == {"my-bucket": OURS}
     raw = installed.root / "buckets/my-bucket/raw/cqa/cqa_train.json"
@@ -148,7 +149,6 @@ def test_bucket_is_made_once_and_deleted_only_if_ours(installed: Cloud) -> None:
     assert installed.changes() == []
 
 
-@pytest.mark.slow
 def test_bucket_of_the_users_own_is_used_and_never_deleted(cloud: Cloud) -> None:
     cloud.write(buckets={"my-bucket": {}})
     (cloud.root / "buckets/my-bucket").mkdir(parents=True)
@@ -164,7 +164,6 @@ def test_bucket_of_the_users_own_is_used_and_never_deleted(cloud: Cloud) -> None
     assert cloud.changes() == []
 
 
-@pytest.mark.slow
 def test_install_twice(installed: Cloud) -> None:
     calls = (installed.root / "uv_calls").read_text()
     assert calls.count("venv --quiet --python=3.11 venv") == 2  # one for each worker
@@ -179,7 +178,6 @@ def test_install_twice(installed: Cloud) -> None:
         assert installed.worker_file("source/gin/experiments/quickstart.gin", worker).exists()
 
 
-@pytest.mark.slow
 def test_train_twice_stop_and_again(installed: Cloud) -> None:
     installed.set_training("lasts")
     assert installed.run("train", RUN).count("started cqa_dss_base") == 2
@@ -215,7 +213,6 @@ def test_flags_reach_training_as_they_were_typed(installed: Cloud) -> None:
     assert installed.worker_file("logs/a__b.log").exists()
 
 
-@pytest.mark.slow
 def test_resume_from_nothing_to_the_end(cloud: Cloud) -> None:
     """One command does all that is missing, and once more does nothing."""
     cloud.run("resume", RUN, "--provisioning=spot", "--every=1")
@@ -226,7 +223,6 @@ def test_resume_from_nothing_to_the_end(cloud: Cloud) -> None:
     assert cloud.changes() == [] and cloud.trained() == trained
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("queued", [False, True], ids=["at_once", "queued"])
 def test_resume_after_preemption(cloud: Cloud, queued: bool) -> None:
     flags = [RUN, "--provisioning=spot", *(["--queued"] if queued else [])]
@@ -256,7 +252,6 @@ def test_resume_after_preemption(cloud: Cloud, queued: bool) -> None:
     assert len(cloud.trained()) == 4 and len(set(cloud.trained())) == 1
 
 
-@pytest.mark.slow
 def test_resume_waits_where_there_is_no_capacity(cloud: Cloud) -> None:
     cloud.write(no_capacity=True)
     assert "no more capacity" in cloud.run("resume", RUN, status=1)
@@ -267,7 +262,6 @@ def test_resume_waits_where_there_is_no_capacity(cloud: Cloud) -> None:
     assert process.returncode == 0 and "cqa_dss_base has finished" in errors
 
 
-@pytest.mark.slow
 def test_resume_does_not_repeat_what_cannot_go_well(installed: Cloud) -> None:
     installed.set_training("refuses")
     text = installed.run("resume", RUN, "--every=1", status=2)
@@ -280,7 +274,6 @@ def test_resume_does_not_repeat_what_cannot_go_well(installed: Cloud) -> None:
     assert len(installed.trained()) == 2 + 2 * 3
 
 
-@pytest.mark.slow
 def test_sweep_and_again(installed: Cloud) -> None:
     sweep = ["sweep", RUN, "--mixtures=cqa_finetune,cqa_dss_palm", "--data_fractions=1.0"]
     text = installed.run(*sweep, "--seeds=0,1")
