@@ -43,8 +43,8 @@ def train_step_flops(config: T5Config, rows: int, input_tokens: int, target_toke
     return 3.0 * forward_flops(config, rows, input_tokens, target_tokens)
 
 
-# FLOPs of matrix products in whose time one logit of attention is masked, biased, put through
-# softmax and carried back: fitted to training steps on CPU cores (docs/performance.md).
+# FLOPs of matrix products in whose time one logit of attention is masked, biased and put through
+# softmax: fitted to training steps on a CPU core (docs/performance.md).
 _FLOPS_OF_A_LOGIT = 300.0
 
 

@@ -90,13 +90,12 @@ def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> N
 
 def test_dear_attention_takes_shorter_rows() -> None:
     """Sequences of 20 and 4 or 20 and 20 tokens: two a row waste none, more cost attention."""
-    batch = np.array([[20, 4], [20, 20]] * 16)
+    batches = [np.array([[20, 4], [20, 20]] * 16)] * 8
     longest = np.array([20, 20])
-    shapes = [
-        layout.choose_layout([batch] * 8, longest, 1, attention_cost).usual
-        for attention_cost in (0.0, 0.01, 1.0)
-    ]
-    # At no cost any number of rows without padding is as good; a row a sequence wastes 8 of 40.
-    assert shapes[0].positions == batch.sum()
-    assert shapes[1] == BatchShape(16, 40, 24)
-    assert shapes[2] == BatchShape(32, 20, 20)
+    for attention_cost in (0.001, 1.0):
+        chosen = layout.choose_layout(batches, longest, 1, attention_cost)
+        assert chosen.usual == BatchShape(16, 40, 24)
+    # A row a sequence: a fifth is padding.
+    chosen = layout.choose_layout(batches, longest, 1, attention_cost=1.0, padding=0.25)
+    assert chosen.usual == BatchShape(32, 20, 20)
+    assert layout.choose_layout(batches, longest, 1, attention_cost=0.0).usual.positions == 32 * 32

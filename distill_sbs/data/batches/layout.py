@@ -173,8 +173,8 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
     return best
 
 
-# Where a student's own is not given: little, so that rows have little padding.
-ATTENTION_COST = 0.0001
+# Where a student's own is not given.
+ATTENTION_COST = 0.001
 
 _SEQUENCES_LAID_OUT = 4096
 
@@ -199,13 +199,16 @@ def choose_layout(
     longest: np.ndarray,
     row_multiple: int,
     attention_cost: float = ATTENTION_COST,
+    padding: float = 0.045,
     in_pairs: bool = False,
 ) -> Layout:
-    """Chooses the rows in which the batches of a run cost least.
+    """Chooses the rows in which the batches of a run cost least, with little padding.
 
     Short rows are cheaper in attention, long rows waste fewer positions. A batch of `rows` costs
     rows · (S + T + attention_cost · (S² + T² + S·T)): its positions, and its pairs of positions
-    in the encoder, the decoder, and between them.
+    in the encoder, the decoder, and between them. Of the rows whose mean padding stays below
+    `padding` the cheapest win. Some padding no row length avoids, since the sum of a batch's
+    lengths varies; where that alone passes `padding`, half a hundredth more is good enough.
 
     Args:
       batches: the lengths, int [B, 2], of some batches as the run will draw them.
@@ -213,6 +216,7 @@ def choose_layout(
       row_multiple: what the number of rows must be a multiple of (data axis × microbatches).
       attention_cost: what a pair of positions costs in attention, in positions
         (`model.flops.attention_cost`).
+      padding: the mean share of padded positions that is good enough.
       in_pairs: whether the lengths are those of pairs.
     """
     totals = np.array([batch.sum(axis=0) for batch in batches])  # [batches, 2]
@@ -220,6 +224,9 @@ def choose_layout(
     larger_total = np.maximum(totals.mean(axis=0) + 3.5 * totals.std(axis=0), totals.max(axis=0))
     usual_total = _best_sizes(totals, larger_total)
     could_fit = [batch for batch in batches if (batch.sum(axis=0) <= usual_total).all()]
+    usual_share = len(could_fit) / len(batches)
+    one_row = usual_share * usual_total.sum() + (1.0 - usual_share) * larger_total.sum()
+    good_enough = max(padding, 1.0 - totals.sum(axis=1).mean() / one_row + 0.005)
 
     # Large batches are more alike, and take longer.
     looked_at = min(max(_SEQUENCES_LAID_OUT // len(batches[0]), 4), 16)
@@ -243,23 +250,28 @@ def choose_layout(
         misfits = (True for batch in tried if assign_rows(batch, usual) is None)
         return sum(itertools.islice(misfits, misfits_allowed + 1)) <= misfits_allowed
 
-    def mean_cost(layout: Layout) -> float:
-        shapes = [layout.shape_for(batch)[0] for batch in batches[: 4 * looked_at]]
-        return float(np.mean([shape.cost(attention_cost) for shape in shapes]))
+    def judge(layout: Layout) -> tuple[bool, float]:
+        """Too much padding, and its share; or else the mean cost of a batch."""
+        judged = batches[: 4 * looked_at]
+        shapes = [layout.shape_for(batch)[0] for batch in judged]
+        positions = sum(shape.positions for shape in shapes)
+        padded = 1.0 - sum(int(batch.sum()) for batch in judged) / positions
+        cost = float(np.mean([shape.cost(attention_cost) for shape in shapes]))
+        return (True, padded) if padded > good_enough else (False, cost)
 
     def least(rows: int) -> float:
         """What no batch in so many rows costs less than."""
         return stretch(rows, 1.0).usual.cost(attention_cost)
 
-    best, best_cost = None, math.inf
+    best, best_judged = None, (True, math.inf)
     for rows in sorted(_row_counts(len(batches[0]), row_multiple), key=least):
-        if least(rows) >= best_cost:
+        if (False, least(rows)) >= best_judged:
             break
         at_rows = functools.partial(holds, rows)
         slack = _SLACKS[bisect.bisect_left(_SLACKS, True, hi=len(_SLACKS) - 1, key=at_rows)]
         layout = stretch(rows, slack)
-        if (cost := mean_cost(layout)) < best_cost:
-            best, best_cost = layout, cost
+        if (judged := judge(layout)) < best_judged:
+            best, best_judged = layout, judged
     assert best is not None
     return best
 
