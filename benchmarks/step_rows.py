@@ -26,7 +26,7 @@ from distill_sbs.cli import command_line, terminal
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
 
-STEPS = 20
+STEPS = 10
 BATCH_SIZE = 128
 LENGTHS = {"inputs": 128, "targets": 128, "task_ids": 128}
 STUDENT = {
