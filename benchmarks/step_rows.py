@@ -105,7 +105,7 @@ def measure(mixture: str, rows: Sequence[int], kept: bool) -> dict[str, list[flo
 
 def compare(mixture: str, rows: Sequence[str], rounds: int) -> None:
     """Prints a table."""
-    results: dict[tuple[str, str], list[list[float]]] = collections.defaultdict(list)
+    results: dict[tuple[str, bool], list[list[float]]] = collections.defaultdict(list)
     for _ in range(rounds):
         for kept in (False, True):
             command = [sys.executable, __file__, f"--mixture={mixture}", f"--kept={kept}"]

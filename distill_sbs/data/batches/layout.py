@@ -230,7 +230,8 @@ def choose_layout(
 
     # Large batches are more alike, and take longer.
     looked_at = min(max(_SEQUENCES_LAID_OUT // len(batches[0]), 4), 16)
-    tried, misfits_allowed = could_fit[:looked_at], looked_at // 10
+    tried = could_fit[:looked_at]
+    misfits_allowed = len(tried) // 10
 
     def stretch(rows: int, slack: float) -> Layout:
         """Rows of their even share of the tokens, times `slack`."""
