@@ -17,10 +17,17 @@ from typing import ClassVar
 
 from distill_sbs import constants
 from distill_sbs import option_kinds as kinds
-from distill_sbs.model.config import CONFIG_NAMES, T5Config, named_config
+from distill_sbs.model.config import (
+    CONFIG_NAMES,
+    RESIDUAL_DROPOUT_SCHEDULES,
+    T5Config,
+    named_config,
+)
 from distill_sbs.option_fields import OptionError, Options, option
 
 OPTIMIZERS = ("adamw", "adafactor")
+# Fields of T5Config that are options by themselves, under the same names.
+DROPOUT_OPTIONS = ("dropout_rate", "residual_dropout_rate", "residual_dropout_schedule")
 
 # ---------------------------------- parts ------------------------------------
 
@@ -95,6 +102,12 @@ class DataConfig(Options):
     fraction_seed: int = option(
         kinds.whole(0, 2**32 - 1), "which examples a fraction keeps", default=0
     )
+    selection: str | None = option(
+        kinds.optional(kinds.text("'cqa_1000.json'")),
+        "the training examples that curate chose, of which DATA_FRACTION is a share; None: all. A "
+        "run is known by what is chosen",
+        default=None,
+    )
     rationale_filter: str = option(
         kinds.choice(constants.RATIONALE_FILTERS), "or those of right teacher labels", default="all"
     )
@@ -141,20 +154,33 @@ class StudentConfig(Options):
         kinds.number(least=0.0, below=1.0), "probability of dropping", default=0.1
     )
 
+    residual_dropout_rate: float | None = option(
+        kinds.optional(kinds.number(least=0.0, below=1.0)),
+        "of what a layer adds to the residual stream, in the highest layer; None: DROPOUT_RATE",
+        default=None,
+    )
+    residual_dropout_schedule: str = option(
+        kinds.choice(RESIDUAL_DROPOUT_SCHEDULES),
+        "'linear' rises with depth from 0, 'constant' does not",
+        default="linear",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "dropout_rate" in self.overrides:
-            raise OptionError(
-                "STUDENT_OVERRIDES",
-                "STUDENT_OVERRIDES has 'dropout_rate', which is an option of its own: "
-                f"--gin.DROPOUT_RATE={kinds.show(self.overrides['dropout_rate'])}",
-            )
+        for name in DROPOUT_OPTIONS:
+            if name in self.overrides:
+                raise OptionError(
+                    "STUDENT_OVERRIDES",
+                    f"STUDENT_OVERRIDES has {name!r}, which is an option of its own: "
+                    f"--gin.{name.upper()}={kinds.show(self.overrides[name])}",
+                )
         self.architecture()
 
     def architecture(self) -> T5Config:
         """The student's `T5Config`."""
         try:
-            return named_config(self.name, dropout_rate=self.dropout_rate, **self.overrides)
+            dropout = {name: getattr(self, name) for name in DROPOUT_OPTIONS}
+            return named_config(self.name, **dropout, **self.overrides)
         except ValueError as error:
             raise OptionError("STUDENT_OVERRIDES", f"STUDENT_OVERRIDES: {error}") from error
 
@@ -205,19 +231,37 @@ class OptimizerConfig(Options):
         kinds.choice(OPTIMIZERS), "'adamw' or 'adafactor'", default="adamw", macro="OPTIMIZER"
     )
     learning_rate: float = option(
-        kinds.number(least=0.0), "falls linearly to 0 at TRAIN_STEPS", default=5e-5
+        kinds.number(least=0.0),
+        "falls linearly to FINAL_LEARNING_RATE at TRAIN_STEPS",
+        default=5e-5,
     )
+    final_learning_rate: float = option(kinds.number(least=0.0), "at TRAIN_STEPS", default=0.0)
     warmup_steps: int = option(
         kinds.whole(0), "over which the learning rate rises from 0", default=0, unit="steps"
     )
     weight_decay: float = option(
         kinds.number(least=0.0), "of all parameters but those of layer norms", default=0.0
     )
+    adam_b2: float = option(
+        kinds.number(least=0.0, below=1.0),
+        "share of AdamW's second moment that stays from step to step",
+        default=0.999,
+    )
     gradient_clip_norm: float | None = option(
         kinds.optional(kinds.number(above=0.0)),
         "global norm that gradients are cut to; None: they are not",
         default=1.0,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final_learning_rate > self.learning_rate:
+            raise OptionError(
+                "FINAL_LEARNING_RATE",
+                f"FINAL_LEARNING_RATE={self.final_learning_rate:g} is above LEARNING_RATE="
+                f"{self.learning_rate:g}, from which it falls; use "
+                f"{self.learning_rate / 10:g}, say",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,6 +323,21 @@ class EvaluationConfig(Options):
         unit="examples",
     )
     max_decode_tokens: int = option(kinds.whole(1), "longest answer", default=64, unit="tokens")
+    first_best_step: int = option(
+        kinds.whole(1), "earlier steps are not chosen as the best", default=1, unit="steps"
+    )
+    last_best_step: int | None = option(
+        kinds.optional(kinds.whole(1)),
+        "later steps are not chosen as the best; None: TRAIN_STEPS",
+        default=None,
+        unit="steps",
+    )
+    validation_loss: bool = option(
+        kinds.boolean(),
+        "log the loss and perplexity of validation's targets beside its accuracy",
+        default=False,
+        may_change="logging changes nothing that is computed",
+    )
 
 
 # ---------------------------------- entry points -----------------------------
@@ -305,6 +364,7 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_warmup(self.optimizer, self.run.train_steps)
+        _check_best_steps(self.evaluation, self.run.train_steps)
         _check_batch_size(self.batch, self.mesh, self.objective)
 
 
@@ -327,6 +387,19 @@ class PrecompileConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_batch_size(self.batch, self.mesh, self.objective)
+
+
+def _check_best_steps(evaluation: EvaluationConfig, train_steps: int) -> None:
+    first, last = evaluation.first_best_step, evaluation.last_best_step or train_steps
+    evaluated = {*range(evaluation.eval_period, train_steps, evaluation.eval_period), train_steps}
+    if not any(first <= step <= last for step in evaluated):
+        raise OptionError(
+            "FIRST_BEST_STEP",
+            f"no evaluation falls between FIRST_BEST_STEP={first} and LAST_BEST_STEP={last}: they "
+            f"are at every EVAL_PERIOD={evaluation.eval_period} steps and at "
+            f"TRAIN_STEPS={train_steps}; widen the range, or set EVAL_PERIOD = "
+            f"{max(1, min(first, train_steps))}",
+        )
 
 
 def check_warmup(optimizer: OptimizerConfig, train_steps: int) -> None:

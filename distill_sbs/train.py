@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from distill_sbs.checkpoint.checkpointer import Checkpointer
     from distill_sbs.convert.source import ParameterSource
+    from distill_sbs.data.batches.layout import Sequence2Sequence
     from distill_sbs.model.parameters import Params
     from distill_sbs.training.metrics_file import RunResults
     from distill_sbs.training.train_step import Metrics
@@ -97,20 +98,11 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     from distill_sbs.convert.open import open_source
     from distill_sbs.data import registration, settings, vocabulary
 
-    settings.use(
-        settings.DataSettings(
-            config.data.data_dir,
-            config.data.data_fraction,
-            config.data.fraction_seed,
-            config.objective.rationale_rate,
-            config.data.vocabulary_file,
-            text_dir=config.data.text_dir,
-            rationale_filter=config.data.rationale_filter,
-            rationales_per_example=config.data.rationales_per_example,
-        )
-    )
+    chosen = settings.DataSettings.of_run(config)
+    settings.use(chosen)
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(config.data.mixture_or_task_name)
+    registration.check_selection(mixture)
     if config.objective.in_pairs:
         registration.find_pairs(mixture)
     architecture = config.student.architecture()
@@ -127,7 +119,11 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             f"{config.student.name} embeds {architecture.vocab_size}; set STUDENT_OVERRIDES = "
             f"{{'vocab_size': {-(-ids // 128) * 128}}}, or more"
         )
-    description = RunDescription.of_run(config, vocabulary.describe(config.data.vocabulary_file))
+    description = RunDescription.of_run(
+        config,
+        vocabulary.describe(config.data.vocabulary_file),
+        None if chosen.selection is None else chosen.selection.sha256,
+    )
     notes = []
     if epath.Path(config.run.model_dir).is_file():
         raise UserError(f"MODEL_DIR={config.run.model_dir} is a file; expected a folder")
@@ -319,21 +315,26 @@ def _train(
     eval_rows = -(-evaluation.eval_batch_size // row_multiple) * row_multiple
     remarks: dict[str, str | None] = {}
 
+    def measure_loss(params: Params, sequences: Sequence[Sequence2Sequence]) -> dict[str, float]:
+        return loss_of_targets(params, input_pipeline.lay_out_singly(sequences, eval_rows))
+
     def evaluate_on(split: str, params: Params, limit: int | None = None) -> dict[str, float]:
         """Metrics of a split's decoded answers (`accuracy`, 0 to 1), or the loss of its targets."""
         examples = splits[split]
         if not evaluated_task.metric_fns:
-            sequences = examples.sequences[:limit]
-            return loss_of_targets(params, input_pipeline.lay_out_singly(sequences, eval_rows))
+            return measure_loss(params, examples.sequences[:limit])
         outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
         predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
         remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
-        return batch_decoder.compute_metrics(
+        found = batch_decoder.compute_metrics(
             evaluated_task.metric_fns,
             evaluated_task.postprocess_fn,
             examples.texts[:limit],
             predictions,
         )
+        if split == "validation" and evaluation.validation_loss:
+            found |= measure_loss(params, examples.sequences[:limit])
+        return found
 
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
@@ -371,7 +372,9 @@ def _train(
             if evaluates and "validation" in splits:
                 log.advance(step, "evaluating …")
                 found = evaluate_on("validation", state.params, evaluation.eval_examples)
-                progress.add_evaluation(step, found)
+                progress.add_evaluation(
+                    step, found, evaluation.first_best_step, evaluation.last_best_step
+                )
                 values.update((f"validation_{name}", value) for name, value in found.items())
             log.write(step, values)
             if saves:
@@ -470,6 +473,8 @@ def dry_run(configuration: command_line.Configuration[TrainConfig]) -> Iterator[
         try:
             for split in spec.splits:
                 tfrecords.split_files(folder, spec.name, split)
+            if (selection := settings.current().selection) is not None:
+                tfrecords.find_indices(folder, spec.name, selection)
             yield f"{spec.name}: prepared in {folder}"
         except tfrecords.UnpreparedDataError:
             if spec.needs_source_dir:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from distill_sbs import constants
-from distill_sbs.config import TrainConfig
+from distill_sbs.config import DROPOUT_OPTIONS, TrainConfig
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
@@ -31,7 +31,9 @@ PREFIXES = {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PR
 _STUDENT_MAY_CHANGE = ("remat_policy",)
 
 # Options that are compared by what they stand for, not by how they were typed.
-_STUDENT_OPTIONS = ("STUDENT", "STUDENT_OVERRIDES", "DROPOUT_RATE")
+_OF_DROPOUT = {name: name.upper() for name in DROPOUT_OPTIONS}
+_STUDENT_OPTIONS = ("STUDENT", "STUDENT_OVERRIDES", *_OF_DROPOUT.values())
+_BY_MEANING = (*_STUDENT_OPTIONS, "VOCABULARY_FILE", "SELECTION")
 
 # What else there is to say of an option that changed.
 _ADVICE = {
@@ -54,6 +56,7 @@ class RunDescription:
       task_feature_lengths: longest inputs and targets, in tokens.
       max_decode_tokens: longest answer.
       options: the run's options, macro → value, as far as they are known.
+      selection: the hash of what SELECTION chose; None where it was all.
       converted_from: where its parameters came from, if `convert` wrote it.
       prefixes: what stands before an input, by task ('label', 'rationale').
     """
@@ -64,12 +67,18 @@ class RunDescription:
     task_feature_lengths: Mapping[str, int]
     max_decode_tokens: int
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    selection: str | None = None
     converted_from: str | None = None
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(PREFIXES))
 
     @classmethod
-    def of_run(cls, config: TrainConfig, vocabulary: VocabularyDescription) -> RunDescription:
-        """The description of a run of ours."""
+    def of_run(
+        cls,
+        config: TrainConfig,
+        vocabulary: VocabularyDescription,
+        selection: str | None = None,
+    ) -> RunDescription:
+        """The description of a run of ours; `selection` is the hash of what SELECTION chose."""
         return cls(
             student=config.student.architecture(),
             vocabulary=vocabulary,
@@ -77,6 +86,7 @@ class RunDescription:
             task_feature_lengths=config.batch.task_feature_lengths,
             max_decode_tokens=config.evaluation.max_decode_tokens,
             options=config.values(),
+            selection=selection,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -90,6 +100,7 @@ class RunDescription:
             "task_feature_lengths": dict(self.task_feature_lengths),
             "max_decode_tokens": self.max_decode_tokens,
             "options": _as_json(self.options),
+            "selection": self.selection,
             "converted_from": self.converted_from,
         }
 
@@ -134,6 +145,7 @@ class RunDescription:
                 task_feature_lengths=dict(values["task_feature_lengths"]),
                 max_decode_tokens=values["max_decode_tokens"],
                 options=dict(options),
+                selection=values.get("selection"),
                 converted_from=converted_from,
                 prefixes=dict(values["prefixes"]),
             )
@@ -145,7 +157,7 @@ class RunDescription:
     def unknown_options(self) -> list[str]:
         """Macros of the run's identity that the description says nothing of."""
         compared = (option for option in TrainConfig.options() if not option.may_change)
-        known = {*self.options, *_STUDENT_OPTIONS, "VOCABULARY_FILE"}
+        known = {*self.options, *_BY_MEANING}
         return [option.macro for option in compared if option.macro not in known]
 
 
@@ -181,6 +193,8 @@ def _differences(saved: RunDescription, wanted: RunDescription) -> Iterator[tupl
     before, after = (_vocabulary_hash(each.vocabulary) for each in (saved, wanted))
     if before != after:
         yield "VOCABULARY_FILE", _vocabulary_words(saved), _vocabulary_words(wanted)
+    if saved.selection != wanted.selection:
+        yield "SELECTION", _selection_words(saved), _selection_words(wanted)
     sizes = [each.options.get("STUDENT") for each in (saved, wanted)]
     yield from compare_students(saved.student, wanted.student, sizes)
 
@@ -197,7 +211,7 @@ def compare_options(
       wanted: macro → value, of every option.
     """
     for option in TrainConfig.options():
-        by_meaning = option.macro in _STUDENT_OPTIONS or option.macro == "VOCABULARY_FILE"
+        by_meaning = option.macro in _BY_MEANING
         if option.may_change or by_meaning or option.macro not in saved:
             continue
         before, after = (_comparable(option, each) for each in (saved, wanted))
@@ -219,9 +233,9 @@ def compare_students(
     differing = [
         name for name in before if before[name] != after[name] and name not in _STUDENT_MAY_CHANGE
     ]
-    if "dropout_rate" in differing:
-        differing.remove("dropout_rate")
-        yield "DROPOUT_RATE", repr(before["dropout_rate"]), repr(after["dropout_rate"])
+    for name in [name for name in differing if name in _OF_DROPOUT]:
+        differing.remove(name)
+        yield _OF_DROPOUT[name], repr(before[name]), repr(after[name])
     if differing and None not in sizes and sizes[0] != sizes[1]:
         yield "STUDENT", repr(sizes[0]), repr(sizes[1])
         return
@@ -239,6 +253,12 @@ def _comparable(option: Option, options: Mapping[str, object]) -> object:
 def _vocabulary_hash(vocabulary: VocabularyDescription) -> str:
     """Of its content; bytes have none."""
     return str(vocabulary.get("sha256", vocabulary["kind"]))
+
+
+def _selection_words(description: RunDescription) -> str:
+    if description.selection is None:
+        return "None"
+    return f"{description.options.get('SELECTION')!r} (sha256 {description.selection:.8}…)"
 
 
 def _vocabulary_words(description: RunDescription) -> str:

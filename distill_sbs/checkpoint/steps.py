@@ -41,22 +41,36 @@ class Progress:
       position: how often was drawn so far, by task (`data.batches.sampler.Position`).
       evaluations: [{"step": …, "accuracy": …}, …] on validation, in order; of a task whose answers
         are not scored `loss` and `perplexity` in the place of `accuracy`.
-      best_step: the evaluated step of highest accuracy, or of lowest loss, the earliest of equals;
-        None before one.
+      best_step: the evaluated step of highest accuracy, or of lowest loss, the earliest of equals,
+        of those that may be it; None before one.
     """
 
     position: dict[str, int]
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     best_step: int | None = None
 
-    def add_evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    def add_evaluation(
+        self, step: int, values: Mapping[str, float], first: int = 1, last: int | None = None
+    ) -> None:
         """Notes an evaluation and moves `best_step` where it is better.
 
-        The first value decides: a `loss` is better lower, everything else (`accuracy`) higher.
+        The first value decides: a `loss` is better lower, everything else (`accuracy`) higher. So a
+        perplexity that stands beside an accuracy never chooses.
+
+        Args:
+          step: of the evaluation.
+          values: what it found.
+          first: earlier steps are never the best.
+          last: later steps are never the best; None: all may be.
         """
-        best = max(map(_rank, self.evaluations), default=-math.inf)
+
+        def may_be_best(number: float) -> bool:
+            return first <= number and (last is None or number <= last)
+
+        others = (_rank(each) for each in self.evaluations if may_be_best(each["step"]))
+        best = max(others, default=-math.inf)
         self.evaluations.append({"step": step, **values})
-        if _rank(self.evaluations[-1]) > best:
+        if may_be_best(step) and _rank(self.evaluations[-1]) > best:
             self.best_step = step
 
     def values_at(self, step: int) -> dict[str, float] | None:

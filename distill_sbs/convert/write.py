@@ -24,6 +24,7 @@ from etils import epath
 from distill_sbs import files
 from distill_sbs.cli import signals
 from distill_sbs.cli.progress import show_values
+from distill_sbs.config import DROPOUT_OPTIONS
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
 from distill_sbs.convert.source import ParameterSource
 from distill_sbs.data import sentencepiece_model
@@ -36,7 +37,7 @@ FORM_NAMES = {HUGGINGFACE: "HuggingFace", T5X: "T5X", NATIVE: "distill_sbs"}
 
 # Of a student's configuration, what no checkpoint is about.
 _FREE_FIELDS = (
-    "dropout_rate",
+    *DROPOUT_OPTIONS,
     "dtype",
     "float32_attention_logits",
     "scan_layers",

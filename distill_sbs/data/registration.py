@@ -22,6 +22,7 @@ from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
 from distill_sbs.data.tasks import names, preprocessors, span_corruption, task_files, texts
 from distill_sbs.data.tasks.lookup import (
     check_prepared,
+    check_selection,
     dataset_of,
     datasets_of,
     evaluation_task,
@@ -45,6 +46,7 @@ __all__ = [
     "TaskInfo",
     "check_joined_teacher",
     "check_prepared",
+    "check_selection",
     "dataset_of",
     "datasets_of",
     "evaluation_task",

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distill_sbs import constants
+from distill_sbs.data.selection import Selection, read_selection
 from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
     import seqio
+
+    from distill_sbs.config import TrainConfig
 
 DATA_DIR_VARIABLE = "DISTILL_SBS_DATA_DIR"
 VOCABULARY_VARIABLE = "DISTILL_SBS_VOCABULARY_FILE"
@@ -43,6 +46,7 @@ class DataSettings:
         where the teacher's label is right.
       rationales_per_example: how many of a training example's rationales take turns.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
+      selection: the training examples that may be used; None: all. `data_fraction` is of these.
 
     Raises:
       UserError: a value is out of range.
@@ -59,6 +63,7 @@ class DataSettings:
     text_dir: str | None = None
     rationale_filter: str = "all"
     rationales_per_example: int = 1
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
@@ -76,6 +81,26 @@ class DataSettings:
                 f"RATIONALE_RATE={self.rationale_rate} is not a finite number ≥ 0; "
                 "0 trains on labels alone, 1 is the paper's λ"
             )
+
+    @classmethod
+    def of_run(cls, config: TrainConfig) -> DataSettings:
+        """What the options of a run say of its data; `SELECTION` is read here.
+
+        Raises:
+          UserError: it is no selection.
+        """
+        data = config.data
+        return cls(
+            data.data_dir,
+            data.data_fraction,
+            data.fraction_seed,
+            config.objective.rationale_rate,
+            data.vocabulary_file,
+            text_dir=data.text_dir,
+            rationale_filter=data.rationale_filter,
+            rationales_per_example=data.rationales_per_example,
+            selection=None if data.selection is None else read_selection(data.selection),
+        )
 
     @property
     def folder(self) -> str:

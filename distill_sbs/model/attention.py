@@ -80,7 +80,7 @@ class Dense(nn.Module):
 
 
 def dropout_multiplier(
-    rng: jax.Array, rate: float, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
+    rng: jax.Array, rate: float | jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike
 ) -> jax.Array:
     """1 / (1 - rate) where kept, 0 where dropped, of `shape`, which may broadcast.
 

@@ -19,6 +19,7 @@ from distill_sbs.dtypes import COMPUTE_DTYPES
 from distill_sbs.errors import nearest_names
 
 REMAT_POLICIES = ("none", "minimal", "full")
+RESIDUAL_DROPOUT_SCHEDULES = ("linear", "constant")
 # Names of activation functions that a feed-forward block may use ('linear' is the identity).
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 
@@ -55,6 +56,11 @@ class T5Config:
       num_decoder_layers: layers of the decoder.
       mlp_activations: ('gelu', 'linear') is T5 v1.1's gated GELU; ('relu',) is T5 1.0.
       dropout_rate: probability of dropping, wherever T5 drops.
+      residual_dropout_rate: of what a layer's attention and feed-forward add to the residual
+        stream, in the place of `dropout_rate`, the highest of them; None: `dropout_rate`. Each
+        element is drawn by itself.
+      residual_dropout_schedule: 'linear' rises from 0 in the lowest layer of encoder and of decoder
+        to `residual_dropout_rate` in the highest (arXiv 2305.11206); 'constant' is the same in all.
       logits_via_embedding: T5 1.0 multiplies by the embedding, scaled by emb_dim ** -0.5, to get
         logits; v1.1 has a projection of its own.
       relative_attention_num_buckets: buckets of the relative position bias.
@@ -80,6 +86,8 @@ class T5Config:
     num_decoder_layers: int = 8
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     dropout_rate: float = 0.1
+    residual_dropout_rate: float | None = None
+    residual_dropout_schedule: str = "linear"
     logits_via_embedding: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
@@ -109,6 +117,9 @@ class T5Config:
             )
         if not _is_number(self.dropout_rate) or not 0.0 <= self.dropout_rate < 1.0:
             raise _refusal("dropout_rate", self.dropout_rate, "0 <= rate < 1")
+        residual = self.residual_dropout_rate
+        if residual is not None and (not _is_number(residual) or not 0.0 <= residual < 1.0):
+            raise _refusal("residual_dropout_rate", residual, "0 <= rate < 1, or None")
         if not _is_number(self.layer_norm_epsilon) or not 0.0 <= self.layer_norm_epsilon < 1.0:
             raise _refusal("layer_norm_epsilon", self.layer_norm_epsilon, "0 <= epsilon < 1")
         for name in ("logits_via_embedding", "float32_attention_logits", "scan_layers"):
@@ -116,6 +127,8 @@ class T5Config:
                 raise _refusal(name, getattr(self, name), "True or False")
         _check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
+        schedule = self.residual_dropout_schedule
+        _check_choice("residual_dropout_schedule", schedule, RESIDUAL_DROPOUT_SCHEDULES)
         if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):
             raise ValueError(
                 f"T5Config.mlp_activations={reprlib.repr(self.mlp_activations)}: expected one "
@@ -123,6 +136,19 @@ class T5Config:
             )
         for name in self.mlp_activations:
             _check_choice("mlp_activations", name, ACTIVATIONS)
+
+    def residual_rates(self, layers: int) -> tuple[float, ...] | None:
+        """What each of a stack's layers drops of what it adds, the lowest first.
+
+        p_l = p_max · l / (L − 1) (arXiv 2305.11206); a stack of one layer has p_max. None where
+        `dropout_rate` holds there too.
+        """
+        highest = self.residual_dropout_rate
+        if highest is None:
+            return None
+        if self.residual_dropout_schedule == "constant" or layers == 1:
+            return (highest,) * layers
+        return tuple(highest * layer / (layers - 1) for layer in range(layers))
 
     def to_dict(self) -> dict[str, object]:
         """Plain values only, so that JSON can hold it; `from_dict` reads it back, equal."""

@@ -39,11 +39,20 @@ class Dropout(nn.Module):
     broadcast_length: bool = True
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, deterministic: bool) -> jax.Array:
-        """Inputs [B, length, features]; takes the rng 'dropout' unless `deterministic`."""
-        if deterministic or self.rate == 0.0:
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool, own_rate: jax.Array | None = None
+    ) -> jax.Array:
+        """Inputs [B, length, features]; takes the rng 'dropout' unless `deterministic`.
+
+        With `own_rate`, a scalar that takes the place of `rate`, every element is drawn by itself,
+        as in LIMA's residual dropout (arXiv 2305.11206).
+        """
+        if deterministic or (own_rate is None and self.rate == 0.0):
             return inputs
         batch, length, features = inputs.shape
+        if own_rate is not None:
+            key = self.make_rng("dropout")
+            return inputs * dropout_multiplier(key, own_rate, inputs.shape, inputs.dtype)
         shape = (batch, 1 if self.broadcast_length else length, features)
         return inputs * dropout_multiplier(self.make_rng("dropout"), self.rate, shape, inputs.dtype)
 
@@ -95,18 +104,26 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, bias: jax.Array, mask: jax.Array
+        self,
+        inputs: jax.Array,
+        bias: jax.Array,
+        mask: jax.Array,
+        residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
-        """Inputs [B, S, D], bias [1, H, S, S], mask [B, 1, S, S] -> (outputs, None)."""
+        """Inputs [B, S, D], bias [1, H, S, S], mask [B, 1, S, S] -> (outputs, None).
+
+        `residual_rate`, a scalar, is dropped of what is added to the residual stream; None: the
+        dropout rate of everything else.
+        """
         config, deterministic = self.config, self.deterministic
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
         x = RootMeanSquareNorm(config, name="pre_attention_layer_norm")(inputs)
         x = MultiHeadAttention(config, name="attention")(x, x, bias, mask, deterministic)
-        x = inputs + Dropout(config.dropout_rate)(x, deterministic)
+        x = inputs + Dropout(config.dropout_rate)(x, deterministic, residual_rate)
         x = nn.with_logical_constraint(x, HIDDEN_AXES)
         y = RootMeanSquareNorm(config, name="pre_mlp_layer_norm")(x)
         y = FeedForward(config, name="mlp")(y, deterministic)
-        y = x + Dropout(config.dropout_rate)(y, deterministic)
+        y = x + Dropout(config.dropout_rate)(y, deterministic, residual_rate)
         return nn.with_logical_constraint(y, HIDDEN_AXES), None
 
 
@@ -136,18 +153,22 @@ class DecoderLayer(nn.Module):
         bias: jax.Array,
         self_mask: jax.Array,
         cross_mask: jax.Array,
+        residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
-        """Inputs [B, T, D], encoded [B, S, D], bias [1, H, T, T] -> (outputs [B, T, D], None)."""
+        """Inputs [B, T, D], encoded [B, S, D], bias [1, H, T, T] -> (outputs [B, T, D], None).
+
+        `residual_rate`: as in `EncoderLayer`.
+        """
         deterministic = self.deterministic
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
         x = self.pre_self_attention_layer_norm(inputs)
         x = self.self_attention(x, x, bias, self_mask, deterministic)
-        x = inputs + self.self_attention_dropout(x, deterministic)
+        x = inputs + self.self_attention_dropout(x, deterministic, residual_rate)
         x = nn.with_logical_constraint(x, HIDDEN_AXES)
         y = self.pre_cross_attention_layer_norm(x)
         y = self.encoder_decoder_attention(y, encoded, None, cross_mask, deterministic)
-        y = x + self.cross_attention_dropout(y, deterministic)
-        return self._feed_forward(y), None
+        y = x + self.cross_attention_dropout(y, deterministic, residual_rate)
+        return self._feed_forward(y, residual_rate), None
 
     def cross_key_value(self, encoded: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encoder states [B, S, D] -> the key and value, [B, H, S, head_dim], of every step."""
@@ -190,8 +211,8 @@ class DecoderLayer(nn.Module):
         y = x + self.encoder_decoder_attention.attend(query, *cross, None, cross_mask)
         return self._feed_forward(y), past
 
-    def _feed_forward(self, inputs: jax.Array) -> jax.Array:
+    def _feed_forward(self, inputs: jax.Array, residual_rate: jax.Array | None = None) -> jax.Array:
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
         z = self.mlp(self.pre_mlp_layer_norm(inputs), self.deterministic)
-        z = inputs + self.mlp_dropout(z, self.deterministic)
+        z = inputs + self.mlp_dropout(z, self.deterministic, residual_rate)
         return nn.with_logical_constraint(z, HIDDEN_AXES)

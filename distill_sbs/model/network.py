@@ -46,6 +46,7 @@ def _layer_stack(
     *shared: jax.Array,
 ) -> jax.Array:
     """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
+    rates = None if deterministic else config.residual_rates(length)
     if config.remat_policy != "none":
         policies = {
             "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -61,14 +62,16 @@ def _layer_stack(
             layer_class,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast if rates is None else (*(nn.broadcast for _ in shared), 0),
             length=length,
         )
-        hidden, _ = scanned(config, deterministic, name="layers")(hidden, *shared)
+        own = () if rates is None else (jnp.array(rates, jnp.float32),)
+        hidden, _ = scanned(config, deterministic, name="layers")(hidden, *shared, *own)
         return hidden
     for index in range(length):
         layer = layer_class(config, deterministic, name=f"layers_{index}")
-        hidden, _ = layer(hidden, *shared)
+        own = () if rates is None else (jnp.float32(rates[index]),)
+        hidden, _ = layer(hidden, *shared, *own)
     return hidden
 
 

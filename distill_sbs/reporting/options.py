@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from distill_sbs.cli.gin_files import Binding, references
-from distill_sbs.config import StudentConfig, TrainConfig
+from distill_sbs.config import DROPOUT_OPTIONS, StudentConfig, TrainConfig
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.flops import forward_flops, train_step_flops
@@ -31,7 +31,7 @@ _OWN = {
     "STUDENT_OVERRIDES",
 }
 # Fields of T5Config that change no parameter; a run that differs in them has the same student.
-_NO_SHAPE = ("dtype", "scan_layers", "remat_policy", "float32_attention_logits", "dropout_rate")
+_NO_SHAPE = ("dtype", "scan_layers", "remat_policy", "float32_attention_logits", *DROPOUT_OPTIONS)
 
 
 def convert(bindings: Iterable[Binding]) -> dict[str, object]:

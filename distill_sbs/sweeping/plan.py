@@ -320,8 +320,10 @@ def _check_same_options(run: Run) -> None:
     except UserError:  # another version's
         return
     sizes = [saved.student.name, run.config.student.name]
+    selections = [each.data.selection for each in (saved, run.config)]
     differences = [
         *compare_options(saved.values(), run.config.values()),
+        *([("SELECTION", *map(repr, selections))] if selections[0] != selections[1] else []),
         *compare_students(student, run.config.student.architecture(), sizes),
     ]
     for macro, before, after in differences:

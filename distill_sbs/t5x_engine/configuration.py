@@ -20,6 +20,7 @@ from tensorflow.io import gfile
 
 from distill_sbs import config, constants
 from distill_sbs.data import registration, settings, vocabulary
+from distill_sbs.data.selection import read_selection
 from distill_sbs.errors import UserError
 from distill_sbs.model.parameters import PyTree
 from distill_sbs.t5x_engine.messages import drop_expected_warnings, one_line_errors
@@ -65,6 +66,7 @@ def prepared_mixture(
     rationale_filter: str = "all",
     rationales_per_example: int = 1,
     mutual_information_weight: float = 0.0,
+    selection: str | None = None,
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -83,6 +85,7 @@ def prepared_mixture(
       rationale_filter: RATIONALE_FILTER, checked.
       rationales_per_example: RATIONALES_PER_EXAMPLE; T5X, which knows no epochs, takes 1 alone.
       mutual_information_weight: MUTUAL_INFORMATION_WEIGHT; T5X, which pairs nothing, takes 0 alone.
+      selection: SELECTION, checked.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
@@ -109,6 +112,7 @@ def prepared_mixture(
             vocabulary_file,
             text_dir=text_dir,
             rationale_filter=rationale_filter,
+            selection=None if selection is None else read_selection(selection),
         )
     )
     feature_lengths(task_feature_lengths)
@@ -118,7 +122,9 @@ def prepared_mixture(
     registration.load_task_files(task_files)
     if module:
         importlib.import_module(module)
-    registration.prepare_missing(registration.get_mixture_or_task(name))
+    mixture = registration.get_mixture_or_task(name)
+    registration.check_selection(mixture)
+    registration.prepare_missing(mixture)
     vocabulary.load(vocabulary_file)
     return name
 

@@ -15,7 +15,7 @@ from distill_sbs.model.parameters import Params, PyTree
 
 
 def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
-    """Rises linearly over `warmup_steps`, then falls linearly to 0 at `train_steps`.
+    """Rises linearly over `warmup_steps`, then falls linearly to `final_learning_rate` at the end.
 
     The first step of a run without warm-up is taken at the full rate, as in
     `transformers.get_linear_schedule_with_warmup`.
@@ -24,7 +24,9 @@ def make_schedule(config: OptimizerConfig, train_steps: int) -> optax.Schedule:
       OptionError: it would not fall before `train_steps`.
     """
     check_warmup(config, train_steps)
-    decay = optax.linear_schedule(config.learning_rate, 0.0, train_steps - config.warmup_steps)
+    decay = optax.linear_schedule(
+        config.learning_rate, config.final_learning_rate, train_steps - config.warmup_steps
+    )
     if config.warmup_steps == 0:
         return decay
     rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -40,7 +42,9 @@ def make_optimizer(config: OptimizerConfig, train_steps: int) -> optax.GradientT
     """The optimizer of a run of `train_steps` steps."""
     schedule = make_schedule(config, train_steps)
     if config.name == "adamw":
-        update = optax.adamw(schedule, weight_decay=config.weight_decay, mask=_decays)
+        update = optax.adamw(
+            schedule, b2=config.adam_b2, weight_decay=config.weight_decay, mask=_decays
+        )
     else:
         update = optax.adafactor(
             schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=_decays

@@ -24,12 +24,14 @@ import shlex
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import TypeAlias, cast
 
+import numpy as np
 import tensorflow as tf
 from etils import epath
 
 from distill_sbs import constants, files, json_lines
 from distill_sbs.data.dataset import AnswerCheck, Example, SourceError, TeacherOutput
 from distill_sbs.data.records.counts import Info, SplitCounts, SplitInfo, TeacherCounts
+from distill_sbs.data.selection import Selection
 from distill_sbs.errors import UserError
 
 FORMAT_VERSION = 1
@@ -257,6 +259,36 @@ def split_files(data_dir: epath.PathLike, dataset: str, split: str) -> list[str]
         problem = f"{folder} holds {len(paths)} of {expected} shards of {split}."
         raise _make_unprepared_error(dataset, data_dir, problem, split)
     return [str(path) for path in paths]
+
+
+def find_indices(data_dir: epath.PathLike, dataset: str, selection: Selection) -> np.ndarray:
+    """Where the examples of a selection stand in the training split, int64 [how many], sorted.
+
+    Raises:
+      UserError: the selection has nothing of this dataset, or ids that its training split lacks.
+      UnpreparedDataError: the split is not prepared.
+    """
+    wanted = set(selection.ids_of(dataset))
+    records = tf.data.TFRecordDataset(split_files(data_dir, dataset, "train"))
+    features = {
+        constants.ID: tf.io.FixedLenFeature([], tf.string),
+        constants.INDEX: tf.io.FixedLenFeature([], tf.int64),
+    }
+    found: dict[str, int] = {}
+    for batch in records.batch(4096).map(lambda each: tf.io.parse_example(each, features)):
+        names, indices = batch[constants.ID].numpy().tolist(), batch[constants.INDEX].numpy()
+        found.update(
+            (name, int(index))
+            for raw, index in zip(names, indices, strict=True)
+            if (name := raw.decode()) in wanted
+        )
+    if missing := sorted(wanted - found.keys()):
+        raise UserError(
+            f"SELECTION={selection.place!r}: {len(missing):,} of its {len(wanted):,} ids of "
+            f"{dataset} are not in the training split of {epath.Path(data_dir) / dataset}, such as "
+            f"{missing[0]!r}; it was made of other records: choose anew with curate"
+        )
+    return np.array(sorted(found.values()), np.int64)
 
 
 def parse_record(serialized: tf.Tensor, teachers: Sequence[str]) -> dict[str, tf.Tensor]:

@@ -116,15 +116,37 @@ def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
     return next((task for task in tasks if not is_rationale(task)), tasks[0])
 
 
+def check_selection(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Checks that `SELECTION`, where it is given, chooses of every dataset; no record is read.
+
+    Raises:
+      UserError: of one it chooses nothing, or what is read is no dataset.
+    """
+    selection = settings.current().selection
+    if selection is None:
+        return
+    for spec in datasets_of(mixture_or_task):
+        selection.ids_of(spec.name)
+    for task in filter(reads_texts, tasks_of(mixture_or_task)):
+        raise UserError(
+            f"SELECTION={selection.place!r}: {task.name} reads texts, which have no ids; set "
+            "SELECTION = None"
+        )
+
+
 def check_prepared(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
     """Checks that the records of every task are there; nothing is written.
 
     Raises:
       tfrecords.UnpreparedDataError: records are missing; the message holds the command to type.
-      UserError: a task reads `TEXT_DIR`, which holds no text, or a file of it that is no text.
+      UserError: a task reads `TEXT_DIR`, which holds no text, or a file of it that is no text; or
+        `SELECTION` has ids that the records lack.
     """
+    selection = settings.current().selection
     for spec in datasets_of(mixture_or_task):
         _check_records(spec)
+        if selection is not None:
+            tfrecords.find_indices(settings.current().folder, spec.name, selection)
     for task in filter(reads_texts, tasks_of(mixture_or_task)):
         if isinstance(task.source, TextFolder):
             task.source.check_files()

@@ -142,20 +142,38 @@ def rank_examples(examples: int, seed: int) -> np.ndarray:
     return ranks
 
 
+def rank_selected(ranks: np.ndarray, selected: np.ndarray) -> np.ndarray:
+    """The ranks of selected examples among themselves, int32 [N]; all others come behind them.
+
+    So a fraction of a selection is ⌈f·n⌉ of it, and those of a smaller fraction are among them.
+    """
+    among: np.ndarray = np.full(len(ranks), len(ranks), np.int32)
+    among[selected[np.argsort(ranks[selected])]] = np.arange(len(selected), dtype=np.int32)
+    return among
+
+
 def keep_fraction(dataset: tf.data.Dataset, dataset_name: str) -> tf.data.Dataset:
-    """Keeps `DATA_FRACTION` of the training examples; validation and test stay whole."""
+    """Keeps `DATA_FRACTION` of the training examples that `SELECTION` names, or of all.
+
+    Validation and test stay whole.
+    """
     chosen = settings.current()
-    if chosen.data_fraction == 1.0:
+    if chosen.data_fraction == 1.0 and chosen.selection is None:
         return dataset
     examples = tfrecords.read_info(chosen.folder, dataset_name)["splits"]["train"]["examples"]
-    ranks = tf.constant(rank_examples(examples, chosen.fraction_seed))
+    ranks = rank_examples(examples, chosen.fraction_seed)
+    if chosen.selection is not None:
+        indices = tfrecords.find_indices(chosen.folder, dataset_name, chosen.selection)
+        ranks = rank_selected(ranks, indices)
+        examples = len(indices)
     kept = count_kept(examples, chosen.data_fraction)
+    table = tf.constant(ranks)
 
     def keep(example: Record) -> tf.Tensor:
         # Only a training index is looked up: other splits may be longer than the table.
         return tf.cond(
             tf.cast(example["is_train"], tf.bool),
-            lambda: ranks[example[constants.INDEX]] < kept,
+            lambda: table[example[constants.INDEX]] < kept,
             lambda: True,
         )
 

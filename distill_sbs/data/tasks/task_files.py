@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import seqio
 
+from distill_sbs.curating import rules
 from distill_sbs.errors import UserError
 
 _loaded: set[pathlib.Path] = set()
@@ -47,7 +48,8 @@ def run_task_file(path: pathlib.Path) -> None:
     if _count_names() == registered:
         raise UserError(
             f"--task_file={path} registers nothing; it should call "
-            "registration.register_dataset(DatasetSpec(…)), as the files in tasks/ do"
+            "registration.register_dataset(DatasetSpec(…)), as the files in tasks/ do, or for "
+            "curate rules.register_rule(…)"
         )
     _loaded.add(path)
 
@@ -80,8 +82,9 @@ def _check_file(path: pathlib.Path) -> None:
 
 
 def _count_names() -> int:
-    """How many tasks and mixtures there are; none is ever taken away."""
-    return len(seqio.TaskRegistry.names()) + len(seqio.MixtureRegistry.names())
+    """How many tasks, mixtures and rules there are; none is ever taken away."""
+    tasks = len(seqio.TaskRegistry.names()) + len(seqio.MixtureRegistry.names())
+    return tasks + rules.count_own()
 
 
 def _describe(error: BaseException, path: pathlib.Path) -> str:
