@@ -18,6 +18,15 @@ def test_linear_decay_without_warmup() -> None:
     )
 
 
+def test_limas_learning_rate_falls_to_a_tenth() -> None:
+    # specs/lima.md, 6.2: 1e-5 at 0, 5.5e-6 in the middle, 1e-6 at the end.
+    config = OptimizerConfig(learning_rate=1e-5, final_learning_rate=1e-6)
+    schedule = optimizer.make_schedule(config, 470)
+    assert [float(schedule(step)) for step in (0, 235, 470)] == pytest.approx([1e-5, 5.5e-6, 1e-6])
+    with pytest.raises(UserError, match="FINAL_LEARNING_RATE=0.2 is above LEARNING_RATE=0.1"):
+        OptimizerConfig(learning_rate=0.1, final_learning_rate=0.2)
+
+
 def test_warmup() -> None:
     schedule = optimizer.make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=2), 10)
     assert [float(schedule(step)) for step in (0, 1, 2, 6, 10)] == [0.0, 0.5, 1.0, 0.5, 0.0]
@@ -33,6 +42,18 @@ def test_adamw_first_step_by_hand() -> None:
     updates, _ = update.update({"kernel": jnp.array([[3.0, 4.0]])}, state, params)
     new = optax.apply_updates(params, updates)
     assert new["kernel"].tolist()[0] == pytest.approx([0.9, 0.9], abs=1e-6)
+
+
+def test_adam_b2() -> None:
+    # Gradients 3, then 0: corrected moments 0.9 · 0.1 · 3 / 0.19 and b2 (1 − b2) 9 / (1 − b2²) = 3.
+    update = optimizer.make_optimizer(
+        OptimizerConfig(learning_rate=0.1, adam_b2=0.5, gradient_clip_norm=None), 1_000_000
+    )
+    params = {"kernel": jnp.zeros((1, 1))}
+    state = update.init(params)
+    _, state = update.update({"kernel": jnp.array([[3.0]])}, state, params)
+    updates, _ = update.update({"kernel": jnp.zeros((1, 1))}, state, params)
+    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.1 * 1.4210526 / 3**0.5, rel=1e-5)
 
 
 def test_weight_decay_leaves_layer_norms_alone() -> None:
