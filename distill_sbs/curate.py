@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    if values.output is None and not values.dry_run:
+    if not values.output and not values.dry_run:
         raise UserError("--output=FILE is not given, the selection's file; or give --dry_run")
     choice = curate(
         values.dataset,

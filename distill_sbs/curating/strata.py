@@ -101,9 +101,9 @@ def _find_question_word(candidate: Candidate) -> str:
         return "no question"
     words = rules.split_words(re.split(r"[.!\n]", before)[-1])
     sentence = f" {' '.join(words)} "
-    found = [(sentence.find(f" {word} "), word) for word in _QUESTION_WORDS]
-    first = min(((place, word) for place, word in found if place >= 0), default=None)
-    return "other question" if first is None else first[1]
+    found = [word for word in _QUESTION_WORDS if f" {word} " in sentence]
+    # The first; of those that begin at one place the first named, which is the longest.
+    return min(found, key=lambda word: sentence.index(f" {word} "), default="other question")
 
 
 def share_out(sizes: Mapping[str, int], total: int, temperature: float) -> dict[str, int]:

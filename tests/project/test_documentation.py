@@ -280,8 +280,8 @@ def test_the_example_of_contributing_applies_and_passes(tmp_path: pathlib.Path) 
         "no:cacheprovider",
         "tests/training/test_optimizer.py",
     )
-    run(sys.executable, *pytest_run, "-k", "adam_b2 or adamw_first_step")
-    assert "ADAM_B2: default 0.999" in run(sys.executable, "-m", "distill_sbs.train", "--help")
+    run(sys.executable, *pytest_run, "-k", "adam_b1 or adamw_first_step")
+    assert "ADAM_B1: default 0.9. share" in run(sys.executable, "-m", "distill_sbs.train", "--help")
 
 
 # ---------------------------------- the site ---------------------------------

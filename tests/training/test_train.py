@@ -100,6 +100,52 @@ def test_the_best_step_is_the_earliest_of_the_most_accurate() -> None:
     assert progress.best_step == 4
 
 
+def test_the_best_step_lies_in_its_range_and_perplexity_never_chooses() -> None:
+    """specs/lima.md, 6.4: perplexity rises from epoch 1 on, answers are best at 7; equals: 7."""
+    accuracies = [0.9, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 0.8, 0.7, 0.8, 0.95]
+    progress = steps.Progress({})
+    for epoch, accuracy in enumerate(accuracies, start=1):
+        found = {"accuracy": accuracy, "loss": 1.8 + epoch / 10, "perplexity": 6.0 + epoch}
+        progress.add_evaluation(epoch, found, first=5, last=10)
+        if epoch < 5:
+            assert progress.best_step is None
+    assert progress.best_step == 7
+    assert steps.Progress.from_json(json.loads(json.dumps(progress.to_json()))) == progress
+
+
+def test_a_range_without_an_evaluation_is_refused(tiny_data: pathlib.Path) -> None:
+    for changes in ({"first_best_step": 5}, {"first_best_step": 3, "last_best_step": 3}):
+        with pytest.raises(UserError, match="no evaluation falls between FIRST_BEST_STEP=.* and"):
+            train_tiny(tiny_data, tiny_data / "nowhere", **changes)
+
+
+@pytest.mark.slow
+def test_limas_recipe_on_a_selection(tiny_run, tmp_path: pathlib.Path) -> None:
+    chosen = tmp_path / "chosen.json"
+    chosen.write_text(json.dumps({"examples": {"tiny": [f"train-{n}" for n in range(0, 12, 2)]}}))
+    recipe = {
+        "selection": str(chosen),
+        "residual_dropout_rate": 0.3,
+        "final_learning_rate": 1e-3,
+        "validation_loss": True,
+        "first_best_step": 3,
+    }
+    results = tiny_run(**recipe)
+    assert results["best_step"] == 4  # of 2 and 4, both of which are never right
+    assert set(results["validation"]) == {"accuracy", "loss", "perplexity"}
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["validation_loss"] == results["validation"]["loss"]
+    assert json.loads(lines[-1])["learning_rate"] == pytest.approx(1e-2 - 9e-3 * 3 / 4)
+    # The same choice in another file is the same run, another choice in the same file is not.
+    (tmp_path / "copy.json").write_text(chosen.read_text())
+    tiny_run(**{**recipe, "selection": str(tmp_path / "copy.json")})
+    chosen.write_text(json.dumps({"examples": {"tiny": ["train-1"]}}))
+    with pytest.raises(UserError, match=r"SELECTION: '.*' \(sha256 \w{8}…\) there, '.*' \(sha256"):
+        tiny_run(**recipe)
+    with pytest.raises(UserError, match=r"SELECTION: '.*' \(sha256 \w{8}…\) there, None now"):
+        tiny_run(**{**recipe, "selection": None})
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tiny_run, tmp_path: pathlib.Path) -> None:
     """Nothing is ever right here, so the first evaluation stays the best."""
