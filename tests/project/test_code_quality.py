@@ -220,6 +220,14 @@ def test_teacher_reaches_no_jax_and_tensorflow_over_its_inputs_alone() -> None:
     assert [chain for chain in found if over_inputs not in chain] == []
 
 
+def test_curation_reaches_no_jax_and_tensorflow_over_its_pool_alone() -> None:
+    modules = [name for name in imports() if belongs(name, "distill_sbs.curating")]
+    assert chains([*modules, "distill_sbs.curate"], JAX_SIDE | {"gin"}) == []
+    found = chains(modules, TENSORFLOW_SIDE)
+    assert found != []
+    assert [chain for chain in found if "distill_sbs.curating.pool -> " not in chain] == []
+
+
 def test_infer_reaches_no_tensorflow() -> None:
     assert chains(["distill_sbs.infer"], TENSORFLOW_SIDE) == []
 
