@@ -23,7 +23,7 @@ from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.progress import show_progress
 from distill_sbs.cli.run_main import run_main
-from distill_sbs.curating.choosing import MODES, PREFERENCES, Choice, Wanted, choose
+from distill_sbs.curating.choosing import MODES, PREFERENCES, Choice, Stratum, Wanted, choose
 from distill_sbs.curating.rules import Candidate, Limits
 from distill_sbs.errors import UserError
 from distill_sbs.json_lines import JsonObject
@@ -31,6 +31,7 @@ from distill_sbs.json_lines import JsonObject
 DESCRIPTION = "Chooses training examples by the quality and the variety of their rationales."
 
 _CHARACTERS_SHOWN = 60
+_STRATA_SHOWN = 15
 # LIMA's recipe, in epochs of what was chosen.
 _EPOCHS, _FIRST_EPOCH, _LAST_EPOCH = 15, 5, 10
 _EXAMPLES_A_STEP = 32
@@ -254,7 +255,14 @@ def print_choice(choice: Choice) -> None:
     terminal.add_row(table, "passed", f"{choice.passed:,}", "", "")
     console.print(table)
     table = terminal.make_table("stratum", "examples", "passed", "chosen", right_from=1)
-    for each in choice.strata:
+    by_size = sorted(choice.strata, key=lambda each: (-each.pool, each.name))
+    shown, others = by_size[:_STRATA_SHOWN], by_size[_STRATA_SHOWN:]
+    if others:
+        sums = [
+            sum(getattr(each, column) for each in others) for column in ("pool", "passed", "chosen")
+        ]
+        shown = [*shown, Stratum(f"{len(others)} smaller ones", *sums)]
+    for each in shown:
         numbers = (each.pool, each.passed, each.chosen)
         terminal.add_row(table, each.name, *(f"{number:,}" for number in numbers))
     console.print(table)
@@ -262,8 +270,7 @@ def print_choice(choice: Choice) -> None:
 
 def _show(candidate: Candidate) -> str:
     text = " ".join((candidate.rationale or candidate.input).split())
-    cut = text if len(text) <= _CHARACTERS_SHOWN else text[: _CHARACTERS_SHOWN - 1] + "…"
-    return f"{candidate.id}: {cut}"
+    return text if len(text) <= _CHARACTERS_SHOWN else text[: _CHARACTERS_SHOWN - 1] + "…"
 
 
 def _tell_next(choice: Choice, values: flags.FlagValues) -> None:

@@ -222,7 +222,7 @@ def test_teacher_reaches_no_jax_and_tensorflow_over_its_inputs_alone() -> None:
 
 def test_curation_reaches_no_jax_and_tensorflow_over_its_pool_alone() -> None:
     modules = [name for name in imports() if belongs(name, "distill_sbs.curating")]
-    assert chains([*modules, "distill_sbs.curate"], JAX_SIDE | {"gin"}) == []
+    assert chains([*modules, "distill_sbs.curate"], JAX_SIDE) == []
     found = chains(modules, TENSORFLOW_SIDE)
     assert found != []
     assert [chain for chain in found if "distill_sbs.curating.pool -> " not in chain] == []
