@@ -256,13 +256,13 @@ def print_choice(choice: Choice) -> None:
     console.print(table)
     table = terminal.make_table("stratum", "examples", "passed", "chosen", right_from=1)
     by_size = sorted(choice.strata, key=lambda each: (-each.pool, each.name))
-    shown, others = by_size[:_STRATA_SHOWN], by_size[_STRATA_SHOWN:]
+    rows, others = by_size[:_STRATA_SHOWN], by_size[_STRATA_SHOWN:]
     if others:
         sums = [
             sum(getattr(each, column) for each in others) for column in ("pool", "passed", "chosen")
         ]
-        shown = [*shown, Stratum(f"{len(others)} smaller ones", *sums)]
-    for each in shown:
+        rows.append(Stratum(f"{len(others)} smaller ones", *sums))
+    for each in rows:
         numbers = (each.pool, each.passed, each.chosen)
         terminal.add_row(table, each.name, *(f"{number:,}" for number in numbers))
     console.print(table)
