@@ -16,7 +16,7 @@ import os
 import random
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags
 
@@ -85,11 +85,13 @@ def solve(kind: str, digits: Sequence[int]) -> tuple[list[str], str]:
     return steps, "".join(steps)
 
 
-def make_exercises(count: int, seed: str) -> Iterator[tuple[str, str, str]]:
-    """(exercise, the right answer step by step, what the scribe wrote), each exercise once."""
+def make_exercises(
+    count: int, seed: str, others: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str, str]]:
+    """(exercise, the right answer step by step, what the scribe wrote), each once, no `others`."""
     draws = random.Random(seed)
-    seen = set()
-    while len(seen) < count:
+    seen = set(others)
+    while len(seen) < count + len(others):
         kind, digits = draws.choice(KINDS), [draws.randrange(10) for _ in range(4)]
         text = f"{kind} {' '.join(map(str, digits))}"
         if text in seen:
@@ -112,13 +114,20 @@ def register(seed: int) -> None:
     def make_reader(name: str) -> Reader:
         def read(_: object, split: str) -> RawSplit:
             # Both are tested on the same exercises.
-            what = f"{name} train" if split == "train" else split
+            tested = {
+                each: list(make_exercises(TESTED, f"{seed} {each}"))
+                for each in ("validation", "test")
+            }
             count = SIZES[name] if split == "train" else TESTED
 
+            def exercises() -> Iterable[tuple[str, str, str]]:
+                if split != "train":
+                    return tested[split]
+                others = frozenset(text for rows in tested.values() for text, _, _ in rows)
+                return make_exercises(count, f"{seed} {name}", others)
+
             def examples() -> Iterator[Example]:
-                for number, (text, clean, said) in enumerate(
-                    make_exercises(count, f"{seed} {what}")
-                ):
+                for number, (text, clean, said) in enumerate(exercises()):
                     output = {TEACHER: TeacherOutput(said, said)}
                     yield Example(f"{split}-{number}", text, clean, output)
 
