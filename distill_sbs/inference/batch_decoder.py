@@ -6,7 +6,9 @@ accuracy over every example of a split, each counted once.
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -19,8 +21,10 @@ from distill_sbs.model import decoding
 from distill_sbs.model.network import Transformer
 from distill_sbs.model.parameters import Params
 
-# Inputs are padded to a multiple of this many tokens, so that few shapes are compiled.
+# Inputs are padded to a multiple of this many tokens, and in one call to few different widths, for
+# each of them is compiled.
 WIDTH_MULTIPLE = 16
+_MOST_WIDTHS = 3
 
 
 class Decoder:
@@ -90,22 +94,46 @@ class Decoder:
           inputs: token ids, end token included.
           advance: told how many more inputs are done.
         """
-        if not inputs:
-            return []
-        longest = max(len(each) for each in inputs)
-        width = -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        outputs: list[np.ndarray] = []
-        for start in range(0, len(inputs), self._batch_size):
-            part = inputs[start : start + self._batch_size]
+        outputs: list[np.ndarray] = [np.zeros(0, np.int32)] * len(inputs)
+        for places, width in plan_batches([len(each) for each in inputs], self._batch_size):
             tokens = np.zeros((self._batch_size, width), np.int32)  # [B, S]
-            for row, each in enumerate(part):
-                tokens[row, : len(each)] = each
+            for row, place in enumerate(places):
+                tokens[row, : len(inputs[place])] = inputs[place]
             on_mesh = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, self._mesh)
             with sharding.rules(self._mesh):
                 decoded = self._decode(params, on_mesh[constants.ENCODER_INPUT_TOKENS])
-            outputs.extend(np.asarray(decoded)[: len(part)])
-            advance(len(part))
+            for place, output in zip(places, np.asarray(decoded), strict=False):
+                outputs[place] = output
+            advance(len(places))
         return outputs
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[list[int], int]]:
+    """Inputs of like lengths beside each other, the longest first: (their places, the width).
+
+    A batch is padded to its own longest input, not to that of all. There are `_MOST_WIDTHS`
+    different widths at most: those are widened that add the fewest positions.
+
+    Args:
+      lengths: of the inputs, in tokens.
+      batch_size: inputs at a time.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    needed = [-(-max(lengths[batch[0]], 1) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE for batch in batches]
+    counts = collections.Counter(needed)
+    wider: dict[int, int] = {}
+    while len(counts) > _MOST_WIDTHS:
+        steps = list(itertools.pairwise(sorted(counts)))
+        width, next_width = min(steps, key=lambda step: counts[step[0]] * (step[1] - step[0]))
+        counts[next_width] += counts.pop(width)
+        wider[width] = next_width
+    widths = []
+    for width in needed:
+        while width in wider:
+            width = wider[width]
+        widths.append(width)
+    return list(zip(batches, widths, strict=True))
 
 
 def compute_metrics(
