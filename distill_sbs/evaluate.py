@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -20,6 +21,13 @@ from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import seqio
+
+# More different labels than these are no closed set.
+_MOST_LABELS = 64
 
 DESCRIPTION = "Evaluates a trained student on a split of a prepared dataset."
 
@@ -43,6 +51,13 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "task_file", [], "A registration file of your own; repeatable.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "score",
+        False,
+        "Takes the likeliest of the training split's labels, in one pass of the decoder, in the"
+        " place of decoding; for a few labels, such as those of NLI.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "output",
         None,
@@ -63,6 +78,7 @@ def evaluate(
     beam_size: int = 1,
     task_files: Sequence[str] = (),
     num_model_partitions: int = 1,
+    score: bool = False,
 ) -> dict[str, object]:
     """Evaluates a checkpoint; every argument is the flag of its name (`task_files` `--task_file`).
 
@@ -110,11 +126,12 @@ def evaluate(
     processes.check_joined()
     is_first = processes.is_first()
     processes.run_first_then_others(lambda: registration.prepare_missing(task))
+    labels = _read_labels(task) if score else []
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 
     student = Student.load(str(step_folder), num_model_partitions)
-    about = {
+    about: dict[str, object] = {
         "checkpoint": str(step_folder),
         "task": task.name,
         "split": split,
@@ -134,10 +151,15 @@ def evaluate(
     with show_progress(
         f"{task.name} {split}", len(examples.sequences), silent=not is_first
     ) as advance:
-        outputs = student.decoder(batch_size, beam_size)(
-            student.params, [each.inputs for each in examples.sequences], advance
-        )
-    predictions = [student.text(each) for each in outputs]
+        inputs = [each.inputs for each in examples.sequences]
+        outputs: list[np.ndarray] = []
+        if score:
+            scores = student.score(inputs, labels, batch_size, advance)
+            predictions = [labels[best] for best in scores.argmax(axis=1)]
+            about["labels"] = labels
+        else:
+            outputs = student.decoder(batch_size, beam_size)(student.params, inputs, advance)
+            predictions = [student.text(each) for each in outputs]
     if output and is_first:
         rows = zip(examples.input_texts, examples.texts, predictions, strict=True)
         with files.open_replacement(output) as file:
@@ -145,13 +167,38 @@ def evaluate(
                 row = {"input": text, "label": label, "prediction": said}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         interrupts.change_message(f"{output} is written")
-    note = explain_outputs(outputs, predictions, description.max_decode_tokens)
+    note = explain_outputs(outputs, predictions, description.max_decode_tokens) if outputs else None
     if note and is_first:
         terminal.say(f"note: {note}", stderr=True)
     metrics = batch_decoder.compute_metrics(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
     return {**about, **metrics}
+
+
+def _read_labels(task: seqio.Task) -> list[str]:
+    """The labels to choose among: the gold ones of the training split.
+
+    Raises:
+      UserError: the task's answers are no labels, or there are too many different ones.
+    """
+    from distill_sbs.data import registration, settings
+    from distill_sbs.data.records import tfrecords
+
+    info = registration.get_task_info(task)
+    if info is None or info.method not in ("label", "pinto"):
+        raise UserError(
+            f"--score: the answers of {task.name} are no labels alone, so none can be chosen among;"
+            " leave it out, and they are decoded"
+        )
+    folder = settings.current().folder
+    labels = tfrecords.list_labels(folder, info.dataset, _MOST_LABELS)
+    if labels is None:
+        raise UserError(
+            f"--score: {info.dataset} has more than {_MOST_LABELS} different labels in training, "
+            "which is no closed set; leave it out, and answers are decoded"
+        )
+    return labels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,6 +225,7 @@ def _work(argv: Sequence[str]) -> int | None:
             beam_size=values.beam_size,
             task_files=values.task_file,
             num_model_partitions=values.num_model_partitions,
+            score=values.score,
         )
         if processes.is_first():
             terminal.say_json(result, indent=2)

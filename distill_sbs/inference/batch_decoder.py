@@ -94,18 +94,39 @@ class Decoder:
           inputs: token ids, end token included.
           advance: told how many more inputs are done.
         """
-        outputs: list[np.ndarray] = [np.zeros(0, np.int32)] * len(inputs)
-        for places, width in plan_batches([len(each) for each in inputs], self._batch_size):
-            tokens = np.zeros((self._batch_size, width), np.int32)  # [B, S]
-            for row, place in enumerate(places):
-                tokens[row, : len(inputs[place])] = inputs[place]
-            on_mesh = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, self._mesh)
-            with sharding.rules(self._mesh):
-                decoded = self._decode(params, on_mesh[constants.ENCODER_INPUT_TOKENS])
-            for place, output in zip(places, np.asarray(decoded), strict=False):
-                outputs[place] = output
-            advance(len(places))
-        return outputs
+        return map_batches(
+            functools.partial(self._decode, params), inputs, self._batch_size, self._mesh, advance
+        )
+
+
+def map_batches(
+    function: Callable[[jax.Array], jax.Array],
+    inputs: Sequence[np.ndarray],
+    batch_size: int,
+    mesh: Mesh,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[np.ndarray]:
+    """Applies a function of encoder tokens [B, S] to all inputs; one row of what it gives for each.
+
+    Args:
+      function: jitted, int32 [B, S] to an array [B, …], whole on every device.
+      inputs: token ids, end token included.
+      batch_size: B, a multiple of the devices on the data axis.
+      mesh: the devices.
+      advance: told how many more inputs are done.
+    """
+    rows: list[np.ndarray] = [np.zeros(0, np.int32)] * len(inputs)
+    for places, width in plan_batches([len(each) for each in inputs], batch_size):
+        tokens = np.zeros((batch_size, width), np.int32)  # [B, S]
+        for row, place in enumerate(places):
+            tokens[row, : len(inputs[place])] = inputs[place]
+        on_mesh = sharding.put_batch({constants.ENCODER_INPUT_TOKENS: tokens}, mesh)
+        with sharding.rules(mesh):
+            result = function(on_mesh[constants.ENCODER_INPUT_TOKENS])
+        for place, of_row in zip(places, np.asarray(result), strict=False):
+            rows[place] = of_row
+        advance(len(places))
+    return rows
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[list[int], int]]:

@@ -7,6 +7,7 @@ of itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,6 +20,7 @@ from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.data import tokenizer as tokenizers
 from distill_sbs.distributed import processes, sharding
 from distill_sbs.inference import batch_decoder
+from distill_sbs.model import scoring
 from distill_sbs.model.network import Transformer, initial_parameters
 from distill_sbs.model.parameters import Params
 
@@ -74,6 +76,40 @@ class Student:
         """A decoder for this student; keep it, for it holds what was compiled."""
         limit = self.description.max_decode_tokens
         return batch_decoder.Decoder(self.model, self.mesh, limit, batch_size, beam_size)
+
+    def score(
+        self,
+        inputs: Sequence[np.ndarray],
+        labels: Sequence[str],
+        batch_size: int = 128,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> np.ndarray:
+        """How likely each label is as the answer to each input: float32 [inputs, labels].
+
+        Args:
+          inputs: token ids, as `tokens` gives them.
+          labels: the candidates; each is compared whole, its end token included.
+          batch_size: inputs at a time.
+          advance: told how many more inputs are done.
+        """
+        devices = sharding.data_parallelism(self.mesh)
+        packed = scoring.pack_labels([self._label_tokens(label) for label in labels])
+        run = jax.jit(
+            lambda params, tokens: scoring.score_labels(self.model, params, tokens, packed),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+        rows = batch_decoder.map_batches(
+            functools.partial(run, self.params),
+            inputs,
+            -(-batch_size // devices) * devices,
+            self.mesh,
+            advance,
+        )
+        return np.array(rows).reshape(-1, packed.labels)
+
+    def _label_tokens(self, label: str) -> np.ndarray:
+        ids = tokenizers.encode_text(self.tokenizer, label)
+        return np.array([*ids, constants.EOS_ID], np.int32)
 
     def tokens(self, text: str, task: str) -> np.ndarray:
         """Token ids [S] of a text without prefix, for task 'label' or 'rationale'."""

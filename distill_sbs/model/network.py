@@ -351,6 +351,20 @@ class Transformer(nn.Module):
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
 
+    def candidates_hidden(
+        self,
+        encoded: jax.Array,
+        encoder_input_tokens: jax.Array,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        decoder_segment_ids: jax.Array,
+    ) -> jax.Array:
+        """As `decoder_hidden`, of several targets in a row, which all answer its one input."""
+        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
+        cross_mask = cross_attention_mask(decoder_target_tokens, encoder_input_tokens)
+        embedded = self.token_embedder(decoder_input_tokens)
+        return self.decoder(embedded, encoded, self_mask, cross_mask, True)
+
     def project_encoded(self, encoded: jax.Array) -> KeysAndValues:
         """See `Decoder.project_encoded`."""
         return self.decoder.project_encoded(encoded)

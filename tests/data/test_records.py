@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import pytest
 import tensorflow as tf
@@ -142,3 +143,9 @@ def test_replace_folder_puts_the_old_one_back(data_dir: epath.Path) -> None:
         partial.rmtree()  # makes the last rename fail
     assert (folder / "old").read_text() == "old"
     assert [path.name for path in data_dir.iterdir()] == ["toy"]
+
+
+def test_labels_of_a_closed_set(tiny_data: pathlib.Path) -> None:
+    labels = tfrecords.list_labels(tiny_data, "tiny", 40)
+    assert labels == sorted(f"yes {number}" for number in range(40))
+    assert tfrecords.list_labels(tiny_data, "tiny", 39) is None

@@ -23,6 +23,7 @@ import pytest
 from distill_sbs import evaluate, infer
 from distill_sbs.config import TrainConfig
 from distill_sbs.inference.outputs import explain_outputs
+from distill_sbs.inference.student import Student
 from distill_sbs.train import train
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -222,6 +223,33 @@ def test_what_stood_in_the_output_stays_where_writing_fails(
     assert "File too large; the file grew past what that disk or its limits allow" in said
     assert (tmp_path / "out.jsonl").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.slow
+def test_evaluate_scores_the_labels_of_training(
+    model_dir: pathlib.Path,
+    tiny_data: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"--checkpoint={model_dir}", f"--data_dir={tiny_data}", "--score"]
+    output = tmp_path / "said.jsonl"
+    assert evaluate.main(["evaluate", *arguments, f"--output={output}"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["labels"] == sorted(f"yes {number}" for number in range(40))
+    said = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
+    assert set(said) <= set(told["labels"])
+    right = sum(answer == f"yes {number}" for number, answer in enumerate(said))
+    assert told["accuracy"] == right / 8
+    # The likeliest by hand: one label after the other.
+    student = Student.load(str(model_dir))
+    tokens = [student.tokens("question 0", "label")]
+    alone = [float(student.score(tokens, [label])[0, 0]) for label in told["labels"]]
+    together = student.score(tokens, told["labels"])[0]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert said[0] == told["labels"][int(np.argmax(alone))]
+    assert evaluate.main(["evaluate", *arguments, "--mixture_or_task=tiny_joint_gpt"]) == 2
+    assert "--score: the answers of tiny_joint_gpt are no labels alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

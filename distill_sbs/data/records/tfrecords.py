@@ -291,6 +291,22 @@ def find_indices(data_dir: epath.PathLike, dataset: str, selection: Selection) -
     return np.array(sorted(found.values()), np.int64)
 
 
+def list_labels(data_dir: epath.PathLike, dataset: str, most: int) -> list[str] | None:
+    """The different gold labels of the training split, sorted; None where more than `most`.
+
+    Raises:
+      UnpreparedDataError: the split is not prepared.
+    """
+    records = tf.data.TFRecordDataset(split_files(data_dir, dataset, "train"))
+    features = {constants.LABEL: tf.io.FixedLenFeature([], tf.string)}
+    found: set[str] = set()
+    for batch in records.batch(4096).map(lambda each: tf.io.parse_example(each, features)):
+        found.update(raw.decode() for raw in batch[constants.LABEL].numpy() if raw)
+        if len(found) > most:
+            return None
+    return sorted(found)
+
+
 def parse_record(serialized: tf.Tensor, teachers: Sequence[str]) -> dict[str, tf.Tensor]:
     """A record's fields as scalar tensors, for a tf.data map; absent texts are ''.
 
