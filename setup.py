@@ -16,6 +16,8 @@ INSTALL_REQUIRES = [
     "absl-py>=2.1,<3",
     "clu>=0.0.12,<0.1",
     "etils[epath]>=1.10,<2",
+    # JAX bounds the folder of compiled programs with it.
+    "filelock>=3.16,<5",
     "flax>=0.12,<0.14",
     "gin-config>=0.5,<0.6",
     # Asked only where a hub id is given in the place of a folder.

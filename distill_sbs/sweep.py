@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-import pathlib
-import platform
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +23,14 @@ from absl import flags
 from etils import epath
 
 from distill_sbs import files
-from distill_sbs.cli import command_line, gin_files, quiet_tensorflow, signals, terminal
+from distill_sbs.cli import (
+    command_line,
+    compiled_programs,
+    gin_files,
+    quiet_tensorflow,
+    signals,
+    terminal,
+)
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
@@ -247,22 +251,13 @@ def _end_at_sigterm() -> Iterator[None]:
 
 def _cache_variables(config: SweepConfig) -> dict[str, str]:
     """One cache of compiled programs for all runs, by machine: a program fits its processor."""
-    processor = hashlib.blake2b(_describe_processor().encode(), digest_size=4).hexdigest()
+    processor = compiled_programs.name_processor()
     folder = os.path.abspath(os.path.join(config.sweep_dir, "compilation_cache", processor))
     wanted = {
-        "JAX_COMPILATION_CACHE_DIR": folder,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        compiled_programs.FOLDER_VARIABLE: folder,
+        compiled_programs.LEAST_SECONDS_VARIABLE: compiled_programs.LEAST_SECONDS,
     }
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
-
-
-def _describe_processor() -> str:
-    """What a compiled program depends on: the instructions that there are."""
-    with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                return platform.machine() + line
-    return platform.machine() + platform.processor()
 
 
 def _finish(config: SweepConfig, outcome: running.Outcome, stopped: bool = False) -> int:

@@ -21,6 +21,7 @@ from distill_sbs import constants
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
+from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.config import TrainConfig
 from distill_sbs.constants import CONFIG_FILE, RESULTS_FILE
@@ -439,6 +440,7 @@ def main(configuration: command_line.Configuration[TrainConfig]) -> None:
     """Trains with what the command line and the gin files say."""
     processes.check_flags(configuration.flags)
     keep_freed_memory()
+    keep_compiled_programs()
     # First: it drops what is written to the terminal meanwhile, such as that a process died.
     quiet_tensorflow.import_tensorflow()
     with processes.join_processes(configuration.flags, configuration.config_text, preemptible=True):
