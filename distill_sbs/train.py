@@ -417,7 +417,8 @@ def _train(
         return results
     write_file(folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
     remark = remarks.get("test", remarks.get("validation"))
-    run_log.print_summary(results, read_metrics(model_dir)[0], model_dir, remark)
+    lines, _ = read_metrics(model_dir)
+    run_log.print_summary(results, lines, model_dir, remark, config.data.data_dir, task_files)
     return results
 
 

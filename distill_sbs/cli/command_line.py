@@ -18,6 +18,7 @@ import dataclasses
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -57,6 +58,8 @@ class Configuration(Generic[Config]):
         """The options as gin text: given as `--gin_file` it gives them again."""
         return self.config.to_gin()
 
+
+_HELP_WIDTH = 100
 
 DefineFlags = Callable[[flags.FlagValues], None]
 
@@ -122,7 +125,7 @@ def parse_flags(
     argv: Sequence[str],
     define: DefineFlags,
     description: str = "",
-    more_help: str = "",
+    more_help: Callable[[bool], str] = lambda _: "",
     word: str | None = None,
 ) -> flags.FlagValues:
     """Parses the flags of an entry point, gin-driven or not.
@@ -131,7 +134,7 @@ def parse_flags(
       argv: the command line, program name first.
       define: defines the flags on the `FlagValues` it is given.
       description: what the entry point does, the first lines of `--help`.
-      more_help: the last lines of `--help`.
+      more_help: the last lines of `--help` (False) and of `--helpfull` (True).
       word: the flag whose value may stand on the command line without its name.
 
     Returns:
@@ -145,7 +148,8 @@ def parse_flags(
     flag_values = flags.FlagValues()
     define(flag_values)
     if any(argument in ("-h", "-help", "--help", "--helpfull") for argument in argv[1:]):
-        terminal.say(_help_text(flag_values, description, more_help))
+        full = more_help("--helpfull" in argv[1:])
+        terminal.say(_help_text(flag_values, description, full))
         raise SystemExit(0)
     try:
         flag_values.set_gnu_getopt(True)  # flags may follow a word
@@ -197,7 +201,10 @@ def parse(
         if define is not None:
             define(flag_values)
 
-    flag_values = parse_flags(argv, define_all, description, _macro_help(config_class))
+    def describe_macros(full: bool) -> str:
+        return _macro_help(config_class) if full else _macro_names(config_class)
+
+    flag_values = parse_flags(argv, define_all, description, describe_macros)
     run_path = str(resources.gin_folder() / run_file)
     search_path = gin_files.SearchPath(flag_values.gin_search_paths)
     paths = [search_path.find(name, "--gin_file") for name in flag_values.gin_file]
@@ -282,8 +289,36 @@ def _help_text(flag_values: flags.FlagValues, description: str, more_help: str) 
     lines = [description] if description else []
     lines.append("\nFlags:" if lines else "Flags:")
     for name in sorted(flag_values):
-        lines.append(f"  --{name}: {flag_values[name].help}")
+        # absl ends the help of a repeatable flag with a line of its own, and ours says so already.
+        text = str(flag_values[name].help).partition(";\n")[0]
+        lines += textwrap.wrap(
+            f"--{name}: {text}",
+            _HELP_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return "\n".join(lines + ([more_help] if more_help else []))
+
+
+def _macro_names(config_class: type[Options]) -> str:
+    """The names of the options by the part that they belong to, for a screen."""
+    groups: dict[str, list[str]] = {}
+    for each in config_class.options():
+        group = each.path[0] if len(each.path) > 1 else "other"
+        groups.setdefault(group, []).append(each.macro + ("*" if each.is_required else ""))
+    lines = ["\nMacros, set by gin files or --gin.NAME=value (*: required):"]
+    for group, names in groups.items():
+        lines += textwrap.wrap(
+            f"{group}: {', '.join(names)}",
+            _HELP_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+        )
+    lines.append("\n--helpfull says what each is, its unit, its default, and which may change.")
+    return "\n".join(lines)
 
 
 def _macro_help(config_class: type[Options]) -> str:

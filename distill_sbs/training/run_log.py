@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -163,6 +164,8 @@ def print_summary(
     lines: Sequence[Mapping[str, float]],
     model_dir: str,
     remark: str | None = None,
+    data_dir: str | None = None,
+    task_files: Sequence[str] = (),
 ) -> None:
     """Prints the table at the end of a run, to standard output.
 
@@ -171,6 +174,8 @@ def print_summary(
       lines: what `metrics.jsonl` says.
       model_dir: the run's folder.
       remark: why the outputs say nothing, if so (`inference.outputs.explain_outputs`).
+      data_dir: DATA_DIR, where one was given.
+      task_files: the user's registration files.
     """
     table = terminal.make_table("", "", title=results["mixture"], right_from=1)
 
@@ -194,3 +199,20 @@ def print_summary(
     if remark:
         terminal.say(f"note: {remark}")
     terminal.say(f"written to {model_dir}")
+    terminal.say("next:\n" + "\n".join(_next_commands(model_dir, data_dir, task_files)))
+
+
+def _next_commands(model_dir: str, data_dir: str | None, task_files: Sequence[str]) -> list[str]:
+    """What a finished run is for, as commands to be copied."""
+    data = [f"--task_file={file}" for file in task_files]
+    data += [f"--data_dir={data_dir}"] if data_dir else []
+    checkpoint = f"--checkpoint={model_dir}"
+    commands = [
+        ["evaluate", checkpoint, "--split=test", "--output=answers.jsonl", *data],
+        ["infer", checkpoint, "--input=in.jsonl", "--output=out.jsonl"],
+        ["convert", f"--input={model_dir}", f"--output={model_dir}/huggingface", "--to=hf"],
+        ["report", model_dir, f"--output={model_dir}/report"],
+    ]
+    return [
+        f"  python -m distill_sbs.{name} {shlex.join(arguments)}" for name, *arguments in commands
+    ]

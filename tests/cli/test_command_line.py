@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -264,13 +265,42 @@ def test_help_lists_flags_and_macros(capsys: pytest.CaptureFixture[str]) -> None
     assert run("--help") == 0
     out = capsys.readouterr().out
     assert out.startswith("Trains.\n")
-    for words in (
-        "--gin_file",
-        "--dry_run",
-        "MODEL_DIR: required",
-        "LEARNING_RATE: default 5e-05. falls linearly",
-    ):
+    for words in ("--gin_file", "--dry_run", "run: MODEL_DIR*, ", "optimizer: OPTIMIZER, LEARNING"):
         assert words in out
+    # A screen of it.
+    assert len(out.splitlines()) <= 40
+    assert max(map(len, out.splitlines())) <= 100
+    assert run("--helpfull") == 0
+    out = capsys.readouterr().out
+    for words in ("MODEL_DIR: required", "LEARNING_RATE: default 5e-05. falls linearly"):
+        assert words in out
+
+
+def test_the_package_lists_its_commands_and_runs_them() -> None:
+    root = pathlib.Path(command_line.__file__).parent.parent.parent
+
+    def run_package(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "distill_sbs", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            timeout=60,
+        )
+
+    listed = run_package()
+    assert listed.returncode == 0, listed.stderr
+    found = re.findall(r"^  (\w+)  ", listed.stdout, re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)` \|", (root / "README.md").read_text(), re.MULTILINE)
+    assert sorted(found) == sorted(table)
+    wrong = run_package("trian")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: unknown command 'trian'; did you mean train?")
+    for name in ("resources", "convert"):
+        assert run_package(name, *(["--help"] if name == "convert" else [])).returncode == 0
+    one = run_package("train", "--no_such_flag")
+    assert one.returncode == 2
+    assert "unknown flag --no_such_flag" in one.stderr
 
 
 @pytest.mark.parametrize("argument", ["--help", "--no_such_flag"])

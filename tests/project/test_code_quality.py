@@ -150,7 +150,7 @@ def entry_points() -> frozenset[str]:
         if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
     }
     found = {name for name in found if not belongs(name, "distill_sbs.data")}
-    found -= {"distill_sbs.resources"}
+    found -= {"distill_sbs.resources", "distill_sbs.__main__"}
     assert {"distill_sbs.train", "distill_sbs.convert.__main__"} <= found
     return frozenset(found)
 
