@@ -78,6 +78,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         " native; else no.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "license",
+        None,
+        "What --to=hf writes into its model card (README.md) as the licence, such as cc-by-4.0:"
+        " that of the data, say.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "Replaces --output.", flag_values=values)
 
 
@@ -87,6 +94,8 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise UserError(f"--dtype={values.dtype}: only --to=hf writes other types than float32")
     if values.scan_layers is not None and values.to == "hf":
         raise UserError("--scan_layers has no effect with --to=hf, whose layers are never stacked")
+    if values.license and values.to != "hf":
+        raise UserError(f"--license={values.license}: only --to=hf writes a model card")
     if values.vocabulary_file and values.to == "t5x":
         raise UserError("--vocabulary_file has no effect with --to=t5x, which carries none")
 
@@ -130,6 +139,7 @@ def _work(argv: Sequence[str]) -> int | None:
             dtype=values.dtype,
             with_tokenizer=values.tokenizer,
             scan_layers=values.scan_layers,
+            license=values.license,
             overwrite=values.overwrite,
         )
     except (Interrupted, KeyboardInterrupt) as error:

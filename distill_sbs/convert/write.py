@@ -76,6 +76,7 @@ def convert_checkpoint(
     dtype: str = "float32",
     with_tokenizer: bool = True,
     scan_layers: bool | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> ConversionResult:
     """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
@@ -110,6 +111,7 @@ def convert_checkpoint(
                     dtype=dtype,
                     with_tokenizer=with_tokenizer,
                     scan_layers=scan_layers,
+                    license=license,
                     advance=advance_or_stop,
                 )
         except UserError:
@@ -134,6 +136,7 @@ def _write(
     dtype: str,
     with_tokenizer: bool,
     scan_layers: bool | None,
+    license: str | None,
     advance: Callable[[int], None],
 ) -> None:
     """Writes into an empty folder."""
@@ -147,6 +150,7 @@ def _write(
             vocabulary=vocabulary,
             with_tokenizer=with_tokenizer,
             dtype=dtype,
+            license=license,
             advance=advance,
         )
     elif to == T5X:

@@ -245,6 +245,7 @@ def write_huggingface(
     with_tokenizer: bool = True,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    license: str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> None:
     """Writes a folder that HuggingFace's transformers loads, one tensor at a time.
@@ -256,6 +257,7 @@ def write_huggingface(
       with_tokenizer: whether tokenizer files are written.
       dtype: of `dtypes.FLOAT_TYPES`; what is not float32 is rounded to the nearest.
       shard_bytes: files are no larger than this, unless one tensor is.
+      license: for the model card (`huggingface.card`).
       advance: called with the values written since the last call.
 
     Raises:
@@ -294,6 +296,10 @@ def write_huggingface(
     _write_weights(source, folder, dtype, shard_bytes, advance)
     _write_json(folder / GENERATION_FILE, generation)
     _write_json(folder / CONFIG_FILE, values | {"dtype": dtype})
+    from distill_sbs.convert.huggingface import card
+
+    text = card.write_card(source, license)
+    (folder / card.CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _write_weights(
