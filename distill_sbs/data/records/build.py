@@ -49,6 +49,10 @@ def prepare_dataset(
         line for raw_split in raw_splits.values() for line in raw_split.warnings
     ):
         tell(f"warning: {warning}")
+    for note in dict.fromkeys(
+        line for raw_split in raw_splits.values() for line in raw_split.notes
+    ):
+        tell(f"note: {note}")
     counted: dict[str, counts.SplitCounts] = {}
     with tfrecords.replace_records(data_dir, spec.name) as partial:
         entries = _copy_kept_splits(spec.name, data_dir, partial, splits)
