@@ -83,6 +83,14 @@ def _define_flags(values: flags.FlagValues) -> None:
         " hold already, and its rationales, each at another example of its split.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "vocabulary_file",
+        None,
+        "Warns of what is unknown to this vocabulary, the student's: a SentencePiece model,"
+        " 'bytes' or 'embedded'. Default: $DISTILL_SBS_VOCABULARY_FILE; without one, nothing is"
+        " counted.",
+        flag_values=values,
+    )
     flags.DEFINE_multi_string(
         "task_file",
         [],
@@ -165,6 +173,7 @@ def _work(argv: Sequence[str]) -> int | None:
                 teacher_outputs=teacher_outputs,
                 shuffle_rationales_of=original,
                 task_files=tuple(values.task_file),
+                vocabulary_file=values.vocabulary_file,
             )
         except SourceError as error:
             terminal.say(f"error: {name}: {error}", stderr=True)
@@ -192,6 +201,7 @@ def prepare(
     teacher_outputs: Sequence[str] = (),
     shuffle_rationales_of: str | None = None,
     task_files: Sequence[str] = (),
+    vocabulary_file: str | None = None,
 ) -> Info:
     """Prepares one dataset, or joins a teacher's outputs with what is prepared.
 
@@ -207,6 +217,8 @@ def prepare(
       shuffle_rationales_of: a teacher whom the records hold: `teacher` becomes its control, with
         its labels, and its rationales each at another example of the same split.
       task_files: registration files of your own.
+      vocabulary_file: warns of what is unknown to this vocabulary. Default:
+        $DISTILL_SBS_VOCABULARY_FILE; without one, nothing is counted.
 
     Returns:
       What `info.json` says: per split the examples, and per teacher how many outputs are unparsed,
@@ -232,7 +244,10 @@ def prepare(
     data_dir = data_dir or settings.default_data_dir()
     with loader.tell_errors():
         if teacher is None:
-            return build.prepare_dataset(spec, source_dir, data_dir, splits)
+            vocabulary_file = vocabulary_file or settings.DataSettings().vocabulary_file
+            return build.prepare_dataset(
+                spec, source_dir, data_dir, splits, vocabulary_file=vocabulary_file
+            )
         if shuffle_rationales_of is not None:
             registration.check_joined_teacher(spec, teacher)
             return build.join_shuffled_teacher(
