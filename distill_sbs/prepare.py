@@ -12,9 +12,12 @@ as it was if anything goes wrong.
 
 from __future__ import annotations
 
+import itertools
 import os
+import pathlib
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,6 +77,21 @@ def _define_flags(values: flags.FlagValues) -> None:
         None,
         "Files that extract wrote, with commas. Default:"
         " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "output_columns",
+        None,
+        "The --teacher_outputs are not extract's but files of rows (.jsonl, .csv, .tsv, .parquet):"
+        " NAME:COLUMN with commas, names id or input, and label and rationale, or response."
+        " Nested fields by path: response:response.body.choices.message.content.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output_parser",
+        None,
+        "A Python file with parse(response, input) -> (label, rationale) or None, for the column"
+        " response.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -174,6 +192,8 @@ def _work(argv: Sequence[str]) -> int | None:
                 shuffle_rationales_of=original,
                 task_files=tuple(values.task_file),
                 vocabulary_file=values.vocabulary_file,
+                output_columns=tuple(values.output_columns or ()),
+                output_parser=values.output_parser,
             )
         except SourceError as error:
             terminal.say(f"error: {name}: {error}", stderr=True)
@@ -202,6 +222,8 @@ def prepare(
     shuffle_rationales_of: str | None = None,
     task_files: Sequence[str] = (),
     vocabulary_file: str | None = None,
+    output_columns: Sequence[str] = (),
+    output_parser: str | None = None,
 ) -> Info:
     """Prepares one dataset, or joins a teacher's outputs with what is prepared.
 
@@ -219,6 +241,9 @@ def prepare(
       task_files: registration files of your own.
       vocabulary_file: warns of what is unknown to this vocabulary. Default:
         $DISTILL_SBS_VOCABULARY_FILE; without one, nothing is counted.
+      output_columns: which columns of `teacher_outputs` that others wrote are what, such as
+        ['id:custom_id', 'label:answer', 'rationale:why'].
+      output_parser: a file with `parse(response, input)`, for the column `response`.
 
     Returns:
       What `info.json` says: per split the examples, and per teacher how many outputs are unparsed,
@@ -228,7 +253,8 @@ def prepare(
       UserError: an unknown dataset or split, or arguments that do not go together.
       SourceError: raw data that is missing or malformed; what was prepared before stays as it was.
     """
-    for name, value in {"splits": splits, "teacher_outputs": teacher_outputs}.items():
+    lists = {"splits": splits, "teacher_outputs": teacher_outputs, "output_columns": output_columns}
+    for name, value in lists.items():
         if isinstance(value, str):
             raise UserError(f"{name}={value!r}: expected a list of texts, such as [{value!r}]")
     source_dir = _source_dir(source_dir)
@@ -252,6 +278,10 @@ def prepare(
             registration.check_joined_teacher(spec, teacher)
             return build.join_shuffled_teacher(
                 spec, data_dir, teacher, shuffle_rationales_of, splits
+            )
+        if output_columns or output_parser:
+            return _join_foreign(
+                spec, data_dir, splits, teacher, teacher_outputs, output_columns, output_parser
             )
         return _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
 
@@ -327,6 +357,38 @@ def _join(
         f"--dataset={spec.name} --split=train --teacher={teacher} --data_dir={data_dir} "
         "--base_url=… --model=…"
     )
+
+
+def _join_foreign(
+    spec: DatasetSpec,
+    data_dir: str,
+    splits: Sequence[str] | None,
+    teacher: str,
+    teacher_outputs: Sequence[str],
+    output_columns: Sequence[str],
+    output_parser: str | None,
+) -> Info:
+    """Joins what others wrote, brought into the form of what extract writes."""
+    from distill_sbs.data import registration
+    from distill_sbs.data.readers import foreign_outputs
+    from distill_sbs.data.records import build, joining, tfrecords
+    from distill_sbs.teacher import prompts
+
+    if not teacher_outputs:
+        raise UserError("--output_columns and --output_parser need --teacher_outputs=FILES")
+    columns = foreign_outputs.parse_columns(output_columns, output_parser is not None)
+    if output_parser is not None and not os.path.isfile(output_parser):
+        raise UserError(f"--output_parser={output_parser}: no such file")
+    parse = None if output_parser is None else prompts.load_parser(pathlib.Path(output_parser))
+    registration.check_joined_teacher(spec, teacher)
+    prepared = list(tfrecords.read_info(data_dir, spec.name)["splits"])
+    examples = itertools.chain.from_iterable(
+        joining.read_examples(data_dir, spec.name, split) for split in prepared
+    )
+    with tempfile.TemporaryDirectory(prefix="distill_sbs_outputs") as folder:
+        converted = os.path.join(folder, "outputs.jsonl")
+        foreign_outputs.convert_outputs(teacher_outputs, columns, parse, examples, converted)
+        return build.join_teacher(spec, None, data_dir, teacher, [converted], splits or prepared)
 
 
 def _joined_in(info: Info) -> dict[tuple[str, str], str]:

@@ -88,10 +88,11 @@ class PieceCounter:
             ids = self._processor.EncodeAsIds(part)
             counts.pieces += len(ids)
             if self._processor.unk_id() in ids:
-                for piece in self._processor.encode(part, out_type="immutable_proto").pieces:
-                    if piece.id == self._processor.unk_id():
+                pieces = self._processor.EncodeAsPieces(part)
+                for piece, piece_id in zip(pieces, ids, strict=True):
+                    if piece_id == self._processor.unk_id():
                         unknown += 1
-                        counts.characters.update(piece.surface)
+                        counts.characters.update(piece)  # of an unknown one, its text
         counts.unknown += unknown
         counts.texts_with_unknown += bool(unknown)
         counts.texts_with_line_breaks += "\n" in text and not self._keeps_line_breaks
