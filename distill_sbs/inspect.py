@@ -104,7 +104,8 @@ def _work(argv: Sequence[str]) -> int | None:
         with show_progress(f"inspecting {where}", raw_split.size) as advance:
             examples = raw_split.examples()
             found = preview.preview(examples, encoder, counter, limits, values.examples, advance)
-    terminal.say(f"{where}: {found.examples:,} examples; ids {', '.join(found.first_ids)}, …")
+    more = ", …" if found.examples > len(found.first_ids) else ""
+    terminal.say(f"{where}: {found.examples:,} examples; ids {', '.join(found.first_ids)}{more}")
     _print_labels(found)
     if not found.tasks:
         raise UserError(

@@ -268,9 +268,9 @@ def prepare(
     spec = registration.get_dataset(dataset)
     build.check_splits(spec, splits)
     data_dir = data_dir or settings.default_data_dir()
+    vocabulary_file = vocabulary_file or settings.DataSettings().vocabulary_file
     with loader.tell_errors():
         if teacher is None:
-            vocabulary_file = vocabulary_file or settings.DataSettings().vocabulary_file
             return build.prepare_dataset(
                 spec, source_dir, data_dir, splits, vocabulary_file=vocabulary_file
             )
@@ -280,10 +280,14 @@ def prepare(
                 spec, data_dir, teacher, shuffle_rationales_of, splits
             )
         if output_columns or output_parser:
-            return _join_foreign(
+            info = _join_foreign(
                 spec, data_dir, splits, teacher, teacher_outputs, output_columns, output_parser
             )
-        return _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
+        else:
+            info = _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
+        if vocabulary_file:
+            build.tell_of_joined_pieces(info, data_dir, teacher, vocabulary_file, splits)
+        return info
 
 
 def _source_dir(given: str | None) -> str | None:

@@ -114,6 +114,10 @@ class ExamplePieces:
         self._count("inputs", example.input)
         if example.label is not None:
             self._count("labels", example.label)
+        self.add_outputs(example)
+
+    def add_outputs(self, example: Example) -> None:
+        """Counts the rationales of an example alone."""
         for teacher, output in example.teacher_outputs.items():
             for rationale in filter(None, (output.rationale, *output.more_rationales)):
                 self._count(f"rationales of {teacher}", rationale)

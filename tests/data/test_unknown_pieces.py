@@ -7,7 +7,7 @@ import pathlib
 from distill_sbs.data import metrics
 from distill_sbs.data.batches import preview
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput
-from distill_sbs.data.records import build
+from distill_sbs.data.records import build, tfrecords
 from distill_sbs.data.unknown_pieces import PieceCounter, PieceCounts
 
 
@@ -40,6 +40,10 @@ def test_prepare_warns(tmp_path: pathlib.Path) -> None:
     assert of_inputs.startswith("warning: mine train: inputs: unknown to embedded are 1 of 2 piec")
     assert "rationales of t: unknown to embedded are 1 of" in of_rationales
     assert of_breaks.endswith("1 of 2 hold line breaks, which are spaces to embedded")
+    told.clear()
+    info = tfrecords.read_info(tmp_path, "mine")
+    build.tell_of_joined_pieces(info, tmp_path, "t", "embedded", tell=told.append)
+    assert told == [of_rationales, of_breaks]
     told.clear()
     build.prepare_dataset(spec, None, tmp_path, tell=told.append)
     assert told == []

@@ -135,8 +135,8 @@ def _read_answers(
             if not isinstance(response, str):
                 yield {"label": None, "rationale": None, "raw": None, "error": "no response"}
                 continue
-            label, rationale = _call(parse, response, text, place) or (None, None)
-            yield {"label": label, "rationale": rationale, "raw": response}
+            answer = _call(parse, response, text, place) or (None, None)
+            yield {"label": answer[0], "rationale": answer[1], "raw": response}
         return
     labels = _as_list(look_up(row, columns["label"], place))
     rationales = _as_list(look_up(row, columns["rationale"], place))

@@ -156,6 +156,25 @@ def join_published_teacher(
     return _join_and_tell(spec, teacher, total, join, tell)
 
 
+def tell_of_joined_pieces(
+    info: counts.Info,
+    data_dir: epath.PathLike,
+    teacher: str,
+    vocabulary_file: str,
+    splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
+) -> None:
+    """Warns of what is unknown to a vocabulary in the outputs of a teacher that was joined."""
+    counter = PieceCounter(vocabulary_file)
+    for split, entry in info["splits"].items():
+        if teacher in entry["teachers"] and (not splits or split in splits):
+            pieces = ExamplePieces(counter)
+            for example in joining.read_examples(data_dir, info["dataset"], split, teacher):
+                pieces.add_outputs(example)
+            for warning in pieces.warn(f"{info['dataset']} {split}"):
+                tell(f"warning: {warning}")
+
+
 def _join_and_tell(
     spec: DatasetSpec,
     teacher: str,
