@@ -123,17 +123,20 @@ class ExamplePieces:
                 self._count(f"rationales of {teacher}", rationale)
 
     def warn(self, place: str) -> Iterator[str]:
-        """One line for each kind of text that holds what the vocabulary cannot write."""
+        """One line for each kind of text that holds what the vocabulary cannot write.
+
+        A warning of unknown pieces; a note of line breaks, of which less is lost.
+        """
         for kind, counts in self._by_kind.items():
             if counts.unknown:
                 yield (
-                    f"{place}: {kind}: unknown to {self._counter.name} are {counts.describe()}; "
+                    f"warning: {place}: {kind}: unknown to {self._counter.name} are {counts.describe()}; "
                     "the student sees one and the same <unk> for all of them: write them otherwise "
                     "in the data, or train with VOCABULARY_FILE='bytes'"
                 )
             if counts.texts_with_line_breaks:
                 yield (
-                    f"{place}: {kind}: {counts.texts_with_line_breaks:,} of {counts.texts:,} hold "
+                    f"note: {place}: {kind}: {counts.texts_with_line_breaks:,} of {counts.texts:,} hold "
                     f"line breaks, which are spaces to {self._counter.name}"
                 )
 

@@ -75,8 +75,8 @@ def prepare_dataset(
                     spec.is_correct,
                     counted[split],
                 )
-            for warning in pieces.warn(f"{spec.name} {split}") if pieces else ():
-                tell(f"warning: {warning}")
+            for line in pieces.warn(f"{spec.name} {split}") if pieces else ():
+                tell(line)
         ordered = {split: entries[split] for split in SPLITS if split in entries}
         info = tfrecords.write_info(partial, spec.name, ordered)
     for warning in counts.warn_of_leaks(counted):
@@ -171,8 +171,8 @@ def tell_of_joined_pieces(
             pieces = ExamplePieces(counter)
             for example in joining.read_examples(data_dir, info["dataset"], split, teacher):
                 pieces.add_outputs(example)
-            for warning in pieces.warn(f"{info['dataset']} {split}"):
-                tell(f"warning: {warning}")
+            for line in pieces.warn(f"{info['dataset']} {split}"):
+                tell(line)
 
 
 def _join_and_tell(
