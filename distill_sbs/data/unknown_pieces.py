@@ -130,14 +130,15 @@ class ExamplePieces:
         for kind, counts in self._by_kind.items():
             if counts.unknown:
                 yield (
-                    f"warning: {place}: {kind}: unknown to {self._counter.name} are {counts.describe()}; "
+                    f"warning: {place}: {kind}: unknown to {self._counter.name} are "
+                    f"{counts.describe()}; "
                     "the student sees one and the same <unk> for all of them: write them otherwise "
                     "in the data, or train with VOCABULARY_FILE='bytes'"
                 )
             if counts.texts_with_line_breaks:
                 yield (
-                    f"note: {place}: {kind}: {counts.texts_with_line_breaks:,} of {counts.texts:,} hold "
-                    f"line breaks, which are spaces to {self._counter.name}"
+                    f"note: {place}: {kind}: {counts.texts_with_line_breaks:,} of "
+                    f"{counts.texts:,} hold line breaks, which are spaces to {self._counter.name}"
                 )
 
     def _count(self, kind: str, text: str) -> None:
