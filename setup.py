@@ -30,6 +30,8 @@ INSTALL_REQUIRES = [
     "openai>=3.54,<4",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.14",
+    # Parquet, and the reading of zstd; TFDS needs it.
+    "pyarrow>=24,<27",
     "rich>=13.9,<16",
     "safetensors>=0.8,<1",  # the first that reads without mapping
     # Student's t, for a report; JAX needs it too.
@@ -39,6 +41,8 @@ INSTALL_REQUIRES = [
     # SeqIO needs tensorflow-text, which needs `tensorflow` by that name: tensorflow-cpu would be a
     # second copy of it.
     "tensorflow>=2.21,<2.23",
+    # SeqIO needs it; a reader of ours reads its datasets.
+    "tensorflow-datasets>=4.9.9,<5",
     # clu writes TensorBoard's events, and imports it to do so.
     "tensorboard>=2.19,<3",
     "tensorstore>=0.1.80,<0.2",
@@ -65,6 +69,8 @@ EXTRAS_REQUIRE = {
     ],
     # The published implementation's libraries, to compare numbers with.
     "parity": ["torch>=2.6,<3", "transformers>=5,<6"],
+    # HuggingFaceReader.
+    "hf": ["datasets>=5,<6"],
     "tpu": [f"jax[tpu]{JAX}"],
     # The TPU's compiler, for `python -m distill_sbs.precompile` on a machine without a TPU. Where
     # there is one the extra tpu brings the version that its JAX asks for.

@@ -25,8 +25,11 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from distill_sbs.config import TrainConfig as TrainConfig
     from distill_sbs.data.dataset import DatasetSpec as DatasetSpec
+    from distill_sbs.data.huggingface import HuggingFaceReader as HuggingFaceReader
     from distill_sbs.data.jsonl import JsonlReader as JsonlReader
     from distill_sbs.data.registration import register_dataset as register_dataset
+    from distill_sbs.data.tables import TableReader as TableReader
+    from distill_sbs.data.tfds import TfdsReader as TfdsReader
     from distill_sbs.errors import UserError as UserError
     from distill_sbs.extract import extract as extract
     from distill_sbs.inference.student import Student as Student
@@ -38,8 +41,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "DatasetSpec": "distill_sbs.data.dataset",
     "ExtractConfig": "distill_sbs.teacher.options",
+    "HuggingFaceReader": "distill_sbs.data.huggingface",
     "JsonlReader": "distill_sbs.data.jsonl",
     "Student": "distill_sbs.inference.student",
+    "TableReader": "distill_sbs.data.tables",
+    "TfdsReader": "distill_sbs.data.tfds",
     "TrainConfig": "distill_sbs.config",
     "UserError": "distill_sbs.errors",
     "extract": "distill_sbs.extract",

@@ -19,6 +19,7 @@ from distill_sbs.errors import UserError, did_you_mean
 # In the order in which a project uses them.
 COMMANDS = {
     "prepare": "makes records of raw data; joins a teacher's answers with them",
+    "inspect": "what the rows of a dataset or a file become, before training",
     "extract": "asks a teacher for labels and rationales",
     "curate": "chooses the training examples whose rationales are worth a student's time",
     "train": "trains a student, and evaluates its best step on test",

@@ -12,9 +12,12 @@ as it was if anything goes wrong.
 
 from __future__ import annotations
 
+import itertools
 import os
+import pathlib
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -76,11 +79,34 @@ def _define_flags(values: flags.FlagValues) -> None:
         " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
         flag_values=values,
     )
+    flags.DEFINE_list(
+        "output_columns",
+        None,
+        "The --teacher_outputs are not extract's but files of rows (.jsonl, .csv, .tsv, .parquet):"
+        " NAME:COLUMN with commas, names id or input, and label and rationale, or response."
+        " Nested fields by path: response:response.body.choices.message.content.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output_parser",
+        None,
+        "A Python file with parse(response, input) -> (label, rationale) or None, for the column"
+        " response.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "shuffle_rationales_of",
         None,
         "Joins a control under the name --teacher: the labels of this teacher, whom the records"
         " hold already, and its rationales, each at another example of its split.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "vocabulary_file",
+        None,
+        "Warns of what is unknown to this vocabulary, the student's: a SentencePiece model,"
+        " 'bytes' or 'embedded'. Default: $DISTILL_SBS_VOCABULARY_FILE; without one, nothing is"
+        " counted.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -165,6 +191,9 @@ def _work(argv: Sequence[str]) -> int | None:
                 teacher_outputs=teacher_outputs,
                 shuffle_rationales_of=original,
                 task_files=tuple(values.task_file),
+                vocabulary_file=values.vocabulary_file,
+                output_columns=tuple(values.output_columns or ()),
+                output_parser=values.output_parser,
             )
         except SourceError as error:
             terminal.say(f"error: {name}: {error}", stderr=True)
@@ -192,6 +221,9 @@ def prepare(
     teacher_outputs: Sequence[str] = (),
     shuffle_rationales_of: str | None = None,
     task_files: Sequence[str] = (),
+    vocabulary_file: str | None = None,
+    output_columns: Sequence[str] = (),
+    output_parser: str | None = None,
 ) -> Info:
     """Prepares one dataset, or joins a teacher's outputs with what is prepared.
 
@@ -207,6 +239,11 @@ def prepare(
       shuffle_rationales_of: a teacher whom the records hold: `teacher` becomes its control, with
         its labels, and its rationales each at another example of the same split.
       task_files: registration files of your own.
+      vocabulary_file: warns of what is unknown to this vocabulary. Default:
+        $DISTILL_SBS_VOCABULARY_FILE; without one, nothing is counted.
+      output_columns: which columns of `teacher_outputs` that others wrote are what, such as
+        ['id:custom_id', 'label:answer', 'rationale:why'].
+      output_parser: a file with `parse(response, input)`, for the column `response`.
 
     Returns:
       What `info.json` says: per split the examples, and per teacher how many outputs are unparsed,
@@ -216,7 +253,8 @@ def prepare(
       UserError: an unknown dataset or split, or arguments that do not go together.
       SourceError: raw data that is missing or malformed; what was prepared before stays as it was.
     """
-    for name, value in {"splits": splits, "teacher_outputs": teacher_outputs}.items():
+    lists = {"splits": splits, "teacher_outputs": teacher_outputs, "output_columns": output_columns}
+    for name, value in lists.items():
         if isinstance(value, str):
             raise UserError(f"{name}={value!r}: expected a list of texts, such as [{value!r}]")
     source_dir = _source_dir(source_dir)
@@ -230,15 +268,26 @@ def prepare(
     spec = registration.get_dataset(dataset)
     build.check_splits(spec, splits)
     data_dir = data_dir or settings.default_data_dir()
+    vocabulary_file = vocabulary_file or settings.DataSettings().vocabulary_file
     with loader.tell_errors():
         if teacher is None:
-            return build.prepare_dataset(spec, source_dir, data_dir, splits)
+            return build.prepare_dataset(
+                spec, source_dir, data_dir, splits, vocabulary_file=vocabulary_file
+            )
         if shuffle_rationales_of is not None:
             registration.check_joined_teacher(spec, teacher)
             return build.join_shuffled_teacher(
                 spec, data_dir, teacher, shuffle_rationales_of, splits
             )
-        return _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
+        if output_columns or output_parser:
+            info = _join_foreign(
+                spec, data_dir, splits, teacher, teacher_outputs, output_columns, output_parser
+            )
+        else:
+            info = _join(spec, source_dir, data_dir, splits, teacher, teacher_outputs)
+        if vocabulary_file:
+            build.tell_of_joined_pieces(info, data_dir, teacher, vocabulary_file, splits)
+        return info
 
 
 def _source_dir(given: str | None) -> str | None:
@@ -312,6 +361,38 @@ def _join(
         f"--dataset={spec.name} --split=train --teacher={teacher} --data_dir={data_dir} "
         "--base_url=… --model=…"
     )
+
+
+def _join_foreign(
+    spec: DatasetSpec,
+    data_dir: str,
+    splits: Sequence[str] | None,
+    teacher: str,
+    teacher_outputs: Sequence[str],
+    output_columns: Sequence[str],
+    output_parser: str | None,
+) -> Info:
+    """Joins what others wrote, brought into the form of what extract writes."""
+    from distill_sbs.data import registration
+    from distill_sbs.data.readers import foreign_outputs
+    from distill_sbs.data.records import build, joining, tfrecords
+    from distill_sbs.teacher import prompts
+
+    if not teacher_outputs:
+        raise UserError("--output_columns and --output_parser need --teacher_outputs=FILES")
+    columns = foreign_outputs.parse_columns(output_columns, output_parser is not None)
+    if output_parser is not None and not os.path.isfile(output_parser):
+        raise UserError(f"--output_parser={output_parser}: no such file")
+    parse = None if output_parser is None else prompts.load_parser(pathlib.Path(output_parser))
+    registration.check_joined_teacher(spec, teacher)
+    prepared = list(tfrecords.read_info(data_dir, spec.name)["splits"])
+    examples = itertools.chain.from_iterable(
+        joining.read_examples(data_dir, spec.name, split) for split in prepared
+    )
+    with tempfile.TemporaryDirectory(prefix="distill_sbs_outputs") as folder:
+        converted = os.path.join(folder, "outputs.jsonl")
+        foreign_outputs.convert_outputs(teacher_outputs, columns, parse, examples, converted)
+        return build.join_teacher(spec, None, data_dir, teacher, [converted], splits or prepared)
 
 
 def _joined_in(info: Info) -> dict[tuple[str, str], str]:

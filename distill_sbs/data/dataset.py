@@ -57,11 +57,13 @@ class RawSplit:
       size: how many examples there are.
       examples: streams them.
       warnings: what looks wrong in the raw data, one line each.
+      notes: what was made of the raw data that one could not guess, one line each.
     """
 
     size: int
     examples: Callable[[], Iterator[Example]]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 # (source_dir, split) -> RawSplit. Raises `SourceError` on a missing or malformed file.

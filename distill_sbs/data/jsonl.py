@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
 from etils import epath
 
 from distill_sbs import json_lines
 from distill_sbs.data.dataset import Example, RawSplit, SourceError, TeacherOutput
+from distill_sbs.data.readers.rows import PlacedExample, make_split
 from distill_sbs.json_lines import JsonObject
-
-# One group of ids in this many is held out where validation, or test, has no file of its own.
-HELD_OUT_ONE_IN = 10
 
 
 def read_rows(path: epath.Path) -> Iterator[tuple[int, JsonObject]]:
@@ -67,41 +64,6 @@ def _whole_or_text(row: JsonObject, key: str, place: str) -> str:
     return text_field(row, key, place)
 
 
-class _Groups:
-    """Ids of which some must stay together: those that share a key, over however many steps."""
-
-    def __init__(self) -> None:
-        self._first_of: dict[int, str] = {}  # hash of a key -> the first id that had it
-        self._above: dict[str, str | None] = {}  # id -> another of its group, None at the top
-
-    def __len__(self) -> int:
-        return len(self._above)
-
-    def add(self, example_id: str, key: tuple[str, str]) -> None:
-        """Puts an id into the group of all others that had this key."""
-        self._above.setdefault(example_id, None)
-        first = self._find_top(self._first_of.setdefault(hash(key), example_id))
-        own = self._find_top(example_id)
-        if own != first:
-            self._above[own] = first
-
-    def _find_top(self, example_id: str) -> str:
-        path = []
-        while (above := self._above[example_id]) is not None:
-            path.append(example_id)
-            example_id = above
-        for passed in path:
-            self._above[passed] = example_id
-        return example_id
-
-    def list_groups(self) -> dict[str, list[str]]:
-        """The ids of each group, by the first of them in sorted order."""
-        by_top: dict[str, list[str]] = {}
-        for example_id in self._above:
-            by_top.setdefault(self._find_top(example_id), []).append(example_id)
-        return {min(ids): ids for ids in by_top.values()}
-
-
 @dataclasses.dataclass(frozen=True)
 class JsonlReader:
     """Reads a user's own data; an instance is the `reader` of a `DatasetSpec`.
@@ -140,72 +102,24 @@ class JsonlReader:
         """
         file = {"train": self.train, "validation": self.validation, "test": self.test}[split]
         path = epath.Path(source_dir) / (file or self.train)
-        ids, repeated = self._check_rows(path, split)
-        if not len(ids):
-            raise SourceError(f"{path} holds no rows; expected at least one")
-        chosen = None if self._whole(split) else self._ids_of_split(ids, split, path)
-        warnings = []
-        if repeated:
-            warnings.append(
-                f"{path}: {repeated:,} of {len(ids):,} rows repeat the input text of an earlier "
-                "row; they stay in one split, and count as examples of their own (several "
-                "rationales of one input: prepare --teacher_outputs, see docs/data.md)"
-            )
+        named = ("test", "validation")
+        held_out = [] if self._whole(split) else [n for n in named if getattr(self, n) is None]
 
-        def examples() -> Iterator[Example]:
+        def stream() -> Iterator[PlacedExample]:
             for number, row in read_rows(path):
-                example = self._example(row, f"{path}, line {number}", split)
-                if chosen is None or example.id in chosen:
-                    yield example
+                place = f"{path}, line {number}"
+                example = self._example(row, place, split)
+                has_group = row.get("group") is not None
+                group = _whole_or_text(row, "group", place) if has_group else None
+                yield PlacedExample(example, group, str(path), number)
 
-        size = len(ids) if chosen is None else len(chosen)
-        return RawSplit(size, examples, tuple(warnings))
+        return make_split(stream, str(path), split, held_out, self.seed)
 
     def _whole(self, split: str) -> bool:
         """Whether the split's file belongs to it alone."""
         if split == "train":
             return self.validation is not None and self.test is not None
         return {"validation": self.validation, "test": self.test}[split] is not None
-
-    def _check_rows(self, path: epath.Path, split: str) -> tuple[_Groups, int]:
-        """Checks every row; returns what must stay together, and how many rows repeat an input."""
-        lines: dict[str, int] = {}
-        groups = _Groups()
-        inputs: set[int] = set()
-        for number, row in read_rows(path):
-            place = f"{path}, line {number}"
-            example = self._example(row, place, split)
-            if example.id in lines:
-                raise SourceError(
-                    f"{place}: id {example.id!r} stands on line {lines[example.id]} "
-                    "too; ids choose the training subset, so each may stand once"
-                )
-            lines[example.id] = number
-            inputs.add(hash(example.input))
-            groups.add(example.id, ("input", example.input))
-            if row.get("group") is not None:
-                groups.add(example.id, ("group", _whole_or_text(row, "group", place)))
-        return groups, len(lines) - len(inputs)
-
-    def _ids_of_split(self, ids: _Groups, split: str, path: epath.Path) -> set[str]:
-        held_out = [name for name in ("test", "validation") if getattr(self, name) is None]
-        groups = ids.list_groups()
-        count = max(1, len(groups) // HELD_OUT_ONE_IN)
-        if len(groups) <= count * len(held_out):
-            different = "" if len(groups) == len(ids) else f" in {len(groups)} groups"
-            raise SourceError(
-                f"{path} holds {len(ids)} rows{different}, too few to hold out "
-                f"{' and '.join(held_out)}; "
-                f"give more rows, or a file for {' and '.join(held_out)}"
-            )
-        in_order = sorted(groups)
-        permuted = [in_order[i] for i in np.random.default_rng(self.seed).permutation(len(groups))]
-        if split == "train":
-            chosen = permuted[count * len(held_out) :]
-        else:
-            start = count * held_out.index(split)
-            chosen = permuted[start : start + count]
-        return {example_id for first in chosen for example_id in groups[first]}
 
     def _example(self, row: JsonObject, place: str, split: str) -> Example:
         example_id = _whole_or_text(row, "id", place)

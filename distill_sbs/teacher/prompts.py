@@ -236,7 +236,7 @@ def load(task: str) -> Prompt:
     own_parser = None
     parser_path = path.parent / "parser.py"
     if pathlib.Path(task).is_dir() and parser_path.is_file():
-        own_parser = _load_parser(parser_path)
+        own_parser = load_parser(parser_path)
         content += parser_path.read_bytes()
     try:
         prompt = _read_values(values, name, path, hashlib.sha256(content).hexdigest())
@@ -245,7 +245,7 @@ def load(task: str) -> Prompt:
     return dataclasses.replace(prompt, own_parser=own_parser)
 
 
-def _load_parser(path: pathlib.Path) -> OwnParser:
+def load_parser(path: pathlib.Path) -> OwnParser:
     """`parse` of a user's `parser.py`.
 
     Raises:

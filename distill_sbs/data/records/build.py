@@ -16,6 +16,7 @@ from distill_sbs.cli.progress import show_progress
 from distill_sbs.data.dataset import SPLITS, DatasetSpec, Example, RawSplit, SourceError
 from distill_sbs.data.readers.published import PublishedReader
 from distill_sbs.data.records import counts, joining, tfrecords
+from distill_sbs.data.unknown_pieces import ExamplePieces, PieceCounter
 from distill_sbs.errors import UserError, did_you_mean
 
 # Is told a line: "warning: …" or "note: …".
@@ -32,23 +33,30 @@ def prepare_dataset(
     data_dir: epath.PathLike,
     splits: Sequence[str] | None = None,
     tell: Tell = _tell_on_stderr,
+    vocabulary_file: str | None = None,
 ) -> counts.Info:
     """Writes the records of `splits` (None: all that exist) and returns the whole `info.json`.
 
     Every split is checked before the first one is written. Splits prepared earlier and not named
     stay; nothing changes in `data_dir` unless all of it succeeds. A progress bar shows on a
-    terminal (stderr), and nothing elsewhere; `tell` is told what looks wrong.
+    terminal (stderr), and nothing elsewhere; `tell` is told what looks wrong, and what is unknown
+    to a vocabulary, where one is named.
 
     Raises:
       SourceError: raw data that is missing or malformed.
       UserError: a split that the dataset does not have.
     """
     splits = check_splits(spec, splits)
+    counter = PieceCounter(vocabulary_file) if vocabulary_file else None
     raw_splits = _open_splits(spec, source_dir, splits)
     for warning in dict.fromkeys(
         line for raw_split in raw_splits.values() for line in raw_split.warnings
     ):
         tell(f"warning: {warning}")
+    for note in dict.fromkeys(
+        line for raw_split in raw_splits.values() for line in raw_split.notes
+    ):
+        tell(f"note: {note}")
     counted: dict[str, counts.SplitCounts] = {}
     with tfrecords.replace_records(data_dir, spec.name) as partial:
         entries = _copy_kept_splits(spec.name, data_dir, partial, splits)
@@ -56,16 +64,19 @@ def prepare_dataset(
             counted[split] = _count_inputs(data_dir, spec.name, split)
         for split, raw_split in raw_splits.items():
             counted[split] = counts.SplitCounts()
+            pieces = ExamplePieces(counter) if counter else None
             with show_progress(f"{spec.name} {split}", raw_split.size) as advance:
                 entries[split] = tfrecords.write_split(
                     partial,
                     split,
-                    _advance_with(raw_split, advance),
+                    _advance_with(raw_split, advance, pieces),
                     raw_split.size,
                     spec.teachers,
                     spec.is_correct,
                     counted[split],
                 )
+            for line in pieces.warn(f"{spec.name} {split}") if pieces else ():
+                tell(line)
         ordered = {split: entries[split] for split in SPLITS if split in entries}
         info = tfrecords.write_info(partial, spec.name, ordered)
     for warning in counts.warn_of_leaks(counted):
@@ -143,6 +154,25 @@ def join_published_teacher(
         return joining.join_published(spec, data_dir, teacher, raw_splits, advance, counted)
 
     return _join_and_tell(spec, teacher, total, join, tell)
+
+
+def tell_of_joined_pieces(
+    info: counts.Info,
+    data_dir: epath.PathLike,
+    teacher: str,
+    vocabulary_file: str,
+    splits: Sequence[str] | None = None,
+    tell: Tell = _tell_on_stderr,
+) -> None:
+    """Warns of what is unknown to a vocabulary in the outputs of a teacher that was joined."""
+    counter = PieceCounter(vocabulary_file)
+    for split, entry in info["splits"].items():
+        if teacher in entry["teachers"] and (not splits or split in splits):
+            pieces = ExamplePieces(counter)
+            for example in joining.read_examples(data_dir, info["dataset"], split, teacher):
+                pieces.add_outputs(example)
+            for line in pieces.warn(f"{info['dataset']} {split}"):
+                tell(line)
 
 
 def _join_and_tell(
@@ -317,7 +347,11 @@ def _tell_of_outputs(
                 )
 
 
-def _advance_with(raw_split: RawSplit, advance: Callable[[int], None]) -> Iterator[Example]:
+def _advance_with(
+    raw_split: RawSplit, advance: Callable[[int], None], pieces: ExamplePieces | None
+) -> Iterator[Example]:
     for example in raw_split.examples():
+        if pieces is not None:
+            pieces.add(example)
         yield example
         advance(1)

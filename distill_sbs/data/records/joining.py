@@ -68,6 +68,18 @@ def read_examples(
         yield _read_example(record.features.feature, [] if teacher is None else [teacher])
 
 
+def read_all(
+    data_dir: epath.PathLike, dataset: str, split: str, teachers: Sequence[str]
+) -> Iterator[Example]:
+    """As `read_examples`, with the outputs of all teachers that are named.
+
+    Raises:
+      tfrecords.UnpreparedDataError: the split has not been prepared.
+    """
+    for record in _records(data_dir, dataset, split):
+        yield _read_example(record.features.feature, teachers)
+
+
 def _read_example(feature: tfrecords.FeatureMap, teachers: Sequence[str]) -> Example:
     """What the feature map of a record holds."""
     return Example(

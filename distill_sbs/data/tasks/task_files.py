@@ -97,7 +97,8 @@ def _describe(error: BaseException, path: pathlib.Path) -> str:
         told = str(error)
     else:
         told = f"{type(error).__name__}: {error}"
-    places = []
+    # Where in the data it happened: who calls code of a task file for a row notes the row.
+    places = list(getattr(error, "__notes__", ()))
     if (line := _find_line(error, path)) is not None:
         places.append(f"line {line}")
     if isinstance(error, SyntaxError) and error.filename != str(path) and error.filename:
