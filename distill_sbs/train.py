@@ -131,7 +131,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     newest, damaged = steps.find_newest_whole(config.run.model_dir)
     if newest is not None:
         saved = steps.read_description(steps.step_folder(config.run.model_dir, newest))
-        check_same_run(config.run.model_dir, saved, description)
+        check_same_run(config.run.model_dir, saved, description, type(config))
         if unknown := saved.unknown_options():
             notes.append(
                 f"{config.run.model_dir} was begun by an earlier version, which did not note "
@@ -361,11 +361,11 @@ def _train(
             stops = stop.before_end_of(step)
             saves = evaluates or step % checkpoint_period == 0 or stops
             # Two steps behind, so that the device is never waited for.
-            _check_finite(window[-3:-2], step - 2, checkpointer)
+            check_finite(window[-3:-2], step - 2, checkpointer)
             if not (saves or step % run.log_period == 0):
                 continue
             for age, each in reversed(list(enumerate(reversed(window)))):
-                _check_finite([each], step - age, checkpointer)
+                check_finite([each], step - age, checkpointer)
             values = run_log.average(window)
             values["learning_rate"] = float(schedule(step - 1))
             values["examples_per_second"] = log.examples_per_second(len(window))
@@ -422,7 +422,12 @@ def _train(
     return results
 
 
-def _check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointer) -> None:
+def check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointer) -> None:
+    """Ends a run whose loss stopped being finite; `step` is that of the first of the window.
+
+    Raises:
+      UserError: it did; the last checkpoint stays.
+    """
     from distill_sbs.training.run_log import read_scalar
 
     for metrics in window:

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill_sbs import config, option_fields
+from distill_sbs.allocating.options import AllocationConfig
 from distill_sbs.sweeping.options import SweepConfig
 from distill_sbs.teacher import options, prompts
 
 HEAD = """# Settings
 
 For whoever looks a setting up. This page is made of the definitions in
-`distill_sbs/config.py`, `distill_sbs/sweeping/options.py` and `distill_sbs/teacher/options.py`;
+`distill_sbs/config.py`, `distill_sbs/sweeping/options.py`, `distill_sbs/allocating/options.py` and
+`distill_sbs/teacher/options.py`;
 `--help` of each command says the same.
 
 A run is set by macros, in gin files or as `--gin.NAME=value`; in Python the same names in small
@@ -67,6 +69,9 @@ def make_lines() -> Iterator[str]:
     yield from ("\n".join(TABLE_HEAD).format("macro"), macro_row(topology), "")
     yield from ("## Sweep", "", "`sweep` takes the macros of a run, and these besides.", "")
     yield from ("\n".join(TABLE_HEAD).format("macro"), *map(macro_row, SweepConfig.options()), "")
+    yield from ("## Allocate", "", "`allocate` takes the macros of a run, and these besides.", "")
+    rows = map(macro_row, AllocationConfig.options())
+    yield from ("\n".join(TABLE_HEAD).format("macro"), *rows, "")
     yield TEACHER_HEAD
     yield "\n".join(TABLE_HEAD).format("flag")
     yield from map(flag_row, dataclasses.fields(options.ExtractConfig))

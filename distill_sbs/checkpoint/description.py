@@ -166,17 +166,34 @@ def _as_json(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
-def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription) -> None:
+def check_same_run(
+    model_dir: str,
+    saved: RunDescription,
+    wanted: RunDescription,
+    config_class: type[TrainConfig] = TrainConfig,
+) -> None:
     """Refuses to continue a run with other options than it began with.
 
     Everything is compared that an option does not say of itself may change (`Option.may_change`):
     where and how a run goes on, not what it computes. The student is compared field by field, the
     vocabulary by its content.
 
+    Args:
+      model_dir: where the run lies.
+      saved: what its checkpoint says.
+      wanted: what it would go on with.
+      config_class: the options of the entry point that would go on.
+
     Raises:
       UserError: MODEL_DIR holds another run; names each difference, by macro, old and new value.
     """
-    differences = list(_differences(saved, wanted))
+    programs = [f"a run of {_program(each)}" for each in (saved, wanted)]
+    if saved.converted_from is None and programs[0] != programs[1]:
+        raise UserError(
+            f"MODEL_DIR={model_dir} holds {programs[0]}, and this is {programs[1]}; choose another "
+            "MODEL_DIR"
+        )
+    differences = list(_differences(saved, wanted, config_class))
     if not differences:
         return
     told = "; ".join(f"{name}: {before} there, {after} now" for name, before, after in differences)
@@ -187,9 +204,16 @@ def check_same_run(model_dir: str, saved: RunDescription, wanted: RunDescription
     )
 
 
-def _differences(saved: RunDescription, wanted: RunDescription) -> Iterator[tuple[str, str, str]]:
+def _program(description: RunDescription) -> str:
+    """The entry point that made it: only one of them has a budget."""
+    return "allocate" if "BUDGET_TOKENS" in description.options else "train"
+
+
+def _differences(
+    saved: RunDescription, wanted: RunDescription, config_class: type[TrainConfig]
+) -> Iterator[tuple[str, str, str]]:
     """Name, value there and value now of what differs."""
-    yield from compare_options(saved.options, wanted.options)
+    yield from compare_options(saved.options, wanted.options, config_class)
     before, after = (_vocabulary_hash(each.vocabulary) for each in (saved, wanted))
     if before != after:
         yield "VOCABULARY_FILE", _vocabulary_words(saved), _vocabulary_words(wanted)
@@ -200,7 +224,9 @@ def _differences(saved: RunDescription, wanted: RunDescription) -> Iterator[tupl
 
 
 def compare_options(
-    saved: Mapping[str, object], wanted: Mapping[str, object]
+    saved: Mapping[str, object],
+    wanted: Mapping[str, object],
+    config_class: type[TrainConfig] = TrainConfig,
 ) -> Iterator[tuple[str, str, str]]:
     """Macro, value there and value now of the options that differ and may not.
 
@@ -209,8 +235,9 @@ def compare_options(
     Args:
       saved: macro → value, as far as it is known.
       wanted: macro → value, of every option.
+      config_class: which options there are.
     """
-    for option in TrainConfig.options():
+    for option in config_class.options():
         by_meaning = option.macro in _BY_MEANING
         if option.may_change or by_meaning or option.macro not in saved:
             continue

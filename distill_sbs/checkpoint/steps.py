@@ -43,11 +43,13 @@ class Progress:
         are not scored `loss` and `perplexity` in the place of `accuracy`.
       best_step: the evaluated step of highest accuracy, or of lowest loss, the earliest of equals,
         of those that may be it; None before one.
+      allocation: what `allocate` keeps besides; None of other runs.
     """
 
     position: dict[str, int]
     evaluations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     best_step: int | None = None
+    allocation: JsonObject | None = None
 
     def add_evaluation(
         self, step: int, values: Mapping[str, float], first: int = 1, last: int | None = None
@@ -82,7 +84,10 @@ class Progress:
 
     def to_json(self) -> dict[str, object]:
         """What is saved: the attributes, and that checksums lie beside them."""
-        return {**dataclasses.asdict(self), "has_checksums": True}
+        saved = {**dataclasses.asdict(self), "has_checksums": True}
+        if self.allocation is None:
+            del saved["allocation"]
+        return saved
 
     @classmethod
     def from_json(cls, saved: JsonObject) -> Progress:
@@ -96,8 +101,13 @@ class Progress:
             counts = {task: count for task, count in position.items() if isinstance(count, int)}
             points = [point for each in evaluations if (point := _read_point(each)) is not None]
             is_whole = len(counts) == len(position) and len(points) == len(evaluations)
-            if is_whole and isinstance(best_step, int | None):
-                return cls(counts, points, best_step)
+            allocation = saved.get("allocation")
+            if (
+                is_whole
+                and isinstance(best_step, int | None)
+                and isinstance(allocation, dict | None)
+            ):
+                return cls(counts, points, best_step, allocation)
         raise ValueError("it does not say position, evaluations and best step")
 
 

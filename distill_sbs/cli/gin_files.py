@@ -30,7 +30,7 @@ from distill_sbs.json_lines import decode_utf8
 REQUIRED_MACRO = "gin.REQUIRED"
 
 # What a run file says its function is called with: `train.config = @TrainConfig()`.
-CONFIGURABLES = ("TrainConfig", "PrecompileConfig", "SweepConfig")
+CONFIGURABLES = ("TrainConfig", "PrecompileConfig", "SweepConfig", "AllocateConfig")
 
 # Far more than anybody writes by hand.
 _MOST_INCLUDES = 200

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import TypeVar
 
+from distill_sbs.allocating.options import AllocationConfig
 from distill_sbs.cli.gin_files import (
     REQUIRED_MACRO,
     Binding,
@@ -32,7 +33,7 @@ OUR_MACROS = (
     "PRETRAINED_CHECKPOINT_PATH",
     *(
         option.macro
-        for each in (TrainConfig, PrecompileConfig, SweepConfig)
+        for each in (TrainConfig, PrecompileConfig, SweepConfig, AllocationConfig)
         for option in each.options()
     ),
 )

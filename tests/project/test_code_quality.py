@@ -40,7 +40,8 @@ NEEDS_TENSORFLOW = {"distill_sbs.training.run_log"}
 TENSORFLOW_SIDE = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "t5x", "clu"}
 JAX_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "t5x"}
 # A sweep is made of runs of `train`: it asks it what is wrong with a run, its worker calls it.
-MADE_OF_TRAIN = {"distill_sbs.sweep", "distill_sbs.sweeping.worker"}
+# An allocation is a run whose data are chosen as it goes, and is checked as a run is.
+MADE_OF_TRAIN = {"distill_sbs.sweep", "distill_sbs.sweeping.worker", "distill_sbs.allocate"}
 # What may need these, where it is not obvious, imports them by name when it needs them.
 IMPORTED_BY_NAME = {"distill_sbs.cli.quiet_tensorflow": "tensorflow"}
 
@@ -256,6 +257,12 @@ def test_nothing_imports_an_entry_point() -> None:
         if name not in public:
             allowed = {"distill_sbs.train"} if name in MADE_OF_TRAIN else set()
             assert not entry_points() & names - allowed, f"{name} imports an entry point"
+
+
+def test_allocating_needs_neither_side() -> None:
+    modules = [name for name in imports() if belongs(name, "distill_sbs.allocating")]
+    assert "distill_sbs.allocating.allocator" in modules
+    assert chains(modules, JAX_SIDE | TENSORFLOW_SIDE | {"gin"}) == []
 
 
 def test_planning_a_sweep_needs_no_jax() -> None:
