@@ -3,7 +3,7 @@
 Enters: the logits that both give for the same prefixes, [..., V]. Leaves: for every position the
 divergence of the two, the expert's K likeliest tokens, and two distributions over these.
 
-With pE and pA the two distributions at a position (arXiv 2510.07962, section 3):
+With pE and pA the two distributions at a position (arXiv 2510.07962):
 
 - KL = Σ_a pE(a) (log pE(a) - log pA(a)), in nats, over the whole vocabulary;
 - plausible are the tokens M = {a : pE(a) ≥ α · max pE};

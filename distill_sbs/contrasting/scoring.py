@@ -117,11 +117,15 @@ class PairScorer:
 
     def __call__(
         self, expert: Params, amateur: Params, batch: dict[str, np.ndarray]
-    ) -> Comparison:
-        """Compares both on a batch of `pad_batch`; rows that the data axis divides."""
+    ) -> list[np.ndarray]:
+        """Compares both on a batch of `pad_batch`, whose rows the data axis divides.
+
+        Returns:
+          The fields of a `Comparison`, [B, T] and [B, T, K].
+        """
         with sharding.rules(self._mesh):
             compared = self._score(expert, amateur, sharding.put_batch(batch, self._mesh))
-        return Comparison(*(np.asarray(each) for each in compared))
+        return [np.asarray(each) for each in compared]
 
 
 def choose_rows(batch_size: int, mesh: Mesh) -> int:

@@ -52,6 +52,21 @@ class Rollouts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Figures:
+    """What is told of all rollouts; see `data.records.contrasts.Manifest`."""
+
+    beta: float
+    problems: int
+    examples: int
+    valid: int
+    kept: int
+    overflow: int
+    top_k: int
+    mean_divergence: float
+    histogram: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
 class SoftLabels:
     """What the positions of some rollouts are trained toward.
 

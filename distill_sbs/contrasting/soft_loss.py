@@ -5,7 +5,7 @@ weight of the position. Leaves: sums over the positions of a batch, which add up
 
 The loss of a position with weights v over its tokens is Σ_a v(a) (log v(a) - log p(a)), the
 divergence of the student from the soft label; its first term is constant, and the gradient of the
-logits is p - v (arXiv 2510.07962, equation 6). Positions of weight 0 have no part in it, to the bit.
+logits is p - v (arXiv 2510.07962). Positions of weight 0 have no part in it, to the bit.
 """
 
 from __future__ import annotations
@@ -113,7 +113,11 @@ def soft_cross_entropy(
     ) -> tuple[jax.Array, jax.Array]:
         return weights, _chunk_losses(config, chunk[0], weights, chunk[1], chunk[2])
 
-    chunks = tuple(losses.split_length(each, chunk_length) for each in (hidden, ids, soft))
+    chunks = (
+        losses.split_length(hidden, chunk_length),
+        losses.split_length(ids, chunk_length),
+        losses.split_length(soft, chunk_length),
+    )
     _, values = jax.lax.scan(body, weights, chunks)
     joined: jax.Array = jnp.moveaxis(values, 0, 1).reshape(batch, -1)[:, :length]
     return joined

@@ -41,6 +41,7 @@ class DataSettings:
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
       rationale_filter: 'all' rationales are trained on, or the 'agreeing' ones: those of examples
         where the teacher's label is right.
+      contrast_rate: how often a contrast's rollout is drawn for a label row.
       rationales_per_example: how many of a training example's rationales take turns.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
 
@@ -59,6 +60,7 @@ class DataSettings:
     text_dir: str | None = None
     rationale_filter: str = "all"
     rationales_per_example: int = 1
+    contrast_rate: float = 3.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:

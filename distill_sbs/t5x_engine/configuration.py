@@ -118,7 +118,13 @@ def prepared_mixture(
     registration.load_task_files(task_files)
     if module:
         importlib.import_module(module)
-    registration.prepare_missing(registration.get_mixture_or_task(name))
+    mixture = registration.get_mixture_or_task(name)
+    if any(registration.find_manifest(task) for task in registration.tasks_of(mixture)):
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME={name!r}: T5X knows no soft labels; train on a contrast with "
+            "python -m distill_sbs.train"
+        )
+    registration.prepare_missing(mixture)
     vocabulary.load(vocabulary_file)
     return name
 

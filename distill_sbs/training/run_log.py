@@ -145,7 +145,7 @@ class RunLog:
 
 def _status(values: Mapping[str, float]) -> str:
     parts = []
-    for key in ("label_loss", "rationale_loss", "mutual_information"):
+    for key in ("label_loss", "rationale_loss", "mutual_information", "contrast_loss"):
         if key in values:
             parts.append(f"{key.replace('_', ' ')} {values[key]:.3f}")
     parts += [
@@ -181,7 +181,7 @@ def print_summary(
     row("data fraction", results["data_fraction"], "g")
     row("rationale rate λ", results["rationale_rate"], "g")
     row("steps", results["train_steps"], "d")
-    for task in ("label", "rationale"):
+    for task in ("label", "rationale", "contrast"):
         logged = [line[f"{task}_loss"] for line in lines if f"{task}_loss" in line]
         if logged:
             change = f"{logged[0]:.3f} → {logged[-1]:.3f}"

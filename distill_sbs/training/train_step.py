@@ -64,7 +64,7 @@ class Counts(NamedTuple):
     Attributes:
       tokens: of each task.
       pairs: of a label and a rationale, int32; None where nothing is meant over them.
-      soft: the sum of the weights of positions with soft labels, float32; None where there are none.
+      soft: weights of positions with soft labels, float32; None where there are none.
     """
 
     tokens: losses.TaskTokenCounts
