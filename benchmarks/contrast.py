@@ -26,7 +26,7 @@ quiet_tensorflow.import_tensorflow()
 from distill_sbs.config import TrainConfig  # noqa: E402
 from distill_sbs.contrast import contrast  # noqa: E402
 from distill_sbs.contrasting.options import ContrastOptions  # noqa: E402
-from distill_sbs.contrasting.rollouts import _load  # noqa: E402
+from distill_sbs.contrasting.rollouts import load_part  # noqa: E402
 from distill_sbs.data import metrics, registration, settings  # noqa: E402
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput  # noqa: E402
 from distill_sbs.data.records import build  # noqa: E402
@@ -63,6 +63,7 @@ RUNS = (
 
 
 def write_rationale(digits: list[int], mistaken: float, random: np.random.Generator) -> str:
+    """A rationale, with the misconception at a probability."""
     total, steps = digits[0], []
     for digit in digits[1:]:
         wrong = digit >= 5 and random.random() < mistaken
@@ -73,6 +74,7 @@ def write_rationale(digits: list[int], mistaken: float, random: np.random.Genera
 
 
 def read_world(_: object, split: str) -> RawSplit:
+    """The examples of a split, the same each time."""
     order = np.random.default_rng(0).permutation(10_000)
     begin = {"train": 0, "validation": 6000, "test": 6512}[split]
     random = np.random.default_rng([1, begin])
@@ -93,6 +95,7 @@ def read_world(_: object, split: str) -> RawSplit:
 def train_student(
     folder: pathlib.Path, data_dir: str, mixture: str, seed: int, steps: int, **changes: object
 ) -> None:
+    """Trains, or tunes, one student."""
     train(
         TrainConfig.from_options(
             **{
@@ -133,7 +136,7 @@ def count_places(data_dir: str, beta: float) -> dict[str, float]:
     newest = max(work.iterdir(), key=lambda path: path.stat().st_mtime)
     kept: dict[str, list[bool]] = {name: [] for name in PLACES}
     for path in sorted(newest.glob("part-*")):
-        part = _load(path)
+        part = load_part(path)
         for divergence, length in zip(part.divergence, part.lengths, strict=True):
             for place in range(1, min(int(length), 18)):
                 kind = next(name for name, places in PLACES.items() if place % 6 in places)
@@ -142,6 +145,7 @@ def count_places(data_dir: str, beta: float) -> dict[str, float]:
 
 
 def main() -> None:
+    """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True)
     parser.add_argument("--seeds", default="0,1,2")

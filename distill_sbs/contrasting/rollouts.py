@@ -201,7 +201,7 @@ class Contest:
         paths = self._parts(folder, problems)
         pieces, plausible, lengths = [], [], []
         for path in paths:
-            part = _load(path)
+            part = load_part(path)
             valid = part.find_valid(options.skip_first)
             pieces.append(part.divergence[valid])
             plausible.append(part.plausible[valid])
@@ -234,7 +234,7 @@ class Contest:
     ) -> Iterator[Row]:
         index = 0
         for path, kept_here in zip(paths, kept, strict=True):
-            part = _load(path)
+            part = load_part(path)
             valid = part.find_valid(self.options.skip_first)
             chosen = np.zeros_like(valid)
             chosen[valid] = kept_here
@@ -278,7 +278,12 @@ def _save(
         file.write(content.getvalue())
 
 
-def _load(path: epath.Path) -> selection.Rollouts:
+def load_part(path: epath.Path) -> selection.Rollouts:
+    """What a part holds.
+
+    Raises:
+      UserError: it is not as it was written.
+    """
     names = [field.name for field in dataclasses.fields(selection.Rollouts)]
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from distill_sbs.training.train_step import Metrics
 
 
+def read_scalar(metrics: Metrics, name: str) -> float:
+    """One of a step's scalars, `loss` or `gradient_norm`; waits for the device."""
+    value = metrics[name]
+    assert not isinstance(value, tuple), name
+    return float(value)
+
+
 def check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointer) -> None:
     """Raises UserError where a loss is NaN or infinite.
 
@@ -24,8 +31,6 @@ def check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointe
       step: the number that is told.
       checkpointer: waited for, so that what it has begun to save is whole.
     """
-    from distill_sbs.training.run_log import read_scalar
-
     for metrics in window:
         loss = read_scalar(metrics, "loss")
         if not math.isfinite(loss):

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from distill_sbs.cli import progress, terminal
 from distill_sbs.files import write_file
+from distill_sbs.training.finite_loss import read_scalar
 from distill_sbs.training.metrics_file import METRICS_FILE, RunResults, read_metrics
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ if TYPE_CHECKING:
 
 # How values of evaluations are told; others have three decimals.
 _FORMS = {"accuracy": ".1%", "unparsed": ".1%", "perplexity": ".2f"}
-
-
-def read_scalar(metrics: Metrics, name: str) -> float:
-    """One of a step's scalars, `loss` or `gradient_norm`; waits for the device."""
-    value = metrics[name]
-    assert not isinstance(value, tuple), name
-    return float(value)
 
 
 def average(window: Sequence[Metrics]) -> dict[str, float]:
