@@ -24,6 +24,7 @@ COMMANDS = {
     "curate": "chooses the training examples whose rationales are worth a student's time",
     "train": "trains a student, and evaluates its best step on test",
     "allocate": "spends a fixed budget of tokens on several tasks, as a bandit finds best",
+    "contrast": "which tokens of its own rationales a student should learn, by a weaker one",
     "evaluate": "accuracy of a student on a split",
     "infer": "answers the inputs of a JSONL file with labels or rationales",
     "sweep": "one experiment over a grid of methods, data fractions, students and seeds",

@@ -24,6 +24,7 @@ from distill_sbs.allocating import summary as summaries
 from distill_sbs.allocating.options import AllocateConfig
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
+from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.errors import (
     SourceError,
@@ -34,7 +35,7 @@ from distill_sbs.errors import (
 )
 from distill_sbs.files import write_file
 from distill_sbs.folder_lock import FolderLock
-from distill_sbs.train import CheckedRun, check_finite, check_run
+from distill_sbs.train import CheckedRun, check_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,6 +182,7 @@ def _allocate(
     from distill_sbs.model import flops
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
+    from distill_sbs.training.finite_loss import check_finite
     from distill_sbs.training.program import build_training_program
     from distill_sbs.training.target_loss import TargetLoss
     from distill_sbs.training.train_step import initial_state
@@ -466,6 +468,7 @@ def _utility(found: Mapping[str, float]) -> float:
 def main(configuration: command_line.Configuration[AllocateConfig]) -> None:
     """Allocates with what the command line and the gin files say."""
     keep_freed_memory()
+    keep_compiled_programs()
     quiet_tensorflow.import_tensorflow()
     allocate(configuration.config, task_files=configuration.task_files)
 

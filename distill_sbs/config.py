@@ -114,6 +114,11 @@ class DataConfig(Options):
     rationales_per_example: int = option(
         kinds.whole(1), "how many of an example's take turns, another one each epoch", default=1
     )
+    contrast_rate: float = option(
+        kinds.number(above=0.0),
+        "of D_contrast_label_NAME: rollouts drawn for a label row",
+        default=3.0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

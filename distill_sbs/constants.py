@@ -18,6 +18,7 @@ TASK_IDS = "task_ids"
 PADDING_TASK_ID = 0
 LABEL_TASK_ID = 1
 RATIONALE_TASK_ID = 2
+CONTRAST_TASK_ID = 3  # its loss is that of soft labels, which our own engine alone has
 
 # Model features, T5X's names and ours.
 ENCODER_INPUT_TOKENS = "encoder_input_tokens"
@@ -29,6 +30,10 @@ DECODER_SEGMENT_IDS = "decoder_segment_ids"
 DECODER_POSITIONS = "decoder_positions"
 DECODER_LOSS_WEIGHTS = "decoder_loss_weights"
 DECODER_TASK_IDS = "decoder_task_ids"
+# Soft labels: K tokens of every target position, their weights, and the weight of the position.
+DECODER_SOFT_IDS = "decoder_soft_ids"
+DECODER_SOFT_WEIGHTS = "decoder_soft_weights"
+DECODER_STEP_WEIGHTS = "decoder_step_weights"
 PAIRS = "pairs"  # decoder segments of each pair's label and rationale, of our own engine alone
 
 # Prefixes of the published implementation; the paper's text prints them as [label], [rationale].

@@ -34,9 +34,9 @@ from distill_sbs.model.config import T5Config
 if TYPE_CHECKING:
     import seqio
 
-    from distill_sbs.checkpoint.checkpointer import Checkpointer
     from distill_sbs.convert.source import ParameterSource
     from distill_sbs.data.batches.layout import Sequence2Sequence
+    from distill_sbs.data.batches.sampler import TokenisedTask
     from distill_sbs.model.parameters import Params
     from distill_sbs.training.metrics_file import RunResults
     from distill_sbs.training.train_step import Metrics
@@ -88,14 +88,15 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     Raises:
       UserError: an unknown mixture, or one that has no pairs where they are asked for, a task file
         that does not run, a vocabulary that is missing or larger than the student's, an
-        INITIAL_CHECKPOINT_PATH that is missing, of no known form or of another student, a MODEL_DIR
-        that holds another run.
+        INITIAL_CHECKPOINT_PATH that is missing, of no known form or of another student, or is not
+        the expert of the contrast that is trained on, a MODEL_DIR that holds another run.
     """
     quiet_tensorflow.import_tensorflow()
     from etils import epath
 
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.description import check_same_run
+    from distill_sbs.convert.content import check_expert
     from distill_sbs.convert.open import open_source
     from distill_sbs.data import registration, settings, vocabulary
 
@@ -154,6 +155,10 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
                 f"{config.run.initial_checkpoint_path} comes with another vocabulary than "
                 f"VOCABULARY_FILE={config.data.vocabulary_file!r}; its tokens mean something else"
             )
+    for task in registration.tasks_of(mixture):
+        manifest = registration.find_manifest(task)
+        if manifest is not None and newest is None:
+            check_expert(pretrained, manifest.expert, task.name)
     return CheckedRun(
         mixture,
         registration.evaluation_task(mixture),
@@ -208,6 +213,7 @@ def _train(
     from distill_sbs.model import flops
     from distill_sbs.training import optimizer as optimizers
     from distill_sbs.training import run_log
+    from distill_sbs.training.finite_loss import check_finite
     from distill_sbs.training.metrics_file import read_metrics
     from distill_sbs.training.program import build_training_program
     from distill_sbs.training.target_loss import TargetLoss
@@ -223,11 +229,8 @@ def _train(
     lock = at_end.enter_context(FolderLock(model_dir, "training", silent=not is_first))
     lock.take(create=False)
     checked = check_run(config, task_files)
-    mixture, evaluated_task, pretrained = (
-        checked.mixture,
-        checked.evaluated_task,
-        checked.pretrained,
-    )
+    mixture, evaluated_task = checked.mixture, checked.evaluated_task
+    pretrained = checked.pretrained
     for note in checked.notes if is_first else ():
         terminal.say(f"warning: {note}", stderr=True)
     processes.run_first_then_others(lambda: registration.prepare_missing(mixture))
@@ -272,13 +275,14 @@ def _train(
         )
     for warning in input_pipeline.warn_of_cuts(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         terminal.say(f"warning: {warning}", stderr=True)
-    splits = {
-        split: input_pipeline.tokenise(
-            evaluated_task, split, batch_config.task_feature_lengths, share=share
-        )
-        for split in ("validation", "test")
-        if split in evaluated_task.splits
-    }
+    read = functools.partial(
+        input_pipeline.tokenise, lengths=batch_config.task_feature_lengths, share=share
+    )
+    known = [each for each in ("validation", "test") if each in evaluated_task.splits]
+    splits = {split: read(evaluated_task, split) for split in known}
+    explained_task = registration.find_rationale_task(mixture)
+    known = registration.list_rationale_splits(explained_task)
+    explained = {split: read(explained_task, split) for split in known}
 
     # ---------------------------------- state -----------------------------------
     program = build_training_program(
@@ -319,23 +323,31 @@ def _train(
     def measure_loss(params: Params, sequences: Sequence[Sequence2Sequence]) -> dict[str, float]:
         return loss_of_targets(params, input_pipeline.lay_out_singly(sequences, eval_rows))
 
+    def answer(
+        task: seqio.Task, split: str, examples: TokenisedTask, params: Params, limit: int | None
+    ) -> dict[str, float]:
+        outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
+        said = [checked.vocabulary.decode(output.tolist()) for output in outputs]
+        if task is evaluated_task:
+            remarks[split] = explain_outputs(outputs, said, evaluation.max_decode_tokens)
+        texts = examples.texts[:limit]
+        return batch_decoder.compute_metrics(task.metric_fns, task.postprocess_fn, texts, said)
+
     def evaluate_on(split: str, params: Params, limit: int | None = None) -> dict[str, float]:
         """Metrics of a split's decoded answers (`accuracy`, 0 to 1), or the loss of its targets."""
         examples = splits[split]
         if not evaluated_task.metric_fns:
             return measure_loss(params, examples.sequences[:limit])
-        outputs = decoder(params, [each.inputs for each in examples.sequences[:limit]])
-        predictions = [checked.vocabulary.decode(output.tolist()) for output in outputs]
-        remarks[split] = explain_outputs(outputs, predictions, evaluation.max_decode_tokens)
-        found = batch_decoder.compute_metrics(
-            evaluated_task.metric_fns,
-            evaluated_task.postprocess_fn,
-            examples.texts[:limit],
-            predictions,
-        )
+        found = answer(evaluated_task, split, examples, params, limit)
         if split == "validation" and evaluation.validation_loss:
             found |= measure_loss(params, examples.sequences[:limit])
         return found
+
+    def explain_on(split: str, params: Params) -> dict[str, float]:
+        """Metrics of the rationales of a contrast's student, whose label prefix is not tuned."""
+        if explained_task is None or split not in explained:
+            return {}
+        return answer(explained_task, split, explained[split], params, None)
 
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
@@ -401,7 +413,10 @@ def _train(
         if best_step != int(state.step):
             steps.check_step(steps.step_folder(model_dir, best_step))
             state, _ = checkpointer.restore(best_step, abstract)
-        on_test = evaluate_on("test", state.params)
+        on_test = {**evaluate_on("test", state.params), **explain_on("test", state.params)}
+    on_validation = progress.values_at(best_step)
+    if on_validation is not None:  # where there is a test, the parameters are the best step's
+        on_validation |= explain_on("validation", state.params) if on_test else {}
     checkpointer.close()
     results: RunResults = {
         "mixture": config.data.mixture_or_task_name,
@@ -410,7 +425,7 @@ def _train(
         "seed": run.random_seed,
         "train_steps": train_steps,
         "best_step": best_step,
-        "validation": progress.values_at(best_step) or unknown,
+        "validation": on_validation or unknown,
         "test": on_test or unknown,
     }
     if not is_first:
@@ -420,26 +435,6 @@ def _train(
     lines, _ = read_metrics(model_dir)
     run_log.print_summary(results, lines, model_dir, remark, config.data.data_dir, task_files)
     return results
-
-
-def check_finite(window: Sequence[Metrics], step: int, checkpointer: Checkpointer) -> None:
-    """Ends a run whose loss stopped being finite; `step` is that of the first of the window.
-
-    Raises:
-      UserError: it did; the last checkpoint stays.
-    """
-    from distill_sbs.training.run_log import read_scalar
-
-    for metrics in window:
-        loss = read_scalar(metrics, "loss")
-        if not math.isfinite(loss):
-            checkpointer.wait()
-            newest = checkpointer.latest_step()
-            kept = f"the checkpoint of step {newest} is good" if newest else "nothing was saved yet"
-            raise UserError(
-                f"the loss of step {step} is {loss}; {kept}. Lower "
-                "LEARNING_RATE, set WARMUP_STEPS, or compute in float32"
-            )
 
 
 def main(configuration: command_line.Configuration[TrainConfig]) -> None:

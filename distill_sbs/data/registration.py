@@ -19,7 +19,15 @@ import tensorflow as tf
 from distill_sbs import constants, resources
 from distill_sbs.data import metrics, settings, vocabulary
 from distill_sbs.data.dataset import AnswerCheck, DatasetSpec
-from distill_sbs.data.tasks import names, preprocessors, span_corruption, task_files, texts
+from distill_sbs.data.tasks import (
+    contrast_tasks,
+    names,
+    preprocessors,
+    span_corruption,
+    task_files,
+    texts,
+)
+from distill_sbs.data.tasks.contrast_tasks import find_manifest
 from distill_sbs.data.tasks.lookup import (
     check_prepared,
     check_selection,
@@ -31,6 +39,7 @@ from distill_sbs.data.tasks.lookup import (
     get_task_info,
     is_pretraining,
     is_rationale,
+    list_rationale_splits,
     prepare_missing,
     reads_rationales,
     reads_texts,
@@ -50,12 +59,15 @@ __all__ = [
     "dataset_of",
     "datasets_of",
     "evaluation_task",
+    "find_manifest",
     "find_pairs",
+    "find_rationale_task",
     "get_dataset",
     "get_mixture_or_task",
     "get_task_info",
     "is_pretraining",
     "is_rationale",
+    "list_rationale_splits",
     "load_task_files",
     "prepare_missing",
     "reads_rationales",
@@ -70,7 +82,7 @@ __all__ = [
 OUTPUT_FEATURES = {
     constants.INPUTS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
     constants.TARGETS: seqio.Feature(vocabulary.ConfiguredVocabulary(), add_eos=True),
-    constants.TASK_IDS: seqio.Feature(seqio.PassThroughVocabulary(size=3), add_eos=False),
+    constants.TASK_IDS: seqio.Feature(seqio.PassThroughVocabulary(size=4), add_eos=False),
 }
 
 # The same, with sentinels behind the vocabulary's pieces.
@@ -380,6 +392,8 @@ def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
         )
     if joined:
         _register_joined_teacher(joined[0])
+    if name not in names.list_registered() and not readings:
+        contrast_tasks.register_if_there(name, OUTPUT_FEATURES)
     if name not in names.list_registered():
         missing = names.tell_lacking(readings[0]) if readings else ""
         raise UserError(
@@ -387,6 +401,19 @@ def get_mixture_or_task(name: str) -> seqio.Task | seqio.Mixture:
             f"{missing}{names.suggest(name, names.list_registered())}"
         )
     return seqio.get_mixture_or_task(name)
+
+
+def find_rationale_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task | None:
+    """The rationale task that a contrast's expert learned; None of other mixtures."""
+    for task in tasks_of(mixture_or_task):
+        manifest = find_manifest(task)
+        if manifest is not None and manifest.teacher is not None:
+            try:
+                found = get_mixture_or_task(f"{manifest.dataset}_rationale_{manifest.teacher}")
+            except UserError:  # the teacher is joined with other records
+                return None
+            return found if isinstance(found, seqio.Task) else None
+    return None
 
 
 def _register_joined_teacher(info: TaskInfo) -> None:

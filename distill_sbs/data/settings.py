@@ -44,6 +44,7 @@ class DataSettings:
       vocabulary: a loaded SeqIO vocabulary, such as a checkpoint's own, in the file's place.
       rationale_filter: 'all' rationales are trained on, or the 'agreeing' ones: those of examples
         where the teacher's label is right.
+      contrast_rate: how often a contrast's rollout is drawn for a label row.
       rationales_per_example: how many of a training example's rationales take turns.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
       selection: the training examples that may be used; None: all. `data_fraction` is of these.
@@ -64,6 +65,7 @@ class DataSettings:
     rationale_filter: str = "all"
     rationales_per_example: int = 1
     selection: Selection | None = None
+    contrast_rate: float = 3.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
@@ -99,6 +101,7 @@ class DataSettings:
             text_dir=data.text_dir,
             rationale_filter=data.rationale_filter,
             rationales_per_example=data.rationales_per_example,
+            contrast_rate=data.contrast_rate,
             selection=None if data.selection is None else read_selection(data.selection),
         )
 

@@ -124,6 +124,11 @@ def prepared_mixture(
         importlib.import_module(module)
     mixture = registration.get_mixture_or_task(name)
     registration.check_selection(mixture)
+    if any(registration.find_manifest(task) for task in registration.tasks_of(mixture)):
+        raise UserError(
+            f"MIXTURE_OR_TASK_NAME={name!r}: T5X knows no soft labels; train on a contrast with "
+            "python -m distill_sbs.train"
+        )
     registration.prepare_missing(mixture)
     vocabulary.load(vocabulary_file)
     return name

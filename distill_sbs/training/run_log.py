@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
 from distill_sbs.cli import progress, terminal
 from distill_sbs.files import write_file
+from distill_sbs.training.finite_loss import read_scalar
 from distill_sbs.training.metrics_file import METRICS_FILE, RunResults, read_metrics
 
 if TYPE_CHECKING:
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 # How values of evaluations are told; others have three decimals.
 _FORMS = {"accuracy": ".1%", "unparsed": ".1%", "perplexity": ".2f"}
-
-
-def read_scalar(metrics: Metrics, name: str) -> float:
-    """One of a step's scalars, `loss` or `gradient_norm`; waits for the device."""
-    value = metrics[name]
-    assert not isinstance(value, tuple), name
-    return float(value)
 
 
 def average(window: Sequence[Metrics]) -> dict[str, float]:
@@ -146,7 +140,7 @@ class RunLog:
 
 def _status(values: Mapping[str, float]) -> str:
     parts = []
-    for key in ("label_loss", "rationale_loss", "mutual_information"):
+    for key in ("label_loss", "rationale_loss", "mutual_information", "contrast_loss"):
         if key in values:
             parts.append(f"{key.replace('_', ' ')} {values[key]:.3f}")
     parts += [
@@ -186,7 +180,7 @@ def print_summary(
     row("data fraction", results["data_fraction"], "g")
     row("rationale rate λ", results["rationale_rate"], "g")
     row("steps", results["train_steps"], "d")
-    for task in ("label", "rationale"):
+    for task in ("label", "rationale", "contrast"):
         logged = [line[f"{task}_loss"] for line in lines if f"{task}_loss" in line]
         if logged:
             change = f"{logged[0]:.3f} → {logged[-1]:.3f}"

@@ -6,6 +6,7 @@ task id a target token. Leaves: the next state, and per task the (sum, count) of
 The objective is Eq. 3 of the paper, L = mean over label tokens + λ · mean over rationale tokens,
 each mean over the whole global batch: rows on all devices and all microbatches. Where it is asked
 for, the mean over pairs of the mutual-information loss comes on top (`model.mutual_information`).
+Batches with soft labels add the weighted mean over their positions (`contrasting.soft_loss`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_sbs import constants
+from distill_sbs.contrasting import soft_loss
 from distill_sbs.model import losses, mutual_information
 from distill_sbs.model.network import Transformer, initial_parameters, output_weights
 from distill_sbs.model.parameters import Params, PyTree
@@ -62,10 +64,12 @@ class Counts(NamedTuple):
     Attributes:
       tokens: of each task.
       pairs: of a label and a rationale, int32; None where nothing is meant over them.
+      soft: weights of positions with soft labels, float32; None where there are none.
     """
 
     tokens: losses.TaskTokenCounts
     pairs: jax.Array | None
+    soft: jax.Array | None
 
 
 def initial_state(
@@ -108,7 +112,9 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are the scalars `loss` and
       `gradient_norm`, and `losses.task_metrics` of the whole batch, as sums and counts; with
-      `mutual_information_weight` also `mutual_information`, over the pairs.
+      `mutual_information_weight` also `mutual_information`, over the pairs; with soft labels
+      `contrast_loss` and `contrast_kl`, over their positions, and `contrast_positions`, how many
+      of these a step keeps.
     """
     beta = objective.mutual_information_weight
 
@@ -138,6 +144,17 @@ def make_train_step(
             pairs = jnp.maximum(counts.pairs, 1).astype(jnp.float32)
             loss = loss + beta * (of_pairs.total / pairs)
             metrics["mutual_information"] = of_pairs
+        if counts.soft is not None:
+            sums = soft_loss.sum_over_positions(
+                hidden, weights, part, model.config, objective.logits_chunk_tokens
+            )
+            loss = loss + sums.cross_entropy / jnp.where(counts.soft > 0, counts.soft, 1.0)
+            here = soft_loss.sum_weights(part)
+            metrics["contrast_loss"] = losses.SumAndCount(sums.cross_entropy, here)
+            metrics["contrast_kl"] = losses.SumAndCount(sums.divergence, here)
+            # Of the whole step, when microbatches are added up.
+            one = jnp.float32(1.0 / num_microbatches)
+            metrics["contrast_positions"] = losses.SumAndCount(sums.kept, one)
         return loss, metrics
 
     def value_and_grad(
@@ -152,6 +169,7 @@ def make_train_step(
         counts = Counts(
             losses.task_token_counts(batch[constants.DECODER_TASK_IDS]),
             mutual_information.count_pairs(batch) if beta else None,
+            soft_loss.sum_weights(batch) if soft_loss.has_soft_labels(batch) else None,
         )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if num_microbatches == 1:

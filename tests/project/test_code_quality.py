@@ -31,6 +31,7 @@ MODEL_SIDE = (
     "distill_sbs.model",
     "distill_sbs.distributed",
     "distill_sbs.training",
+    "distill_sbs.contrasting",
     "distill_sbs.checkpoint",
     "distill_sbs.inference",
     "distill_sbs.precompiling",

@@ -16,12 +16,14 @@ from typing import TypeVar
 
 import numpy as np
 import seqio
+import tensorflow as tf
 
 from distill_sbs import constants
 from distill_sbs.data import registration, settings
 from distill_sbs.data.batches import layout, pairs
 from distill_sbs.data.batches.sampler import MixtureSampler, Position, TokenisedTask
 from distill_sbs.data.batches.share import Share
+from distill_sbs.data.records import contrasts
 from distill_sbs.data.tasks import texts as text_source
 from distill_sbs.errors import UserError
 
@@ -86,7 +88,9 @@ def tokenise(
     # A pretraining task cuts its texts to measure, and has nothing that they were made from. What a
     # piece holds depends on the texts beside it, so every process reads all of them.
     pretrains = registration.is_pretraining(task)
-    if pretrains:
+    # A contrast's rollouts are few, and made of tokens: every process reads them all.
+    is_contrast = registration.find_manifest(task) is not None
+    if pretrains or is_contrast:
         share, keep_texts = _ALL, False
     # Whole sequences, cut here: so the share that was cut is known.
     dataset = task.get_dataset(
@@ -119,6 +123,10 @@ def tokenise(
                     _cut(task_ids, limit_targets, ends=False),
                 )
             )
+        if is_contrast:
+            begin = len(sequences) - len(columns[0])
+            for number, soft in enumerate(_read_soft_targets(batch), start=begin):
+                sequences[number] = _add_soft_targets(sequences[number], soft)
         advance(len(columns[0]))
         indices.extend(batch[constants.INDEX].numpy().tolist())
         if not keep_texts:
@@ -132,8 +140,8 @@ def tokenise(
         order = share.gather_indices(indices)
         cut_inputs, cut_targets = share.add_up(cut_inputs, cut_targets)
         shared = (
-            share.gather_rows([getattr(each, field.name) for each in sequences], order)
-            for field in dataclasses.fields(layout.Sequence2Sequence)
+            share.gather_rows([getattr(each, name) for each in sequences], order)
+            for name in (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
         )
         sequences = [layout.Sequence2Sequence(*row) for row in zip(*shared, strict=True)]
         if keep_texts:
@@ -163,6 +171,26 @@ def tokenise(
         cut_targets / count,
         indices=places,
     )
+
+
+def _read_soft_targets(batch: Mapping[str, tf.RaggedTensor]) -> Iterator[layout.SoftTargets]:
+    """Of every rollout of a batch, uncut."""
+    columns = [
+        np.split(batch[key].flat_values.numpy(), batch[key].row_splits.numpy()[1:-1])
+        for key in (contrasts.SOFT_IDS, contrasts.SOFT_WEIGHTS, contrasts.STEP_WEIGHTS)
+    ]
+    for ids, weights, steps in zip(*columns, strict=True):
+        shape = (len(steps), -1)
+        yield layout.SoftTargets(ids.reshape(shape), weights.reshape(shape), steps)
+
+
+def _add_soft_targets(
+    sequence: layout.Sequence2Sequence, soft: layout.SoftTargets
+) -> layout.Sequence2Sequence:
+    """The sequence with its soft labels, cut as its targets are."""
+    length = len(sequence.targets)
+    cut = layout.SoftTargets(soft.ids[:length], soft.weights[:length], soft.step_weights[:length])
+    return dataclasses.replace(sequence, soft=cut)
 
 
 def _take_turns(task: TokenisedTask) -> TokenisedTask:
@@ -316,7 +344,8 @@ def load_training_data(
     shape = layout.shape_unpacked(
         batch_size, lengths[constants.INPUTS], lengths[constants.TARGETS], row_multiple, in_pairs
     )
-    return dataclasses.replace(data, batch_layout=layout.Layout(shape, shape))
+    unpacked = layout.Layout(shape, shape).add_soft_labels(data.batch_layout.usual.soft)
+    return dataclasses.replace(data, batch_layout=unpacked)
 
 
 def lay_out_tasks(
@@ -346,6 +375,8 @@ def lay_out_tasks(
     chosen = layout.choose_layout(
         batches, longest, row_multiple, attention_cost, in_pairs=together > 1
     )
+    if soft_tokens := max(task.soft_tokens() for task in tasks):
+        chosen = chosen.add_soft_labels(soft_tokens)
     drawn = [each for task in tasks for each in (task, task.partner) if each is not None]
     return TrainingData(MixtureSampler(tasks, rates, seed), batch_size, chosen, drawn)
 

@@ -7,6 +7,7 @@ number of sequences.
 
 Where an example's label and rationale are drawn as a pair, both stand in one row, and so on one
 device and in one microbatch; `constants.PAIRS` says which segments of the row they are.
+Where a run has soft labels, they are laid out beside the target tokens that they belong to.
 """
 
 from __future__ import annotations
@@ -28,12 +29,28 @@ RowsHere = Callable[[int], np.ndarray]  # number of rows -> bool [rows]
 
 
 @dataclasses.dataclass(frozen=True)
+class SoftTargets:
+    """What stands beside the targets of a contrast's rollout.
+
+    Attributes:
+      ids: tokens of each position's soft label, int32 [T, K].
+      weights: theirs, float32 [T, K].
+      step_weights: the positions' own, float32 [T].
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    step_weights: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Sequence2Sequence:
     """One tokenised example: inputs int32 [S], targets int32 [T], task_ids int32 [T]."""
 
     inputs: np.ndarray
     targets: np.ndarray
     task_ids: np.ndarray
+    soft: SoftTargets | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +58,14 @@ class BatchShape:
     """A batch's static shape: rows of `input_tokens` (S) and `target_tokens` (T) positions.
 
     Where sequences are laid in pairs, a row holds up to `pairs` of them (K); 0: they are laid one
-    by one.
+    by one. Where there are soft labels, they have up to `soft` tokens; 0: there are none.
     """
 
     rows: int
     input_tokens: int
     target_tokens: int
     pairs: int = 0
+    soft: int = 0
 
     @property
     def positions(self) -> int:
@@ -143,6 +161,12 @@ class Layout:
 
     usual: BatchShape
     larger: BatchShape
+
+    def add_soft_labels(self, tokens: int) -> Layout:
+        """The same layout, with soft labels of up to so many tokens."""
+        return Layout(
+            *(dataclasses.replace(each, soft=tokens) for each in (self.usual, self.larger))
+        )
 
     def shape_for(self, lengths: np.ndarray) -> tuple[BatchShape, list[list[int]]]:
         """The first shape that sequences of these lengths [B, 2] fit, and their rows.
@@ -298,7 +322,9 @@ def fill(
     Returns:
       The model features: tokens, segment ids (from 1), positions and `decoder_task_ids`, int32;
       padding is 0 everywhere. With pairs also `pairs` [rows, K, 2], the decoder segments of each
-      pair's label and rationale; 0, 0 where the row has fewer.
+      pair's label and rationale; 0, 0 where the row has fewer. With soft labels also
+      `decoder_soft_ids` int32 and `decoder_soft_weights` float32 [rows, T, K], and
+      `decoder_step_weights` float32 [rows, T]; 0 where a sequence has none.
 
     Raises:
       UserError: a sequence is longer than a row.
@@ -318,6 +344,7 @@ def fill(
     encoder = np.zeros((3, len(rows), shape.input_tokens), np.int32)
     decoder = np.zeros((5, len(rows), shape.target_tokens), np.int32)
     pairs = np.zeros((len(rows), shape.pairs, 2), np.int32)
+    soft = _empty_soft_features(len(rows), shape) if shape.soft else {}
     wanted = np.ones(len(rows), bool) if rows_here is None else rows_here(len(rows))
     for row, members in enumerate(rows):
         if not wanted[row]:
@@ -342,6 +369,13 @@ def fill(
                 np.arange(len(each.targets)),
                 each.task_ids,
             )
+            if each.soft is not None and soft:
+                most = each.soft.ids.shape[1]
+                ids, weights, steps = (
+                    array[row, target_start:target_end] for array in soft.values()
+                )
+                ids[:, :most], weights[:, :most] = each.soft.ids, each.soft.weights
+                steps[:] = each.soft.step_weights
             start, target_start = end, target_end
     features = {
         constants.ENCODER_INPUT_TOKENS: encoder[0],
@@ -353,7 +387,18 @@ def fill(
         constants.DECODER_POSITIONS: decoder[3],
         constants.DECODER_TASK_IDS: decoder[4],
     }
+    features.update(soft)
     return {**features, constants.PAIRS: pairs} if shape.pairs else features
+
+
+def _empty_soft_features(rows: int, shape: BatchShape) -> Batch:
+    """The features of soft labels, in the order of `SoftTargets`."""
+    positions = (rows, shape.target_tokens)
+    return {
+        constants.DECODER_SOFT_IDS: np.zeros((*positions, shape.soft), np.int32),
+        constants.DECODER_SOFT_WEIGHTS: np.zeros((*positions, shape.soft), np.float32),
+        constants.DECODER_STEP_WEIGHTS: np.zeros(positions, np.float32),
+    }
 
 
 def empty_batch(shape: BatchShape) -> Batch:

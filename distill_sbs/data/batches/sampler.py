@@ -61,6 +61,10 @@ class TokenisedTask:
         lengths = layout.measure((*self.sequences, *self.others))
         return lengths if self.partner is None else lengths + self.partner.lengths().max(axis=0)
 
+    def soft_tokens(self) -> int:
+        """How many tokens a soft label has at most; 0 where there are none."""
+        return max((each.soft.ids.shape[1] for each in self.sequences if each.soft), default=0)
+
     def of_epoch(self, number: int) -> Sequence[layout.Sequence2Sequence]:
         """The sequences of an epoch."""
         return self.redraw(number) if self.redraw and number else self.sequences

@@ -111,9 +111,30 @@ def datasets_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[DatasetSpec
 
 
 def evaluation_task(mixture_or_task: seqio.Task | seqio.Mixture) -> seqio.Task:
-    """The task whose accuracy the run reports: the first that is not a rationale task."""
+    """The task whose accuracy the run reports: the first that is not a rationale task.
+
+    Of a contrast alone it is the label task of its dataset.
+    """
     tasks = tasks_of(mixture_or_task)
-    return next((task for task in tasks if not is_rationale(task)), tasks[0])
+    found = next((task for task in tasks if not is_rationale(task)), tasks[0])
+    info = get_task_info(found)
+    if info is not None and info.method == "contrast":
+        label: seqio.Task = seqio.TaskRegistry.get(TaskInfo(info.dataset, "label").name)
+        return label
+    return found
+
+
+def list_rationale_splits(task: seqio.Task | None) -> list[str]:
+    """Of validation and test, those whose records hold rationales of the task's teacher, if any."""
+    info = get_task_info(task) if task is not None else None
+    if info is None:
+        return []
+    splits = tfrecords.read_info(settings.current().folder, info.dataset)["splits"]
+    return [
+        split
+        for split in ("validation", "test")
+        if split in splits and info.teacher in splits[split]["teachers"]
+    ]
 
 
 def check_selection(mixture_or_task: seqio.Task | seqio.Mixture) -> None:
