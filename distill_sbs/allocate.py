@@ -208,11 +208,8 @@ def _allocate(
     update = optimizers.make_optimizer(config.optimizer, run.train_steps)
 
     # ---------------------------------- data ------------------------------------
-    splits = {
-        split: input_pipeline.tokenise(evaluated_task, split, lengths)
-        for split in ("validation", "test")
-        if split in evaluated_task.splits
-    }
+    known = [each for each in ("validation", "test") if each in evaluated_task.splits]
+    splits = {each: input_pipeline.tokenise(evaluated_task, each, lengths) for each in known}
     if "validation" not in splits:
         raise UserError(
             f"MIXTURE_OR_TASK_NAME={config.data.mixture_or_task_name!r} has no validation split, "

@@ -21,6 +21,7 @@ from absl import flags
 
 from distill_sbs.cli import command_line, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
+from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.contrasting.options import MODES, ContrastOptions
@@ -275,6 +276,7 @@ def _work(argv: Sequence[str]) -> int | None:
     given = values.flag_values_dict()
     processes.check_flags(given)
     keep_freed_memory()
+    keep_compiled_programs()
     quiet_tensorflow.import_tensorflow()  # drops what is written meanwhile: before processes join
     with processes.join_processes(given, processes.list_settings(given)):
         contrast(
