@@ -183,7 +183,8 @@ def _go_offline_without_a_hub(library: _Library) -> None:
     try:
         socket.create_connection((hub.hostname, hub.port or 443), _CONNECT_SECONDS).close()
     except OSError:
-        library.constants.HF_HUB_OFFLINE = library.config.HF_HUB_OFFLINE = True
+        for module in (library.constants, library.config):
+            vars(module)["HF_HUB_OFFLINE"] = True
 
 
 def _is_saved(folder: str) -> bool:
