@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +29,8 @@ from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
+
+_CONNECT_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,8 @@ class HuggingFaceReader(ColumnReader):
         library = _import_library()
         path = source_dir / self.name
         local = str(path) if path.exists() else None
+        if local is None:
+            _go_offline_without_a_hub(library)
         with self._explain(local, library):
             there = self._list_splits(local, library)
         splits = self.splits or {each: each for each in SPLITS if each in there}
@@ -140,7 +147,9 @@ class _Library:
 
     def __init__(self) -> None:
         import datasets
+        from huggingface_hub import constants
 
+        self.constants = constants
         self.load_dataset = datasets.load_dataset
         self.load_from_disk = datasets.load_from_disk
         self.get_dataset_split_names = datasets.get_dataset_split_names
@@ -161,6 +170,21 @@ def _import_library() -> _Library:
             f"HuggingFaceReader needs the library datasets, which cannot be imported ({error}); "
             "pip install 'distill_sbs[hf]'"
         ) from error
+
+
+def _go_offline_without_a_hub(library: _Library) -> None:
+    """Lets the library use its cache alone where no hub can be reached.
+
+    It would try five times, half a minute in all, before it says so.
+    """
+    hub = urllib.parse.urlsplit(library.config.HF_ENDPOINT)
+    if library.constants.HF_HUB_OFFLINE or urllib.request.getproxies() or hub.hostname is None:
+        return
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), _CONNECT_SECONDS).close()
+    except OSError:
+        for module in (library.constants, library.config):
+            vars(module)["HF_HUB_OFFLINE"] = True
 
 
 def _is_saved(folder: str) -> bool:

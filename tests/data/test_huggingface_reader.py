@@ -102,13 +102,16 @@ def test_what_cannot_be_read(tmp_path: pathlib.Path) -> None:
 def test_a_name_of_the_hub_without_a_network(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    # Nothing listens there; both are set back afterwards.
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(SourceError) as caught:
         read(HuggingFaceReader("nobody/nothing_of_that_name"), tmp_path)
     told = str(caught.value)
     assert f"is not in the cache {tmp_path / 'cache'}" in told
-    assert "the hub https://huggingface.co did not give it" in told
+    assert "the hub http://127.0.0.1:9 did not give it" in told
+    assert datasets.config.HF_HUB_OFFLINE
     assert "\n" not in told
 
 
