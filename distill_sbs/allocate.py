@@ -166,8 +166,8 @@ def _allocate(
     import jax
     from etils import epath
 
-    from distill_sbs.allocating import overlap, sampling
-    from distill_sbs.allocating.allocator import Allocator
+    from distill_sbs.allocating import interval_plan, overlap
+    from distill_sbs.allocating.bookkeeping import Allocator
     from distill_sbs.allocating.budget import TokenBudget
     from distill_sbs.allocating.state import AllocationState
     from distill_sbs.checkpoint import steps
@@ -314,7 +314,7 @@ def _allocate(
         options, checked.requirement, profile, tokens, run.random_seed, checked.schedule
     )
     allocator.restore(saved.intervals if saved else ())
-    bought = saved.bought if saved else sampling.nothing_bought(data.tasks)
+    bought = saved.bought if saved else interval_plan.nothing_bought(data.tasks)
     interval_began = saved.step if saved else 0
 
     # ---------------------------------- loop ------------------------------------
@@ -358,7 +358,7 @@ def _allocate(
     try:
         while step < run.train_steps:
             mixture = allocator.choose()
-            plan = sampling.plan_interval(
+            plan = interval_plan.plan_interval(
                 data.tasks,
                 mixture,
                 run.random_seed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill_sbs.allocating.policies import Context, draw_candidate
+from distill_sbs.allocating.context import Context, draw_candidate
 
 MEMBERS = 5
 WIDTH = 64

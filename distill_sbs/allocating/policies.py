@@ -7,11 +7,13 @@ interval and what was observed so far, so a policy is restored by observing all 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from distill_sbs.allocating.context import Context, draw_candidate
+from distill_sbs.allocating.ensemble import EnsembleBandit
 
 BANDITS = ("ensemble_ucb", "linucb", "thompson")
 BASELINES = ("uniform", "proportional", "single", "random")
@@ -21,22 +23,6 @@ EXPLORATION = {"ensemble_ucb": 1.0, "linucb": 0.1, "thompson": 0.1}
 RIDGE = 1.0
 # A smaller spread of rewards is none.
 _LEAST_SCALE = 1e-12
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What is known before an interval.
-
-    Attributes:
-      requirement: r, [K].
-      saturation: how well each capability is mastered, 0 to 1, [K]: of a mean log-probability s a
-        token, exp(s).
-      remaining: the share of the budget that is left, 0 to 1.
-    """
-
-    requirement: np.ndarray
-    saturation: np.ndarray
-    remaining: float
 
 
 class Policy(Protocol):
@@ -64,16 +50,8 @@ def make_policy(name: str, seed: int, kappa: float | None = None, warmup: int = 
         return Baseline(name, seed)
     kappa = EXPLORATION[name] if kappa is None else kappa
     if name == "ensemble_ucb":
-        from distill_sbs.allocating.ensemble import EnsembleBandit
-
         return EnsembleBandit(seed, kappa, warmup)
     return LinearBandit(seed, kappa, warmup, samples=name == "thompson")
-
-
-def draw_candidate(candidates: np.ndarray, seed: int, interval: int) -> np.ndarray:
-    """One of the candidates, all equally likely."""
-    number = np.random.default_rng([seed, interval]).integers(len(candidates))
-    return np.asarray(candidates[number])
 
 
 class Baseline:

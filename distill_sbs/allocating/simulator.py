@@ -13,7 +13,8 @@ import numpy as np
 
 from distill_sbs.allocating import reward as rewards
 from distill_sbs.allocating.actions import candidate_mixtures
-from distill_sbs.allocating.policies import Context, Policy
+from distill_sbs.allocating.context import Context
+from distill_sbs.allocating.policies import Policy
 
 CAPABILITIES = 5
 NOISE = 0.003

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distill_sbs.allocating import history
-from distill_sbs.allocating.sampling import TaskTokens
+from distill_sbs.allocating.interval_plan import TaskTokens
 from distill_sbs.errors import DamagedError, SourceError, UserError
 from distill_sbs.json_lines import JsonObject
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from distill_sbs.allocating import history
-from distill_sbs.allocating.allocator import Allocator
+from distill_sbs.allocating.bookkeeping import Allocator
 from distill_sbs.allocating.budget import OverBudget, TokenBudget
+from distill_sbs.allocating.interval_plan import TaskTokens
 from distill_sbs.allocating.options import AllocationConfig
-from distill_sbs.allocating.sampling import TaskTokens
 from distill_sbs.allocating.state import AllocationState
 from distill_sbs.errors import DamagedError, UserError
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from distill_sbs.allocating import actions, policies
+from distill_sbs.allocating.context import Context
 from distill_sbs.allocating.ensemble import EnsembleBandit
-from distill_sbs.allocating.policies import Context, make_policy
+from distill_sbs.allocating.policies import make_policy
 from distill_sbs.allocating.simulator import World, run_world
 
 REQUIREMENT = np.array([0.5, 0.3, 0.2])

@@ -16,8 +16,8 @@ import numpy as np
 import seqio
 
 from distill_sbs import constants
+from distill_sbs.allocating.interval_plan import TaskTokens
 from distill_sbs.allocating.overlap import fingerprint
-from distill_sbs.allocating.sampling import TaskTokens
 from distill_sbs.data import registration
 from distill_sbs.data.batches import input_pipeline, layout
 from distill_sbs.errors import UserError

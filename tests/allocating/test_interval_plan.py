@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from distill_sbs.allocating import sampling
+from distill_sbs.allocating import interval_plan
 from distill_sbs.allocating.budget import IntervalBudget
+from distill_sbs.allocating.interval_plan import IntervalPlan, TaskTokens
 from distill_sbs.allocating.overlap import fingerprint
-from distill_sbs.allocating.sampling import IntervalPlan, TaskTokens
 
 TASKS = [
     TaskTokens("gold", 0, 1.0, np.full(50, 6), np.full(50, 2), False),
@@ -27,13 +27,13 @@ def plan(
     seed: int = 0,
     interval: int = 0,
 ) -> IntervalPlan:
-    return sampling.plan_interval(
+    return interval_plan.plan_interval(
         TASKS,
         weights,
         seed,
         interval,
         IntervalBudget(generation, training),
-        sampling.nothing_bought(TASKS) if bought is None else bought,
+        interval_plan.nothing_bought(TASKS) if bought is None else bought,
         4,
         2,
     )
@@ -76,7 +76,7 @@ def test_nothing_is_bought_where_nothing_is_trained() -> None:
 
 def test_draws_are_a_function_of_seed_interval_and_weights() -> None:
     def draw(seed: int, interval: int, weights: np.ndarray) -> list[tuple[int, int]]:
-        drawn = sampling.draw_sequences(TASKS, weights, seed, interval)
+        drawn = interval_plan.draw_sequences(TASKS, weights, seed, interval)
         return list(itertools.islice(drawn, 300))
 
     assert draw(0, 0, HALF) == draw(0, 0, HALF)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_sbs.allocating import actions, budget, history, policies, reward
+from distill_sbs.allocating.context import Context
 from distill_sbs.allocating.options import AllocationConfig
 
 # An evaluation is due a rounding error before its share of the budget.
@@ -61,10 +62,8 @@ class Allocator:
         self._cumulative = 0.0  # of R
         self._points: list[tuple[float, float]] = []  # cumulative R and utility, of evaluations
 
-    def _context(self) -> policies.Context:
-        return policies.Context(
-            self._requirement, np.exp(self._profile), 1.0 - self.budget.progress
-        )
+    def _context(self) -> Context:
+        return Context(self._requirement, np.exp(self._profile), 1.0 - self.budget.progress)
 
     def choose(self) -> np.ndarray:
         """The mixture of the next interval, [K]; the same however often it is asked."""
