@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import seqio
 
     from distill_sbs.contrasting.rollouts import Contest
-    from distill_sbs.data.records.contrasts import Manifest
+    from distill_sbs.data.records.soft_labels import Manifest
 
 DESCRIPTION = "Finds what an expert knows and an amateur does not, and makes soft labels of it."
 
@@ -139,11 +139,11 @@ def contrast(
 
     quiet_tensorflow.import_tensorflow()
     from distill_sbs.contrasting import rollouts as contests
-    from distill_sbs.contrasting.table import print_summary, warn_of
+    from distill_sbs.contrasting.contrast_summary import print_summary, warn_of
     from distill_sbs.convert.content import hash_parameters
     from distill_sbs.convert.open import open_source
     from distill_sbs.data import registration, settings, vocabulary
-    from distill_sbs.data.records import contrasts
+    from distill_sbs.data.records import soft_labels
     from distill_sbs.data.tasks import contrast_tasks
 
     own = vocabulary.from_description(descriptions[0].vocabulary)
@@ -173,8 +173,8 @@ def contrast(
         processes.run_first_then_others(lambda: registration.prepare_missing(label_task))
     given = {**vars(options), "split": split}
     root = settings.current().folder
-    target = contrasts.find_folder(root, dataset, name)
-    existing = contrasts.read_manifest(target)
+    target = soft_labels.find_folder(root, dataset, name)
+    existing = soft_labels.read_manifest(target)
     if existing is not None:
         contests.check_same(str(target), existing.identity, hashes, given)
         if is_first:
@@ -196,7 +196,7 @@ def contrast(
     if not inputs:
         raise UserError(f"{dataset} has no inputs in --split={split}: nothing to decode")
     contest = contests.Contest.load(str(folders[0]), str(folders[1]), num_model_partitions, options)
-    work = contrasts.find_folder(root, dataset, ".rollouts") / contests.name_work(
+    work = soft_labels.find_folder(root, dataset, ".rollouts") / contests.name_work(
         options, hashes, inputs, gold
     )
     with FolderLock(str(work), "contrasting", silent=not is_first) as lock:
@@ -208,7 +208,7 @@ def contrast(
         contest.make_rollouts(work, inputs, gold, is_first)
         if is_first:
             figures, rows = contest.select(work, len(inputs))
-            whole = contrasts.Manifest(
+            whole = soft_labels.Manifest(
                 dataset=dataset,
                 name=name,
                 teacher=teacher,
@@ -224,9 +224,9 @@ def contrast(
                     f"no position has a divergence of {whole.beta:g} or more: nothing to train "
                     "on; lower --beta, or give --beta_quantile=0.9 or a weaker amateur"
                 )
-            contrasts.write_contrast(target, whole, map(contrasts.ContrastRow._make, rows))
+            soft_labels.write_contrast(target, whole, map(soft_labels.ContrastRow._make, rows))
     processes.wait_for_all("the contrast is written")
-    found = contrasts.read_manifest(target)
+    found = soft_labels.read_manifest(target)
     assert found is not None
     if is_first:
         print_summary(found)

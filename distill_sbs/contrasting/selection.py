@@ -53,7 +53,7 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What is told of all rollouts; see `data.records.contrasts.Manifest`."""
+    """What is told of all rollouts; see `data.records.soft_labels.Manifest`."""
 
     beta: float
     problems: int

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from distill_sbs import constants
-from distill_sbs.contrasting.table import warn_of
+from distill_sbs.contrasting.contrast_summary import warn_of
 from distill_sbs.data.batches import layout
-from distill_sbs.data.records import contrasts
+from distill_sbs.data.records import soft_labels
 from distill_sbs.data.tasks import contrast_tasks
 from distill_sbs.errors import UserError
 from distill_sbs.training import train_step
@@ -107,11 +107,11 @@ def test_warning_where_the_expert_is_no_better() -> None:
 
 
 def test_records_come_back(tmp_path: pathlib.Path) -> None:
-    assert contrasts.read_manifest(tmp_path) is None
-    (tmp_path / contrasts.MANIFEST_FILE).write_text("{")
+    assert soft_labels.read_manifest(tmp_path) is None
+    (tmp_path / soft_labels.MANIFEST_FILE).write_text("{")
     with pytest.raises(UserError, match="make the contrast again"):
-        contrasts.read_manifest(tmp_path)
-    row = contrasts.ContrastRow(
+        soft_labels.read_manifest(tmp_path)
+    row = soft_labels.ContrastRow(
         3,
         ROLLOUT.inputs,
         ROLLOUT.targets,
@@ -120,7 +120,7 @@ def test_records_come_back(tmp_path: pathlib.Path) -> None:
         ROLLOUT.soft.step_weights,
         np.array([0.1, 0.6], np.float32),
     )
-    manifest = contrasts.Manifest(
+    manifest = soft_labels.Manifest(
         dataset="tiny",
         name="x",
         teacher=None,
@@ -140,12 +140,12 @@ def test_records_come_back(tmp_path: pathlib.Path) -> None:
         validation={},
     )
     folder = tmp_path / "x"
-    contrasts.write_contrast(folder, manifest, [row])
-    assert contrasts.read_manifest(folder) == manifest
-    (path,) = contrasts.list_shards(folder)
+    soft_labels.write_contrast(folder, manifest, [row])
+    assert soft_labels.read_manifest(folder) == manifest
+    (path,) = soft_labels.list_shards(folder)
     import tensorflow as tf
 
-    (record,) = tf.data.TFRecordDataset([path]).map(contrasts.parse_record).as_numpy_iterator()
+    (record,) = tf.data.TFRecordDataset([path]).map(soft_labels.parse_record).as_numpy_iterator()
     assert record["index"] == 3
     assert record["targets"].tolist() == [7, 1]
     assert record["soft_ids"].tolist() == [7, 8, 1, 9]
@@ -153,4 +153,4 @@ def test_records_come_back(tmp_path: pathlib.Path) -> None:
     assert record["step_weights"].tolist() == [0, 1]
     pathlib.Path(path).unlink()
     with pytest.raises(UserError, match="is missing; delete"):
-        contrasts.list_shards(folder)
+        soft_labels.list_shards(folder)

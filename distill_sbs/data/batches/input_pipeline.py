@@ -23,7 +23,7 @@ from distill_sbs.data import registration, settings
 from distill_sbs.data.batches import layout, pairs
 from distill_sbs.data.batches.sampler import MixtureSampler, Position, TokenisedTask
 from distill_sbs.data.batches.share import Share
-from distill_sbs.data.records import contrasts
+from distill_sbs.data.records import soft_labels
 from distill_sbs.data.tasks import texts as text_source
 from distill_sbs.errors import UserError
 
@@ -177,7 +177,7 @@ def _read_soft_targets(batch: Mapping[str, tf.RaggedTensor]) -> Iterator[layout.
     """Of every rollout of a batch, uncut."""
     columns = [
         np.split(batch[key].flat_values.numpy(), batch[key].row_splits.numpy()[1:-1])
-        for key in (contrasts.SOFT_IDS, contrasts.SOFT_WEIGHTS, contrasts.STEP_WEIGHTS)
+        for key in (soft_labels.SOFT_IDS, soft_labels.SOFT_WEIGHTS, soft_labels.STEP_WEIGHTS)
     ]
     for ids, weights, steps in zip(*columns, strict=True):
         shape = (len(steps), -1)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from distill_sbs import constants
 from distill_sbs.data import settings
 from distill_sbs.data.dataset import DatasetSpec
-from distill_sbs.data.records import contrasts
+from distill_sbs.data.records import soft_labels
 from distill_sbs.data.tasks import names, preprocessors
 from distill_sbs.data.tasks.names import DATASETS, INFO, TaskInfo
 from distill_sbs.data.tasks.source import RecordsDataSource
@@ -41,22 +41,22 @@ class ContrastDataSource(seqio.DataSource):
     def __repr__(self) -> str:
         return f"ContrastDataSource({self._spec.name}, {self._name})"
 
-    def manifest(self) -> contrasts.Manifest:
+    def manifest(self) -> soft_labels.Manifest:
         """What the records say of themselves.
 
         Raises:
           UserError: there are none.
         """
-        folder = contrasts.find_folder(settings.current().folder, self._spec.name, self._name)
-        found = contrasts.read_manifest(folder)
+        folder = soft_labels.find_folder(settings.current().folder, self._spec.name, self._name)
+        found = soft_labels.read_manifest(folder)
         if found is None:
             raise UserError(_tell_missing(self._spec.name, self._name))
         return found
 
     def list_shards(self, split: str) -> Sequence[str]:
         """The record files."""
-        folder = contrasts.find_folder(settings.current().folder, self._spec.name, self._name)
-        return contrasts.list_shards(folder)
+        folder = soft_labels.find_folder(settings.current().folder, self._spec.name, self._name)
+        return soft_labels.list_shards(folder)
 
     def num_input_examples(self, split: str) -> int:
         """The rollouts."""
@@ -75,10 +75,10 @@ class ContrastDataSource(seqio.DataSource):
     ) -> tf.data.Dataset:
         """The records; see `seqio.DataSource.get_dataset`."""
         dataset = tf.data.TFRecordDataset(self.list_shards(split))
-        return dataset.map(contrasts.parse_record, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(soft_labels.parse_record, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def find_manifest(task: seqio.Task) -> contrasts.Manifest | None:
+def find_manifest(task: seqio.Task) -> soft_labels.Manifest | None:
     """What a contrast's records say of themselves; None of a task of another kind.
 
     Raises:
@@ -109,7 +109,7 @@ def register_if_there(name: str, output_features: Mapping[str, seqio.Feature]) -
     for info in readings:
         assert info.teacher is not None
         if (
-            contrasts.read_manifest(contrasts.find_folder(folder, info.dataset, info.teacher))
+            soft_labels.read_manifest(soft_labels.find_folder(folder, info.dataset, info.teacher))
             is not None
         ):
             _register(info.dataset, info.teacher, output_features)
@@ -148,7 +148,7 @@ def _contrast_rate(_: seqio.Task) -> float:
 
 
 def _tell_missing(dataset: str, name: str) -> str:
-    folder = contrasts.find_folder(settings.current().folder, dataset, name)
+    folder = soft_labels.find_folder(settings.current().folder, dataset, name)
     return (
         f"{folder} holds no contrast; python -m distill_sbs.contrast --dataset={dataset} "
         f"--name={name} --expert=… --amateur=… makes it"

@@ -12,7 +12,7 @@ from distill_sbs.cli import terminal
 from distill_sbs.contrasting.selection import HISTOGRAM_EDGES
 
 if TYPE_CHECKING:
-    from distill_sbs.data.records.contrasts import Manifest
+    from distill_sbs.data.records.soft_labels import Manifest
 
 
 def warn_of(accuracies: Mapping[str, float]) -> Iterator[str]:
