@@ -61,7 +61,8 @@ def test_shared_files_set_macros_only(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_experiments_open_with_command_hardware_and_result(path: pathlib.Path) -> None:
     header = header_of(path)
-    assert f"python -m distill_sbs.train --gin_file=gin/{name_of(path)}" in header
+    program = "allocate" if path.stem.endswith("_allocate") else "train"
+    assert f"python -m distill_sbs.{program} --gin_file=gin/{name_of(path)}" in header
     assert "\n# Hardware: " in header
     result = header.split("\n# Result: ")[1]
     # Pretraining has no accuracy.
