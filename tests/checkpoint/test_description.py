@@ -43,6 +43,9 @@ OTHER_VALUES: tuple[Any, ...] = (
     0.5,
     True,
     False,
+    100,
+    5e-6,
+    "constant",
 )
 
 
@@ -61,7 +64,9 @@ def change(option: Option, config: TrainConfig = CONFIG) -> TrainConfig:
 
 
 def describe(config: TrainConfig) -> RunDescription:
-    return RunDescription.of_run(config, sentencepiece_model.describe(config.data.vocabulary_file))
+    # A selection is known by its hash; here any text is one.
+    vocabulary = sentencepiece_model.describe(config.data.vocabulary_file)
+    return RunDescription.of_run(config, vocabulary, config.data.selection)
 
 
 def as_saved(config: TrainConfig) -> RunDescription:
@@ -96,6 +101,7 @@ def test_what_may_change_is_this_and_no_more() -> None:
         "LOG_PERIOD",
         "EVAL_PERIOD",
         "EVAL_BATCH_SIZE",
+        "VALIDATION_LOSS",
         "NUM_MODEL_PARTITIONS",
         "NUM_SLICES",
         "FSDP",
@@ -105,10 +111,14 @@ def test_what_may_change_is_this_and_no_more() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.macro)
 def test_a_run_in_model_dir_is_compared(
-    option: Option, tiny_data: pathlib.Path, saved_run: TrainConfig
+    option: Option, tiny_data: pathlib.Path, saved_run: TrainConfig, tmp_path: pathlib.Path
 ) -> None:
     """The same over a real checkpoint, by the function that train and --dry_run ask."""
     changed = change(option, saved_run)
+    if option.macro == "SELECTION":
+        chosen = tmp_path / "chosen.json"
+        chosen.write_text('{"examples": {"tiny": ["train-1"]}}')
+        changed = saved_run.change(selection=str(chosen))
     if option.macro in ("MODEL_DIR", "DATA_DIR"):  # another run; data are not looked at here
         return
     if option.may_change:

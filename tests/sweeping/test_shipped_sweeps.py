@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import shutil
 
@@ -15,7 +16,8 @@ from distill_sbs.checkpoint.steps import Progress
 from distill_sbs.cli import command_line
 from distill_sbs.config import TrainConfig
 from distill_sbs.data import registration, sentencepiece_model
-from distill_sbs.data.records import build
+from distill_sbs.data.records import build, joining
+from distill_sbs.data.selection import write_selection
 from distill_sbs.model.network import initial_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -29,6 +31,8 @@ EMBEDDED = {
     "wordproblems_methods": 36,
 }
 PUBLISHED = {
+    "curated_cqa": 18,
+    "curated_esnli": 18,
     "data_fraction": 40,
     "methods": 16,
     "model_size": 24,
@@ -98,6 +102,17 @@ def check(printed: str, runs: int) -> None:
     assert printed.count("\n  python -m distill_sbs.train --gin_file=gin/sweeps/") == runs
 
 
+def choose_examples(dataset: str, data: pathlib.Path) -> None:
+    """What the plan's calls of curate leave in the working folder, with three examples each."""
+    ids = [
+        example.id
+        for example in itertools.islice(joining.read_examples(str(data), dataset, "train"), 3)
+    ]
+    for mode in ("curated", "random"):
+        for count in (250, 1000, 4000):
+            write_selection(f"selections/{dataset}_{mode}_{count}.json", {dataset: ids}, {})
+
+
 def test_all_are_tested() -> None:
     assert set(SWEEPS) == {*EMBEDDED, *PUBLISHED}
 
@@ -129,6 +144,8 @@ def test_on_published_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(pretrained)
+    if name.startswith("curated_"):
+        choose_examples(name.removeprefix("curated_"), real_data_with_control)
     assert dry_run(name, tmp_path / "sweep", real_data_with_control) == 0
     check(capsys.readouterr().out, PUBLISHED[name])
     assert list(tmp_path.iterdir()) == []
