@@ -219,7 +219,7 @@ def contrast(
                 validation=accuracies,
                 **dataclasses.asdict(figures),
             )
-            if not whole.examples:
+            if not whole.kept:
                 raise UserError(
                     f"no position has a divergence of {whole.beta:g} or more: nothing to train "
                     "on; lower --beta, or give --beta_quantile=0.9 or a weaker amateur"
