@@ -3,7 +3,7 @@
     python -m distill_sbs
     python -m distill_sbs train --gin_file=gin/experiments/quickstart.gin
 
-Enters: nothing, or a command line. Leaves: a list, or what `python -m distill_sbs.COMMAND` leaves.
+Enters: nothing, or a command line. Leaves: a list, or what that command leaves by itself.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,30 +25,35 @@ def make(**fields: object) -> tuple[T5Config, Params]:
     return config, initial_parameters(config, jax.random.key(3))
 
 
-def score_alone(config: T5Config, params: Params, row: int, label: np.ndarray) -> float:
-    """−Σ cross-entropy of one label as the target of one input, by the network's usual way."""
-    length = int((INPUTS[row] > 0).sum())
-    targets = jnp.asarray(label)[None]
+@functools.partial(jax.jit, static_argnums=0)
+def score_alone(config: T5Config, params: Params, label: jax.Array) -> jax.Array:
+    """−Σ cross-entropy of one label as the target of every input, by the network's usual way."""
+    targets = jnp.broadcast_to(label, (len(INPUTS), len(label)))
     batch = {
-        "encoder_input_tokens": INPUTS[row : row + 1, :length],
-        "decoder_input_tokens": jnp.concatenate([jnp.zeros((1, 1), jnp.int32), targets[:, :-1]], 1),
+        "encoder_input_tokens": INPUTS,
+        "decoder_input_tokens": jnp.pad(targets[:, :-1], [(0, 0), (1, 0)]),
         "decoder_target_tokens": targets,
     }
     hidden = losses.decoder_states(Transformer(config), params, batch)
     weights = output_weights(params, config)
-    return -float(losses.token_cross_entropy(hidden, weights, targets, config).sum())
+    return -losses.token_cross_entropy(hidden, weights, targets, config).sum(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def score_together(config: T5Config, params: Params, chunk_tokens: int | None) -> jax.Array:
+    packed = scoring.pack_labels(LABELS)
+    return scoring.score_labels(Transformer(config), params, INPUTS, packed, chunk_tokens)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"scan_layers": True}, {"logits_via_embedding": True}])
 def test_packed_scores_are_those_of_each_label_alone(fields: dict[str, object]) -> None:
     config, params = make(**fields)
-    packed = scoring.pack_labels(LABELS)
-    scores = scoring.score_labels(Transformer(config), params, INPUTS, packed)
+    scores = score_together(config, params, None)
     assert scores.shape == (3, 4)
-    expected = [[score_alone(config, params, row, label) for label in LABELS] for row in range(3)]
+    expected = np.stack([score_alone(config, params, label) for label in LABELS], axis=1)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=2e-5)
-    chunked = scoring.score_labels(Transformer(config), params, INPUTS, packed, 6)
+    chunked = score_together(config, params, 6)
     np.testing.assert_allclose(chunked, expected, rtol=0, atol=2e-5)
 
 

@@ -275,7 +275,8 @@ def find_indices(data_dir: epath.PathLike, dataset: str, selection: Selection) -
         constants.INDEX: tf.io.FixedLenFeature([], tf.int64),
     }
     found: dict[str, int] = {}
-    for batch in records.batch(4096).map(lambda each: tf.io.parse_example(each, features)):
+    for serialized in records.batch(4096):
+        batch = tf.io.parse_example(serialized, features)
         names, indices = batch[constants.ID].numpy().tolist(), batch[constants.INDEX].numpy()
         found.update(
             (name, int(index))
@@ -300,7 +301,8 @@ def list_labels(data_dir: epath.PathLike, dataset: str, most: int) -> list[str] 
     records = tf.data.TFRecordDataset(split_files(data_dir, dataset, "train"))
     features = {constants.LABEL: tf.io.FixedLenFeature([], tf.string)}
     found: set[str] = set()
-    for batch in records.batch(4096).map(lambda each: tf.io.parse_example(each, features)):
+    for serialized in records.batch(4096):
+        batch = tf.io.parse_example(serialized, features)
         found.update(raw.decode() for raw in batch[constants.LABEL].numpy() if raw)
         if len(found) > most:
             return None
