@@ -86,6 +86,7 @@ def test_a_budget_is_spent_exactly_and_a_history_replays(make_config, tmp_path) 
     assert_same_parameters(tmp_path / "run", tmp_path / "replayed")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_anywhere_ends_the_same(make_config, tmp_path) -> None:
     """SIGKILL in the middle of an interval, and between two; then the same command to its end."""

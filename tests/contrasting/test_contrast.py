@@ -153,6 +153,7 @@ def test_modes(pair: Pair, mode: str) -> None:
         assert manifest.problems == 18
 
 
+@pytest.mark.campaign
 def test_killed_and_resumed(pair: Pair, tmp_path: pathlib.Path) -> None:
     from distill_sbs.data.records import build
 

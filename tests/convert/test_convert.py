@@ -137,6 +137,7 @@ def test_paths_that_hold_nothing(tmp_path: pathlib.Path) -> None:
         open_source(str(tmp_path / "nothing"))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("stacked", ["--noscan_layers", "--scan_layers"])
 def test_memory_does_not_grow_with_depth(tmp_path: pathlib.Path, stacked: str) -> None:
     """HuggingFace to ours, to T5X and back: 2 + 2 layers, and 11 + 11, of tensors of 4 MiB."""

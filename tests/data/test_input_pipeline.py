@@ -171,7 +171,12 @@ def test_prefetcher_passes_items_and_errors_on() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "split"),
-    [("cqa", "train"), ("svamp", "train"), ("esnli", "train"), ("anli1", "validation")],
+    [
+        pytest.param("cqa", "train", marks=pytest.mark.campaign),
+        ("svamp", "train"),
+        pytest.param("esnli", "train", marks=pytest.mark.campaign),
+        ("anli1", "validation"),
+    ],
 )
 def test_padding_on_real_data(real_settings, dataset: str, split: str) -> None:
     """At the paper's batch (64 examples, two rows each) at most 5 % of positions are padding.

@@ -232,11 +232,13 @@ def kill_and_restart(machines: Machines, name: str, count: int, victim: int) -> 
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 61, 5))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
     kill_and_restart(machines, "two", 2, victim=1)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_others_of_a_stopped_process_stop(machines: Machines, victim: int) -> None:
@@ -257,6 +259,7 @@ def test_the_others_of_a_stopped_process_stop(machines: Machines, victim: int) -
     assert f"error: process {1 - victim} of 2 died" in errors
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_ctrl_c_to_one_process_saves_and_stops_all(machines: Machines) -> None:
     processes = machines.start_training("interrupted", 2)
@@ -270,6 +273,7 @@ def test_ctrl_c_to_one_process_saves_and_stops_all(machines: Machines) -> None:
     machines.assert_same_end("one", "interrupted")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_four_processes_killed_and_restarted_end_as_one(machines: Machines) -> None:
     """Process 0, which the others depend on most. And evaluation counts every example once."""
@@ -283,6 +287,7 @@ def test_four_processes_killed_and_restarted_end_as_one(machines: Machines) -> N
     assert evaluated["accuracy"] == pytest.approx(results["test"]["accuracy"])
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_signal_to_one_process_saves_for_any_other_mesh(machines: Machines) -> None:
     """Two processes, 2 × 2 with FSDP; then one process alone, eight devices as 2 × 4 without."""
@@ -300,6 +305,7 @@ def test_a_signal_to_one_process_saves_for_any_other_mesh(machines: Machines) ->
     machines.assert_same_end("one", "moved")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_processes_with_unlike_settings_are_refused(machines: Machines) -> None:
     """The one that differs says how; the other is told, and stops too."""
@@ -311,6 +317,7 @@ def test_processes_with_unlike_settings_are_refused(machines: Machines) -> None:
     assert "error: process 1 of 2 stopped: process 1 was started with other settings" in first
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_model_dir_that_is_not_shared_is_refused(machines: Machines) -> None:
     """Each process in a folder of its own, as on hosts whose disks are their own."""
@@ -326,6 +333,7 @@ def test_a_model_dir_that_is_not_shared_is_refused(machines: Machines) -> None:
     assert not list((machines.folder / "unshared").iterdir())
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_one_process_alone_gives_up(machines: Machines) -> None:
     processes = machines._start(

@@ -151,6 +151,7 @@ def test_rows_of_this_process() -> None:
     assert sharding.rows_here(mesh, 4).tolist() == [True] * 4
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_every_mesh_gives_one_devices_parameters(tmp_path: pathlib.Path) -> None:
     """8×1, 4×2, 2×4 and 1×8, with FSDP and without, slices, and a change of mesh in mid-run."""

@@ -349,6 +349,7 @@ def test_the_three_programs_say_why_nothing_is_right(
 # ---------------------------------- Ctrl-C -------------------------------------
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["infer", "evaluate"])
 def test_ctrl_c_at_any_moment_is_one_line(

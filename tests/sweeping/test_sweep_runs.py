@@ -144,7 +144,9 @@ def test_a_run_that_fails_is_told_and_stops_no_other(
     assert "2 runs, 1 to do" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.campaign)]
+)
 def test_a_signal_is_passed_on_and_nothing_is_orphaned(
     tmp_path: pathlib.Path, data: pathlib.Path, number: signal.Signals, capsys
 ) -> None:
@@ -175,6 +177,7 @@ def test_a_signal_is_passed_on_and_nothing_is_orphaned(
     assert not (runs / "seed_2").exists(), "no run begins after a signal"
 
 
+@pytest.mark.campaign
 def test_killed_and_begun_again_it_comes_to_the_same_table(
     whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path
 ) -> None:
@@ -211,6 +214,7 @@ def test_killed_and_begun_again_it_comes_to_the_same_table(
             assert_same_run(tmp_path / "sweep" / mixture / seed, whole / "sweep" / mixture / seed)
 
 
+@pytest.mark.campaign
 def test_a_cell_alone_is_the_same_run(
     whole: pathlib.Path, tmp_path: pathlib.Path, data: pathlib.Path, capsys
 ) -> None:
@@ -224,6 +228,7 @@ def test_a_cell_alone_is_the_same_run(
     assert [path.parent.name for path in (tmp_path / "sweep").rglob("results.json")] == ["seed_0"]
 
 
+@pytest.mark.campaign
 def test_a_terminal_sees_a_live_table(tmp_path: pathlib.Path, data: pathlib.Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}

@@ -113,6 +113,7 @@ def test_killed_twice_nothing_is_lost_or_asked_twice(tmp_path: pathlib.Path) -> 
     check_all_answered_once(tmp_path, 150, in_flight=8)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_thousand_with_every_fault_killed_twice(tmp_path: pathlib.Path) -> None:
     """Prints throughput and peak memory; see it with `pytest -s`."""

@@ -130,6 +130,7 @@ def test_create_and_delete(run: Run) -> None:
     assert list(Api.resources["nodes"]) == ["distill-sbs-2", "a-distill-sbs"]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_create_and_delete_queued(run: Run) -> None:
     run("create", "--queued", "--provisioning=spot", "--accelerator_type=v4-16")

@@ -274,6 +274,7 @@ def test_resume_does_not_repeat_what_cannot_go_well(installed: Cloud) -> None:
     assert len(installed.trained()) == 2 + 2 * 3
 
 
+@pytest.mark.campaign
 def test_sweep_and_again(installed: Cloud) -> None:
     sweep = ["sweep", RUN, "--mixtures=cqa_finetune,cqa_dss_palm", "--data_fractions=1.0"]
     text = installed.run(*sweep, "--seeds=0,1")

@@ -36,6 +36,7 @@ def undisturbed(runs: QuickstartRuns, tmp_path_factory: pytest.TempPathFactory) 
     return model_dir
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_checkpoints_are_usable_alone(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
@@ -64,6 +65,7 @@ def test_checkpoints_are_usable_alone(
         copy.rename(copy_back)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_killed_three_times_ends_the_same(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
@@ -84,6 +86,7 @@ def test_killed_three_times_ends_the_same(
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 41, 5))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "name", "status"),
@@ -112,6 +115,7 @@ def test_a_signal_saves_first(
     assert_same_run(undisturbed, model_dir)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_second_start_is_refused_and_a_killed_one_blocks_nobody(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
@@ -135,6 +139,7 @@ def test_a_second_start_is_refused_and_a_killed_one_blocks_nobody(
     assert not (model_dir / ".lock").exists()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["one byte of the arrays", "an empty folder", "no progress"])
 def test_a_damaged_newest_step_and_a_torn_log(
@@ -163,6 +168,7 @@ def test_a_damaged_newest_step_and_a_torn_log(
     assert [json.loads(line)["step"] for line in lines] == list(range(5, 41, 5))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_damaged_step_is_refused_by_what_only_reads(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
@@ -219,6 +225,7 @@ def assert_goes_on(
 
 
 # A step takes 1.2 MB or more once written, and up to 3 MB, by how it is scheduled, meanwhile.
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "is_any_saved"),
@@ -245,6 +252,7 @@ def fill(disk: pathlib.Path) -> None:
             file.write(b"x" * 4096)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["metrics", "results"])
 def test_a_disk_that_others_fill_meanwhile(
@@ -267,6 +275,7 @@ def test_a_disk_that_others_fill_meanwhile(
         assert_goes_on(undisturbed, runs, disk, *bindings)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_disk_that_can_only_be_read(
     undisturbed: pathlib.Path, runs: QuickstartRuns, tmp_path: pathlib.Path
