@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +28,6 @@ from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.errors import (
-    SourceError,
     UnreachableError,
     UserError,
     explain_unreachable,
@@ -35,12 +35,14 @@ from distill_sbs.errors import (
 )
 from distill_sbs.files import write_file
 from distill_sbs.folder_lock import FolderLock
+from distill_sbs.teacher import live
 from distill_sbs.train import CheckedRun, check_run
 
 if TYPE_CHECKING:
     import numpy as np
     import seqio
 
+    from distill_sbs.data.dataset import Example, TeacherOutput
     from distill_sbs.model.parameters import Params
     from distill_sbs.training.train_step import Metrics
 
@@ -58,6 +60,7 @@ class CheckedAllocation:
       generation: B_gen, in tokens.
       schedule: mixtures to replay, [K] each; None: the policy chooses.
       head: the first line of the history, its profile empty.
+      teacher: who is asked while the run goes; None: nobody.
     """
 
     run: CheckedRun
@@ -66,6 +69,7 @@ class CheckedAllocation:
     generation: int
     schedule: Sequence[np.ndarray] | None
     head: histories.HistoryHead
+    teacher: live.LiveTeacher | None
 
 
 @explain_unreachable()
@@ -76,51 +80,24 @@ def check_allocation(config: AllocateConfig, task_files: Sequence[str] = ()) -> 
       UserError: what `train.check_run` raises; an unknown capability; a task card, a history or a
         requirement vector that cannot be; a MODEL_DIR that holds another run's history.
     """
-    import numpy as np
-
     run = check_run(config, task_files)
     from distill_sbs.data import registration
     from distill_sbs.data.batches import capabilities as loading
 
     options = config.allocation
     names = list(options.capabilities)
-    found: dict[str, seqio.Task | seqio.Mixture] = {}
-    for name, task in options.capabilities.items():
-        try:
-            found[name] = registration.get_mixture_or_task(str(task))
-            parts = loading.find_parts(found[name])
-        except UserError as error:
-            told = str(error).removeprefix("MIXTURE_OR_TASK_NAME=")
-            raise UserError(f"CAPABILITIES[{name!r}]={told}") from error
-        if any(registration.is_pretraining(part) for part, _ in parts):
-            raise UserError(
-                f"CAPABILITIES[{name!r}]={task!r} is text without labels, whose sequences are made "
-                "anew each epoch and cannot be charged once; name a task with targets"
-            )
-    taught = any(
-        loading.is_taught(part) for each in found.values() for part, _ in loading.find_parts(each)
-    )
-    requirement = np.full(len(names), 1.0 / len(names))
-    if options.task_card is not None:
-        card = requirements.read_card(options.task_card)
-        interventions = None
-        if card.interventions is not None and card.requirement is None:
-            measured = histories.read_history(card.interventions)
-            histories.check_capabilities(measured, names, card.interventions)
-            interventions = measured.interventions()
-            if not len(interventions[0]):
-                raise SourceError(
-                    f"{card.interventions}: fewer than two intervals were evaluated, so nothing "
-                    "can be learned from it; lower EVALUATION_SHARE there"
-                )
-        requirement = requirements.resolve_requirement(card, names, interventions)
+    found = loading.find_capabilities(options.capabilities, options.live_teacher)
+    parts = [part for each in found.values() for part, _ in loading.find_parts(each)]
+    taught = any(map(loading.is_taught, parts))
+    requirement = requirements.find_requirement(options.task_card, names)
     schedule = None
     if options.replay_history is not None:
-        replayed = histories.read_history(options.replay_history)
-        histories.check_capabilities(replayed, names, options.replay_history)
-        if not replayed.intervals:
-            raise SourceError(f"{options.replay_history}: there is no interval to replay")
-        schedule = [np.array(each.mixture) for each in replayed.intervals]
+        schedule = histories.read_schedule(options.replay_history, names)
+    teacher = None
+    if options.live_teacher is not None:
+        teacher = _make_teacher(config)
+        for task in loading.find_live_tasks(found, options.live_teacher):
+            teacher.check(registration.dataset_of(task).name)
     generation = options.generation_budget(taught)
     head = histories.HistoryHead(
         config.data.mixture_or_task_name,
@@ -136,7 +113,20 @@ def check_allocation(config: AllocateConfig, task_files: Sequence[str] = ()) -> 
         },
     )
     histories.check_same_history(config.run.model_dir, head)
-    return CheckedAllocation(run, found, requirement, generation, schedule, head)
+    return CheckedAllocation(run, found, requirement, generation, schedule, head, teacher)
+
+
+def _make_teacher(config: AllocateConfig) -> live.LiveTeacher:
+    options = config.allocation
+    assert options.live_teacher is not None and options.teacher_model is not None
+    return live.LiveTeacher(
+        options.live_teacher,
+        options.teacher_model,
+        options.teacher_prompt,
+        options.teacher_max_tokens,
+        options.teacher_temperature,
+        config.run.model_dir,
+    )
 
 
 def allocate(config: AllocateConfig, *, task_files: Sequence[str] = ()) -> dict[str, object]:
@@ -168,7 +158,8 @@ def _allocate(
 
     from distill_sbs.allocating import interval_plan, overlap
     from distill_sbs.allocating.bookkeeping import Allocator
-    from distill_sbs.allocating.budget import TokenBudget
+    from distill_sbs.allocating.budget import GENERATION, TokenBudget
+    from distill_sbs.allocating.interval_plan import mix_difficulties
     from distill_sbs.allocating.state import AllocationState
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.checkpointer import Checkpointer
@@ -176,7 +167,7 @@ def _allocate(
     from distill_sbs.convert.mesh_reader import read_sharded
     from distill_sbs.data import registration
     from distill_sbs.data.batches import capabilities as loading
-    from distill_sbs.data.batches import input_pipeline, layout
+    from distill_sbs.data.batches import input_pipeline, layout, live_targets
     from distill_sbs.distributed import sharding, stop_request
     from distill_sbs.inference import batch_decoder
     from distill_sbs.model import flops
@@ -218,9 +209,23 @@ def _allocate(
     evaluated = frozenset[bytes]().union(
         *(overlap.fingerprints(each.input_texts) for each in splits.values())
     )
+    log: run_log.RunLog | None = None
+
+    def ask(dataset: str, split: str, examples: Sequence[Example]) -> dict[str, TeacherOutput]:
+        assert checked.teacher is not None
+        return checked.teacher.ask(dataset, split, examples, log.say if log else terminal.say)
+
+    if checked.teacher is not None:  # its answers lie in MODEL_DIR, from the first on
+        lock.take()
     with show_progress("tokenising", None) as advance:
         data = loading.load_capabilities(
-            checked.capabilities, lengths, options.probes, evaluated, advance
+            checked.capabilities,
+            lengths,
+            options.probes,
+            evaluated,
+            advance,
+            options.live_teacher,
+            ask,
         )
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
     cost = flops.attention_cost(checked.run.architecture)
@@ -235,13 +240,7 @@ def _allocate(
     # ---------------------------------- state -----------------------------------
     lock.take()
     folder = epath.Path(model_dir)
-    for step, cause in checked.run.damaged.items():
-        moved_to = steps.set_aside(model_dir, step)
-        terminal.say(
-            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to "
-            f"{moved_to}, and training goes on from step {checked.run.continues_from}",
-            stderr=True,
-        )
+    steps.set_damaged_aside(model_dir, checked.run.damaged, checked.run.continues_from)
     checkpointer = Checkpointer(model_dir, run.keep_checkpoints)
     write_file(folder / constants.CONFIG_FILE, config.to_gin())
     program = build_training_program(
@@ -302,12 +301,7 @@ def _allocate(
     if progress.allocation is not None:
         place = str(steps.step_folder(model_dir, int(state.step)))
         saved = AllocationState.from_json(progress.allocation, data.tasks, place)
-        if saved.head.requirement != checked.head.requirement:
-            raise UserError(
-                f"TASK_CARD gives the requirement {checked.head.requirement}, and the run in "
-                f"MODEL_DIR={model_dir} began with {list(saved.head.requirement)}; give it the card"
-                " that it began with, or choose another MODEL_DIR"
-            )
+        saved.check_requirement(checked.head.requirement, model_dir)
     profile = saved.head.profile if saved else find_profile(state.params)
     head = saved.head if saved else dataclasses.replace(checked.head, profile=profile)
     allocator = Allocator(
@@ -358,17 +352,23 @@ def _allocate(
     try:
         while step < run.train_steps:
             mixture = allocator.choose()
-            plan = interval_plan.plan_interval(
-                data.tasks,
-                mixture,
-                run.random_seed,
-                len(allocator.intervals),
-                tokens.next_interval(options.interval_tokens),
-                bought,
-                batch_size,
-                len(checked.capabilities),
+            plan = live_targets.resolve(
+                functools.partial(
+                    interval_plan.plan_interval,
+                    data.tasks,
+                    mixture,
+                    run.random_seed,
+                    len(allocator.intervals),
+                    tokens.next_interval(options.interval_tokens),
+                    bought,
+                    batch_size,
+                    len(checked.capabilities),
+                    mix_difficulties(tokens.progress) if options.difficulty_schedule else None,
+                ),
+                lambda wanted: data.write(wanted, ask),
             )
             if not plan.batches:
+                tokens.charge(GENERATION, plan.generated)
                 break
             for members in plan.batches[step - interval_began :]:
                 batch = layout.fill(data.take(members), batch_layout)

@@ -241,13 +241,8 @@ def _train(
     folder = epath.Path(model_dir)
     lock.take()
     processes.check_shared(model_dir)
-    for step, cause in checked.damaged.items() if is_first else ():
-        moved_to = steps.set_aside(model_dir, step)
-        terminal.say(
-            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to "
-            f"{moved_to}, and training goes on from step {checked.continues_from}",
-            stderr=True,
-        )
+    if is_first:
+        steps.set_damaged_aside(model_dir, checked.damaged, checked.continues_from)
     processes.wait_for_all("damaged steps are set aside")
     checkpointer = Checkpointer(model_dir, run.keep_checkpoints)
     newest = checked.continues_from

@@ -206,6 +206,20 @@ def check_capabilities(history: History, names: Sequence[str], path: str) -> Non
         )
 
 
+def read_schedule(path: str, names: Sequence[str]) -> list[np.ndarray]:
+    """The mixtures of a history's intervals, [K] each, to be taken again.
+
+    Raises:
+      SourceError: it is no history, or has no interval.
+      UserError: it is of other capabilities than `names`.
+    """
+    replayed = read_history(path)
+    check_capabilities(replayed, names, path)
+    if not replayed.intervals:
+        raise SourceError(f"{path}: there is no interval to replay")
+    return [np.array(each.mixture) for each in replayed.intervals]
+
+
 def check_same_history(model_dir: str, head: HistoryHead) -> None:
     """Refuses a MODEL_DIR in which the history of another run lies; profiles are not compared.
 

@@ -130,6 +130,41 @@ class AllocationConfig(Options):
         kinds.number(above=0.0, most=1.0), "of BUDGET_TOKENS between evaluations", default=0.1
     )
 
+    difficulty_schedule: bool = option(
+        kinds.boolean(),
+        "whether the share of harder sequences grows with the share of the budget that is used",
+        default=False,
+    )
+    live_teacher: str | None = option(
+        kinds.optional(kinds.text("'gpt'")),
+        "whose targets in CAPABILITIES (DATASET_rationale_NAME) are asked for while the run goes, "
+        "of $OPENAI_BASE_URL; None: all outputs are in the records",
+        default=None,
+    )
+    teacher_model: str | None = option(
+        kinds.optional(kinds.text("'llama-3.3-70b-instruct'")),
+        "the endpoint's name of LIVE_TEACHER",
+        default=None,
+    )
+    teacher_prompt: str | None = option(
+        kinds.optional(kinds.text("'cqa'")),
+        "what LIVE_TEACHER is asked with: a prompt of ours, or a TOML file; None: the dataset's",
+        default=None,
+    )
+    teacher_temperature: float = option(
+        kinds.number(least=0.0), "of LIVE_TEACHER's answers; 0 is greedy", default=0.2
+    )
+    teacher_max_tokens: int = option(
+        kinds.whole(1), "of LIVE_TEACHER's longest answer", default=256, unit="tokens"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.live_teacher is None) != (self.teacher_model is None):
+            lacking = "LIVE_TEACHER" if self.live_teacher is None else "TEACHER_MODEL"
+            other = "TEACHER_MODEL" if self.live_teacher is None else "LIVE_TEACHER"
+            raise OptionError(lacking, f"{other} is given and {lacking} is not; give both, or none")
+
     def uses_one_hot(self) -> bool:
         """Whether one capability alone is a candidate."""
         if self.include_one_hot is None:
@@ -170,4 +205,10 @@ class AllocateConfig(TrainConfig):
                 "GENERATION_TOKENS",
                 f"GENERATION_TOKENS={generated} leaves nothing of BUDGET_TOKENS="
                 f"{given.budget_tokens} to train with; expected less",
+            )
+        if given.live_teacher is not None and "://" in self.run.model_dir:
+            raise OptionError(
+                "MODEL_DIR",
+                f"MODEL_DIR={self.run.model_dir!r}: LIVE_TEACHER's answers are appended there as "
+                "they arrive, which a bucket does not allow; give a local one",
             )

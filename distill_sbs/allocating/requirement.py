@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from distill_sbs.allocating import history
 from distill_sbs.errors import SourceError, UserError, did_you_mean
 
 # Of every other capability where one is declared and nothing more is known.
@@ -44,6 +45,29 @@ class TaskCard:
     capability: str | None = None
     requirement: Mapping[str, float] | None = None
     interventions: str | None = None
+
+
+def find_requirement(card_path: str | None, names: Sequence[str]) -> np.ndarray:
+    """r of the capabilities `names`, [K], from a card; every one alike without.
+
+    Raises:
+      SourceError: see `read_card`, and of a history `history.read_history`.
+      UserError: a capability of the card is none of `names`, or its weights sum to 0.
+    """
+    if card_path is None:
+        return np.full(len(names), 1.0 / len(names))
+    card = read_card(card_path)
+    interventions = None
+    if card.interventions is not None and card.requirement is None:
+        measured = history.read_history(card.interventions)
+        history.check_capabilities(measured, names, card.interventions)
+        interventions = measured.interventions()
+        if not len(interventions[0]):
+            raise SourceError(
+                f"{card.interventions}: fewer than two intervals were evaluated, so nothing can be "
+                "learned from it; lower EVALUATION_SHARE there"
+            )
+    return resolve_requirement(card, names, interventions)
 
 
 def read_card(path: str) -> TaskCard:

@@ -46,6 +46,19 @@ class AllocationState:
         }
         return state
 
+    def check_requirement(self, requirement: Sequence[float], model_dir: str) -> None:
+        """Refuses to go on with another requirement than the run began with.
+
+        Raises:
+          UserError: the task card says something else than it did.
+        """
+        if list(self.head.requirement) != list(requirement):
+            raise UserError(
+                f"TASK_CARD gives the requirement {list(requirement)}, and the run in "
+                f"MODEL_DIR={model_dir} began with {list(self.head.requirement)}; give it the card "
+                "that it began with, or choose another MODEL_DIR"
+            )
+
     @classmethod
     def from_json(
         cls, saved: JsonObject, tasks: Sequence[TaskTokens], place: str

@@ -22,6 +22,7 @@ from etils import epath
 from distill_sbs import json_lines
 from distill_sbs.checkpoint import checksums
 from distill_sbs.checkpoint.description import RunDescription
+from distill_sbs.cli import terminal
 from distill_sbs.errors import DamagedError, SourceError, UserError
 from distill_sbs.json_lines import JsonObject, JsonValue
 
@@ -321,3 +322,20 @@ def set_aside(model_dir: str, step: int) -> epath.Path:
         target = folder / DAMAGED_FOLDER / f"{step}-{number}"
     (folder / CHECKPOINTS_FOLDER / str(step)).rename(target)
     return target
+
+
+def set_damaged_aside(model_dir: str, damaged: Mapping[int, str], goes_on: int | None) -> None:
+    """Sets damaged steps aside, and warns of each.
+
+    Args:
+      model_dir: the run's folder.
+      damaged: step → what is wrong with it.
+      goes_on: the step that training goes on from; None: from the beginning.
+    """
+    for step, cause in damaged.items():
+        moved_to = set_aside(model_dir, step)
+        terminal.say(
+            f"warning: step {step} of {model_dir} is damaged ({cause}); it was moved to "
+            f"{moved_to}, and training goes on from step {goes_on}",
+            stderr=True,
+        )

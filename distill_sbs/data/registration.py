@@ -267,6 +267,18 @@ def register_teacher(spec: DatasetSpec, teacher: str) -> None:
     _register_free_names(spec, teacher)
 
 
+def register_live_teacher(name: str, teacher: str) -> None:
+    """Registers a teacher whose outputs are in no records, where `name` is a task or mixture of it.
+
+    Raises:
+      UserError: the teacher's name cannot stand in the names of tasks.
+    """
+    for info in names.read_name(name):
+        if info.teacher == teacher:
+            names.check_name("teacher", teacher)
+            _register_joined_teacher(info)
+
+
 def _check_teacher(dataset: str, teacher: str) -> None:
     names.check_name("teacher", teacher)
     names.check_free(_list_infos(dataset, teacher))

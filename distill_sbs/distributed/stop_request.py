@@ -65,8 +65,8 @@ class StopRequest:
         interrupts = 0
         patience: float | None = None
         while True:
-            reader.settimeout(patience)
             try:
+                reader.settimeout(patience)
                 data = reader.recv(64)
             except TimeoutError:
                 patience = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from distill_sbs.allocating import interval_plan
 from distill_sbs.allocating.budget import IntervalBudget
 from distill_sbs.allocating.interval_plan import IntervalPlan, TaskTokens
 from distill_sbs.allocating.overlap import fingerprint
+from distill_sbs.data.batches import live_targets
 
 TASKS = [
     TaskTokens("gold", 0, 1.0, np.full(50, 6), np.full(50, 2), False),
@@ -92,6 +94,116 @@ def test_draws_are_a_function_of_seed_interval_and_weights() -> None:
 def test_a_plan_is_the_same_again() -> None:
     for first, second in zip(plan().batches, plan().batches, strict=True):
         assert first.tolist() == second.tolist()
+
+
+# ---------------------------------- a live teacher ----------------------------
+
+LONGEST = 12  # tokens of a target that is not written yet
+LENGTHS = np.random.default_rng(0).integers(2, LONGEST + 1, 40)
+VAIN = 7  # every seventh answer cannot be trained on; it has three tokens that are paid for
+
+
+class Teacher:
+    """Writes targets of lengths that are laid down beforehand, and counts what it was asked."""
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self.states = np.full(40, interval_plan.UNWRITTEN)
+        self.task = TaskTokens(
+            "live", 0, 1.0, np.full(40, 6), np.full(40, LONGEST), True, self.states
+        )
+        self.asked: list[int] = []
+        self.at_once = at_once
+        self.bought = interval_plan.nothing_bought([self.task])
+
+    def write(self, unwritten: Sequence[tuple[int, int]]) -> None:
+        for _, number in unwritten[: self.at_once]:
+            assert self.states[number] == interval_plan.UNWRITTEN
+            in_vain = number % VAIN == 0
+            self.states[number] = interval_plan.USELESS if in_vain else interval_plan.WRITTEN
+            self.task.targets[number] = 3 if in_vain else LENGTHS[number]
+            self.asked.append(number)
+
+    def plan(self, generation: int, training: int, interval: int = 0) -> IntervalPlan:
+        found = live_targets.resolve(
+            lambda: interval_plan.plan_interval(
+                [self.task],
+                np.ones(1),
+                0,
+                interval,
+                IntervalBudget(generation, training),
+                self.bought,
+                4,
+                1,
+            ),
+            self.write,
+        )
+        self.bought = dict(found.bought)
+        return found
+
+
+def test_a_live_teacher_is_asked_within_the_budget_and_all_of_it_is_paid_for() -> None:
+    teacher = Teacher()
+    found = teacher.plan(generation=100, training=10_000)
+    paid = [3 if number % VAIN == 0 else int(LENGTHS[number]) for number in teacher.asked]
+    assert found.generated == sum(paid) <= 100
+    assert 100 - found.generated < LONGEST  # one more might not have fitted
+    assert teacher.bought["live"].tolist() == [number in teacher.asked for number in range(40)]
+    trained_on = {number for batch in found.batches for number in batch[:, 1].tolist()}
+    assert trained_on == {number for number in teacher.asked if number % VAIN}
+
+
+@pytest.mark.parametrize("at_once", [3, None])
+def test_what_is_asked_at_once_changes_nothing(at_once: int | None) -> None:
+    """One answer a plan is asking in turn, which is what the plan says however it is asked."""
+    in_turn, other = Teacher(at_once=1), Teacher(at_once)
+    for interval in range(3):
+        first, second = (each.plan(60, 400, interval) for each in (in_turn, other))
+        assert [batch.tolist() for batch in first.batches] == [
+            batch.tolist() for batch in second.batches
+        ]
+        assert (first.generated, first.trained) == (second.generated, second.trained)
+    assert sorted(in_turn.asked) == sorted(other.asked)
+
+
+def test_what_was_asked_for_is_charged_though_no_batch_fits() -> None:
+    teacher = Teacher()
+    found = teacher.plan(generation=100, training=30)
+    assert found.batches == [] and 0 < found.generated <= 100
+    paid = [3 if number % VAIN == 0 else int(LENGTHS[number]) for number in teacher.asked]
+    assert found.generated == sum(paid)
+
+
+def test_a_teacher_that_answers_nothing_of_use_ends_the_plan() -> None:
+    teacher = Teacher()
+    teacher.states[:] = interval_plan.USELESS
+    teacher.task.targets[:] = 0
+    assert teacher.plan(100, 1_000).batches == []
+
+
+# ---------------------------------- difficulty --------------------------------
+
+
+def test_harder_sequences_come_later() -> None:
+    task = TaskTokens("sums", 0, 1.0, np.full(30, 5), np.arange(30), True)
+    assert task.difficulties().tolist() == [0] * 10 + [1] * 10 + [2] * 10
+
+    def shares(progress: float) -> np.ndarray:
+        mix = interval_plan.mix_difficulties(progress)
+        drawn = interval_plan.draw_sequences([task], np.ones(1), 0, 0, mix)
+        levels = [number // 10 for _, number in itertools.islice(drawn, 4000)]
+        return np.bincount(levels, minlength=3) / 4000
+
+    np.testing.assert_allclose(shares(0.1), [0.1, 0.8, 0.1], atol=0.03)
+    np.testing.assert_allclose(shares(0.5), [0.1, 0.5, 0.4], atol=0.03)
+    np.testing.assert_allclose(shares(1.0), [0.05, 0.2, 0.75], atol=0.03)
+
+
+def test_two_sequences_have_two_difficulties_and_both_are_drawn() -> None:
+    task = TaskTokens("two", 0, 1.0, np.full(2, 5), np.array([9, 3]), True)
+    drawn = interval_plan.draw_sequences(
+        [task], np.ones(1), 0, 0, interval_plan.mix_difficulties(0.5)
+    )
+    assert {number for _, number in itertools.islice(drawn, 50)} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """The data of an allocation: what is trained on for each capability, and its probes.
 
-Enters: tasks or mixtures by capability, feature lengths. Leaves: the tokenised sequences of every
-task, without those that stand among what is evaluated; held-out sequences to probe the student
-with; one shape that every batch fits, whatever it is mixed of. All targets count alike: the loss of
-an interval is the mean over its tokens.
+Enters: tasks or mixtures by capability, feature lengths; of a live teacher, how it is asked
+(`live_targets`). Leaves: the tokenised sequences of every task, without those that stand among what
+is evaluated; held-out sequences to probe the student with; one shape that every batch fits,
+whatever it is mixed of. All targets count alike: the loss of an interval is the mean over its
+tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from distill_sbs import constants
 from distill_sbs.allocating.interval_plan import TaskTokens
 from distill_sbs.allocating.overlap import fingerprint
 from distill_sbs.data import registration
-from distill_sbs.data.batches import input_pipeline, layout
+from distill_sbs.data.batches import input_pipeline, layout, live_targets
 from distill_sbs.errors import UserError
 
 _BATCHES_LOOKED_AT = 64
@@ -38,12 +39,31 @@ class CapabilityData:
       sequences: of each task, as many.
       probes: held-out sequences, by capability.
       refused: by task, how many training sequences stand in what is evaluated.
+      live: the number of a task → it, where a teacher writes its targets while the run goes.
     """
 
     tasks: Sequence[TaskTokens]
-    sequences: Sequence[Sequence[layout.Sequence2Sequence]]
+    sequences: Sequence[list[layout.Sequence2Sequence]]
     probes: Sequence[Sequence[layout.Sequence2Sequence]]
     refused: Mapping[str, int]
+    live: Mapping[int, live_targets.LiveTask] = dataclasses.field(default_factory=dict)
+
+    def write(self, unwritten: Sequence[tuple[int, int]], ask: live_targets.Ask) -> None:
+        """Has a live teacher write the targets of (task, sequence) numbers, each asked once."""
+        for dataset in dict.fromkeys(self.live[task].dataset for task, _ in unwritten):
+            own = [each for each in unwritten if self.live[each[0]].dataset == dataset]
+            examples = {
+                example.id: example
+                for example in (self.live[task].example(number) for task, number in own)
+            }
+            outputs = ask(dataset, "train", list(examples.values()))
+            for task in dict.fromkeys(task for task, _ in own):
+                numbers = [number for of, number in own if of == task]
+                written = live_targets.write_targets(
+                    self.tasks[task], self.live[task], numbers, outputs
+                )
+                for number, sequence in written.items():
+                    self.sequences[task][number] = _count_alike(sequence)
 
     def take(self, members: np.ndarray) -> list[layout.Sequence2Sequence]:
         """The sequences of (task, sequence) numbers, int [B, 2]."""
@@ -64,6 +84,60 @@ class CapabilityData:
         own = self.probes[capability]
         for start in range(0, len(own), rows):
             yield layout.fill(own[start : start + rows], layout.Layout(shape, shape))
+
+
+def find_capabilities(
+    given: Mapping[str, object], live_teacher: str | None
+) -> dict[str, seqio.Task | seqio.Mixture]:
+    """What is trained on for each capability.
+
+    Args:
+      given: CAPABILITIES, name → the name of a task or mixture.
+      live_teacher: whose tasks are registered where they are named; the records lack its outputs.
+
+    Raises:
+      UserError: a name is none, or nothing that an allocation can train on.
+    """
+    found: dict[str, seqio.Task | seqio.Mixture] = {}
+    for name, task in given.items():
+        try:
+            if live_teacher is not None:
+                registration.register_live_teacher(str(task), live_teacher)
+            found[name] = registration.get_mixture_or_task(str(task))
+            parts = find_parts(found[name])
+        except UserError as error:
+            told = str(error).removeprefix("MIXTURE_OR_TASK_NAME=")
+            raise UserError(f"CAPABILITIES[{name!r}]={told}") from error
+        if any(registration.is_pretraining(part) for part, _ in parts):
+            raise UserError(
+                f"CAPABILITIES[{name!r}]={task!r} is text without labels, whose sequences are made "
+                "anew each epoch and cannot be charged once; name a task with targets"
+            )
+    return found
+
+
+def find_live_tasks(
+    capabilities: Mapping[str, seqio.Task | seqio.Mixture], live_teacher: str
+) -> list[seqio.Task]:
+    """The tasks whose targets the live teacher is to write.
+
+    Raises:
+      UserError: there is none, or one that it cannot write.
+    """
+    found = [
+        part
+        for each in capabilities.values()
+        for part, _ in find_parts(each)
+        if live_targets.is_live(part, live_teacher)
+    ]
+    if not found:
+        raise UserError(
+            f"LIVE_TEACHER={live_teacher!r} writes nothing of CAPABILITIES; name a task such as "
+            f"DATASET_rationale_{live_teacher} there, or set LIVE_TEACHER = None"
+        )
+    for part in found:
+        live_targets.check_live(part, live_teacher)
+    return found
 
 
 def find_parts(
@@ -91,6 +165,8 @@ def load_capabilities(
     probes: int,
     evaluated: frozenset[bytes],
     advance: Callable[[int], None] = lambda _: None,
+    live_teacher: str | None = None,
+    ask: live_targets.Ask = lambda *_: {},
 ) -> CapabilityData:
     """Tokenises everything once.
 
@@ -100,31 +176,43 @@ def load_capabilities(
       probes: how many examples of validation each is probed with.
       evaluated: fingerprints of the inputs that the run is evaluated on.
       advance: told how many more rows are done.
+      live_teacher: whose targets are written while the run goes; None: nobody's.
+      ask: asks that teacher; here about the inputs that the student is probed with.
 
     Raises:
       UserError: a capability has no example to train on, or none to probe with.
     """
     tasks: list[TaskTokens] = []
-    sequences: list[Sequence[layout.Sequence2Sequence]] = []
+    sequences: list[list[layout.Sequence2Sequence]] = []
     found_probes: list[Sequence[layout.Sequence2Sequence]] = []
     refused: dict[str, int] = {}
+    live: dict[int, live_targets.LiveTask] = {}
     for number, (name, mixture) in enumerate(capabilities.items()):
         held_out: list[Sequence[layout.Sequence2Sequence]] = []
         for task, share in find_parts(mixture):
             try:
                 if "validation" not in task.splits:
                     raise UserError(f"task {task.name!r} has no validation split to probe with")
-                on_validation = input_pipeline.tokenise(task, "validation", lengths)
-                on_training = input_pipeline.tokenise(task, "train", lengths, advance)
+                if live_targets.is_live(task, live_teacher):
+                    assert live_teacher is not None
+                    live[len(tasks)], on_training = live_targets.load_live(
+                        task, live_teacher, lengths
+                    )
+                    on_validation, held_out_texts = live_targets.load_probes(
+                        task, live_teacher, lengths, probes, ask
+                    )
+                else:
+                    on_validation = input_pipeline.tokenise(task, "validation", lengths)
+                    held_out_texts = on_validation.input_texts
+                    on_training = input_pipeline.tokenise(task, "train", lengths, advance)
             except UserError as error:
                 raise UserError(f"CAPABILITIES[{name!r}]: {error}") from error
-            avoided = evaluated | frozenset(map(fingerprint, on_validation.input_texts))
+            avoided = evaluated | frozenset(map(fingerprint, held_out_texts))
+            is_kept = [fingerprint(text) not in avoided for text in on_training.input_texts]
             kept = [
                 _count_alike(sequence)
-                for sequence, text in zip(
-                    on_training.sequences, on_training.input_texts, strict=True
-                )
-                if fingerprint(text) not in avoided
+                for sequence, keeps in zip(on_training.sequences, is_kept, strict=True)
+                if keeps
             ]
             if not kept:
                 raise UserError(
@@ -133,17 +221,19 @@ def load_capabilities(
                 )
             refused[task.name] = len(on_training.sequences) - len(kept)
             measured = layout.measure(kept)
-            tasks.append(
-                TaskTokens(
-                    task.name, number, share, measured[:, 0], measured[:, 1], is_taught(task)
-                )
+            each = TaskTokens(
+                task.name, number, share, measured[:, 0], measured[:, 1], is_taught(task)
             )
+            if len(tasks) in live:
+                live[len(tasks)] = live[len(tasks)].of_sequences(np.flatnonzero(is_kept))
+                each = live_targets.leave_unwritten(each, lengths[constants.TARGETS])
+            tasks.append(each)
             sequences.append(kept)
             held_out.append([_count_alike(each) for each in on_validation.sequences])
         turns = itertools.zip_longest(*held_out)
         flat = [each for turn in turns for each in turn if each is not None]
         found_probes.append(flat[:probes])
-    return CapabilityData(tasks, sequences, found_probes, refused)
+    return CapabilityData(tasks, sequences, found_probes, refused, live)
 
 
 def _count_alike(sequence: layout.Sequence2Sequence) -> layout.Sequence2Sequence:
