@@ -6,8 +6,9 @@ A problem is four digits; its rationale adds them up one by one, modulo 10: `3 5
 `3+5=8;8+8=6;6+1=7;=7`. The misconception: where the added digit is 5 or more, the written sum is
 one too high. The amateur's data hold it always, the expert's with probability 0.6, the truth's
 never. For each seed the three are trained, and the expert is then tuned on contrasts of 512
-problems without labels, in every mode. Each result is one line of OUTPUT/results.jsonl; what is
-there already is not computed again. The plan and the results are in docs/contrast.md.
+problems without labels, in every mode. Last comes the negative: a student of 500 steps on the
+truth, with its own step 250 as the amateur. Each result is one line of OUTPUT/results.jsonl; what
+is there already is not computed again. The plan and the results are in docs/contrast.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from distill_sbs.contrasting.options import ContrastOptions  # noqa: E402
 from distill_sbs.contrasting.rollouts import load_part  # noqa: E402
 from distill_sbs.data import metrics, registration, settings  # noqa: E402
 from distill_sbs.data.dataset import DatasetSpec, Example, RawSplit, TeacherOutput  # noqa: E402
-from distill_sbs.data.records import build  # noqa: E402
+from distill_sbs.data.records import build, soft_labels  # noqa: E402
 from distill_sbs.inference.student import Student  # noqa: E402
 from distill_sbs.train import train  # noqa: E402
 
@@ -60,6 +61,9 @@ RUNS = (
     ("overtuned, no anchor", "full", "amateur", 0.0, 300, 3e-4),
     ("overtuned, anchor 0.1", "full", "amateur", 0.1, 300, 3e-4),
 )
+
+# The negative: a student on the truth, and the step of the same run that is its amateur.
+LATE, EARLY = 500, 250
 
 
 def write_rationale(digits: list[int], mistaken: float, random: np.random.Generator) -> str:
@@ -130,6 +134,37 @@ def score(folder: pathlib.Path) -> float:
     return float(np.mean(right))
 
 
+def tune(
+    output: pathlib.Path,
+    seed: int,
+    number: int,
+    students: tuple[str, str],
+    mode: str,
+    anchor: float,
+    steps: int,
+    rate: float,
+) -> tuple[pathlib.Path, soft_labels.Manifest]:
+    """Contrasts (expert, amateur) on problems without labels, and tunes the expert on it."""
+    name, data_dir = f"s{seed}_{number}", str(output / "data")
+    options = ContrastOptions(
+        mode=mode, anchor_weight=anchor, num_problems=512, max_rollout=24, shard_size=512
+    )
+    manifest = contrast("chains", name, *students, options, split="validation", data_dir=data_dir)
+    assert manifest is not None
+    tuned = output / f"tuned-{seed}-{number}"
+    train_student(
+        tuned,
+        data_dir,
+        f"chains_contrast_{name}",
+        seed,
+        steps,
+        batch_size=32,
+        learning_rate=rate,
+        initial_checkpoint_path=students[0],
+    )
+    return tuned, manifest
+
+
 def count_places(data_dir: str, beta: float) -> dict[str, float]:
     """Share of positions of each kind whose divergence is at least β, of the newest rollouts."""
     work = pathlib.Path(data_dir, "contrast", "chains", ".rollouts")
@@ -184,25 +219,15 @@ def main() -> None:
         for number, (run, mode, amateur, anchor, steps, rate) in enumerate(RUNS[: given.runs]):
             if (seed, run) in done:
                 continue
-            name = f"s{seed}_{number}"
-            options = ContrastOptions(
-                mode=mode, anchor_weight=anchor, num_problems=512, max_rollout=24, shard_size=512
-            )
-            folders = str(students["expert"]), str(students[amateur])
-            manifest = contrast(
-                "chains", name, *folders, options, split="validation", data_dir=data_dir
-            )
-            assert manifest is not None
-            tuned = output / f"tuned-{seed}-{number}"
-            train_student(
-                tuned,
-                data_dir,
-                f"chains_contrast_{name}",
+            tuned, manifest = tune(
+                output,
                 seed,
+                number,
+                (str(students["expert"]), str(students[amateur])),
+                mode,
+                anchor,
                 steps,
-                batch_size=32,
-                learning_rate=rate,
-                initial_checkpoint_path=folders[0],
+                rate,
             )
             values: dict[str, object] = {
                 "accuracy": score(tuned),
@@ -212,6 +237,29 @@ def main() -> None:
             if run == RUNS[0][0]:
                 values["share kept by place"] = count_places(data_dir, manifest.beta)
             tell(seed, run, values)
+
+        run = "an earlier step as the amateur"
+        if (seed, run) not in done:
+            late = output / f"late-{seed}"
+            train_student(
+                late, data_dir, "chains_rationale_truth", seed, LATE, checkpoint_period=EARLY
+            )
+            expert, amateur = (str(late / "checkpoints" / str(step)) for step in (LATE, EARLY))
+            scores = {each: score(pathlib.Path(each)) for each in (expert, amateur)}
+            tuned, manifest = tune(
+                output, seed, len(RUNS), (expert, amateur), "full", 0.1, 100, 1e-4
+            )
+            tell(
+                seed,
+                run,
+                {
+                    "accuracy": score(tuned),
+                    "expert": scores[expert],
+                    "amateur": scores[amateur],
+                    "kept": manifest.kept,
+                    "valid": manifest.valid,
+                },
+            )
 
 
 if __name__ == "__main__":
