@@ -132,6 +132,7 @@ def test_on_embedded_data(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.campaign
 @pytest.mark.realdata
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -85,6 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> pathl
     return folder
 
 
+@pytest.mark.campaign
 def test_each_run_is_the_train_that_its_command_says(
     whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
