@@ -3,19 +3,21 @@
     python -m distill_sbs.evaluate --checkpoint=runs/quickstart --split=test
 
 Enters: any checkpoint folder, prepared records. Leaves: one JSON object on standard output, the
-accuracy in it, every example of the split counted once; with `--output` a line of JSON for each.
+accuracy in it, every example of the split counted once; with `--output` a line of JSON for each;
+with `--page` an HTML page of what is confused, and of right and wrong answers with rationales.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from absl import flags
+from etils import epath
 
-from distill_sbs import files
+from distill_sbs import constants, files
 from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
@@ -26,6 +28,9 @@ from distill_sbs.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     import seqio
+
+    from distill_sbs.data.batches.sampler import TokenisedTask
+    from distill_sbs.inference.student import Student
 
 # More different labels than these are no closed set.
 _MOST_LABELS = 64
@@ -65,6 +70,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "A JSONL file for every input, reference and prediction.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "page",
+        None,
+        "An HTML file: metrics, which label is taken for which, ten right and ten wrong answers,"
+        " with the student's rationale beside the teacher's.",
+        flag_values=values,
+    )
     processes.define_flags(values)
 
 
@@ -80,6 +92,7 @@ def evaluate(
     task_files: Sequence[str] = (),
     num_model_partitions: int = 1,
     score: bool = False,
+    page: str | None = None,
 ) -> dict[str, object]:
     """Evaluates a checkpoint; every argument is the flag of its name (`task_files` `--task_file`).
 
@@ -139,11 +152,12 @@ def evaluate(
         "examples": len(examples.sequences),
     }
     if not task.metric_fns:
-        if output:
-            raise UserError(
-                f"--output={output}: {task.name} has no right answers, so nothing is decoded; it "
-                "is scored by the loss of its targets"
-            )
+        for name, path in (("output", output), ("page", page)):
+            if path:
+                raise UserError(
+                    f"--{name}={path}: {task.name} has no right answers, so nothing is decoded; it "
+                    "is scored by the loss of its targets"
+                )
         parallel = sharding.data_parallelism(student.mesh)
         batch_rows = -(-batch_size // parallel) * parallel
         loss_of_targets = TargetLoss(student.model, student.mesh)
@@ -174,7 +188,68 @@ def evaluate(
     metrics = batch_decoder.compute_metrics(
         task.metric_fns, task.postprocess_fn, examples.texts, predictions
     )
+    if page:
+        written = _make_page(student, mixture, task, split, examples, predictions, metrics)
+        if is_first:
+            files.write_file(epath.Path(page), written)
+            interrupts.change_message(f"{page} is written")
     return {**about, **metrics}
+
+
+def _make_page(
+    student: Student,
+    mixture: seqio.Task | seqio.Mixture,
+    task: seqio.Task,
+    split: str,
+    examples: TokenisedTask,
+    predictions: Sequence[str],
+    metrics: Mapping[str, float],
+) -> str:
+    """The page on all answers; the student explains those that are shown."""
+    from distill_sbs.data import registration
+    from distill_sbs.reporting import answers as reported
+    from distill_sbs.reporting import page
+
+    is_correct = registration.dataset_of(task).is_correct
+    postprocess = task.postprocess_fn or (lambda text, **_: text)
+    golds = [str(postprocess(text, is_target=True)) for text in examples.texts]
+    said = [str(postprocess(text, is_target=False)) for text in predictions]
+    texts = [text.removeprefix(constants.LABEL_PREFIX) for text in examples.input_texts]
+    is_right = [is_correct(gold, answer) for gold, answer in zip(golds, said, strict=True)]
+    shown = reported.choose_shown(is_right)
+    rationales = dict(zip(shown, student.explain([texts[each] for each in shown]), strict=True))
+    teacher, of_teacher = _read_teacher(mixture, task, split)
+    answers = [
+        reported.Answer(
+            texts[number],
+            golds[number],
+            said[number],
+            is_right[number],
+            rationales.get(number),
+            of_teacher.get(int(examples.indices[number])),
+        )
+        for number in range(len(texts))
+    ]
+    about = f"{student.step_folder} on the {len(texts):,} examples of {task.name}, {split}."
+    document = reported.make_document(about, metrics, answers, shown, teacher)
+    return page.write_page(document, f"Answers on {split}")
+
+
+def _read_teacher(
+    mixture: seqio.Task | seqio.Mixture, task: seqio.Task, split: str
+) -> tuple[str | None, dict[int, str | None]]:
+    """The teacher that a mixture's rationales are of, and its rationales of a split by index."""
+    from distill_sbs.data import registration, settings
+    from distill_sbs.data.records import joining
+
+    dataset, folder = registration.dataset_of(task).name, settings.current().folder
+    for part in registration.tasks_of(mixture):
+        info = registration.get_task_info(part)
+        if info and info.teacher and split in registration.list_rationale_splits(part):
+            read = joining.read_all(folder, dataset, split, [info.teacher])
+            outputs = (each.teacher_outputs[info.teacher] for each in read)
+            return info.teacher, {number: each.rationale for number, each in enumerate(outputs)}
+    return None, {}
 
 
 def _read_labels(task: seqio.Task) -> list[str]:
@@ -209,8 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
-    if values.output:
-        files.check_writable(values.output)
+    for path in filter(None, (values.output, values.page)):
+        files.check_writable(path)
     given = values.flag_values_dict()
     processes.check_flags(given)
     keep_freed_memory()
@@ -228,6 +303,7 @@ def _work(argv: Sequence[str]) -> int | None:
             task_files=values.task_file,
             num_model_partitions=values.num_model_partitions,
             score=values.score,
+            page=values.page,
         )
         if processes.is_first():
             terminal.say_json(result, indent=2)

@@ -92,12 +92,12 @@ _SHORT = 60
 _FINDINGS, _FIGURES, _PASSED_OVER = "findings", "figures", "passed_over"
 
 
-def write_page(document: Document) -> str:
+def write_page(document: Document, title: str = "Report on runs") -> str:
     """The page."""
     html = Element("html", lang="en")
-    _head(html, "Report on runs")
+    _head(html, title)
     body = ElementTree.SubElement(html, "body")
-    _add(body, "h1", "Report on runs")
+    _add(body, "h1", title)
     _add(body, "p", document.summary)
     _contents(body, document)
     if document.headlines:

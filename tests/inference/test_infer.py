@@ -260,8 +260,13 @@ def test_evaluate_writes_what_was_said(
     output = tmp_path / "answers" / "out.jsonl"
     data_dir = shutil.copytree(tiny_data, tmp_path / "[d]*?")
     arguments = [f"--checkpoint={model_dir}", f"--data_dir={data_dir}", f"--output={output}"]
-    assert evaluate.main(["evaluate", *arguments]) == 0
+    page = tmp_path / "page.html"
+    assert evaluate.main(["evaluate", *arguments, f"--page={page}"]) == 0
     shown = capsys.readouterr()
+    said = page.read_text()
+    # The run's mixture has a teacher, whose rationales the records hold of this split too.
+    assert "What is taken for what" in said and "the rationale of gpt" in said
+    assert '<td class="short">question 7</td>' in said and "rationale 7" in said
     result = json.loads(shown.out)
     assert result["checkpoint"] == str(model_dir / "checkpoints" / "2")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
