@@ -132,11 +132,17 @@ setup(
     packages=find_packages(include=["distill_sbs", "distill_sbs.*"]) + list(resource_packages()),
     package_dir=resource_packages(),
     package_data={
-        "distill_sbs": ["py.typed", "data/readers/*.model", "teacher/prompts/*.toml"],
+        "distill_sbs": [
+            "py.typed",
+            "cli/*.bash",
+            "data/readers/*.model",
+            "teacher/prompts/*.toml",
+        ],
         **{name: ["*.gin"] for name in resource_packages() if ".gin" in name},
     },
     include_package_data=False,
     zip_safe=False,
+    entry_points={"console_scripts": ["distill_sbs = distill_sbs.__main__:run_command"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

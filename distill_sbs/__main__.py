@@ -1,7 +1,8 @@
-"""`python -m distill_sbs`: which commands there are; followed by one of them, runs it.
+"""`distill_sbs`, or `python -m distill_sbs`: which commands there are; or one of them, run.
 
-    python -m distill_sbs
-    python -m distill_sbs train --gin_file=gin/experiments/quickstart.gin
+    distill_sbs
+    distill_sbs train --gin_file=gin/experiments/quickstart.gin
+    source <(distill_sbs completion)
 
 Enters: nothing, or a command line. Leaves: a list, or what that command leaves by itself.
 """
@@ -12,6 +13,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from distill_sbs import resources
 from distill_sbs.cli import terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError, did_you_mean
@@ -33,6 +35,8 @@ COMMANDS = {
     "precompile": "whether a run fits a TPU slice, and how fast it could be, without a TPU",
     "resources": "prints the folder of the gin files, for other programs",
 }
+# Prints what a shell is to source.
+COMPLETION = "completion"
 
 
 def describe_commands() -> str:
@@ -42,12 +46,13 @@ def describe_commands() -> str:
         [
             "Distilling step-by-step: a small student learns labels and rationales of a teacher.",
             "",
-            "Usage: python -m distill_sbs COMMAND --flag=value …",
+            "Usage: distill_sbs COMMAND --flag=value …   (or python -m distill_sbs.COMMAND …)",
             "",
             *(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items()),
             "",
-            "COMMAND --help tells the flags of one. A first run:",
-            "  python -m distill_sbs train --gin_file=gin/experiments/quickstart.gin",
+            "COMMAND --help tells the flags of one; `source <(distill_sbs completion)` lets Tab",
+            "complete them. A first run:",
+            "  distill_sbs train --gin_file=gin/experiments/quickstart.gin",
         ]
     )
 
@@ -56,6 +61,9 @@ def _work() -> int | None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "--helpfull"):
         terminal.say(describe_commands())
+        return None
+    if name == COMPLETION:
+        terminal.say(resources.completion_script().read_text().rstrip())
         return None
     if name not in COMMANDS:
         raise UserError(
@@ -72,9 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(_work, "nothing was started")
 
 
-if __name__ == "__main__":
+def run_command() -> int:
+    """Runs the command on the command line as if it were called by its module; its exit status."""
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         command = sys.argv.pop(1)
         runpy.run_module(f"distill_sbs.{command}", run_name="__main__", alter_sys=True)
-    else:
-        sys.exit(main())
+        return 0
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command())

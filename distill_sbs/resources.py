@@ -50,6 +50,11 @@ def prompt_folder() -> pathlib.Path:
     return _PACKAGE / "teacher" / "prompts"
 
 
+def completion_script() -> pathlib.Path:
+    """What a shell sources to complete the commands and their flags."""
+    return _PACKAGE / "cli" / "completion.bash"
+
+
 def embedded_vocabulary() -> pathlib.Path:
     """The SentencePiece model that `VOCABULARY_FILE = 'embedded'` stands for.
 

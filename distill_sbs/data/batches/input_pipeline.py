@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from distill_sbs import constants
 from distill_sbs.data import registration, settings
-from distill_sbs.data.batches import layout, pairs
+from distill_sbs.data.batches import layout, pairs, token_cache
 from distill_sbs.data.batches.sampler import MixtureSampler, Position, TokenisedTask
 from distill_sbs.data.batches.share import Share
 from distill_sbs.data.records import soft_labels
@@ -221,7 +221,7 @@ def _tokenise_training(
     An epoch of little text is several passes, so that it is not read anew every few steps.
     """
     if not registration.is_pretraining(task):
-        read_once = tokenise(task, "train", lengths, advance, share, keep_texts=False)
+        read_once = _tokenise_or_read(task, lengths, advance, share)
         takes_turns = settings.current().rationales_per_example > 1
         is_several = takes_turns and registration.reads_rationales(task)
         return _take_turns(read_once) if is_several else read_once
@@ -237,6 +237,21 @@ def _tokenise_training(
         first = read(0, passes)
     advance(len(first.sequences))
     return dataclasses.replace(first, redraw=lambda epoch: read(epoch, passes).sequences)
+
+
+def _tokenise_or_read(
+    task: seqio.Task, lengths: Mapping[str, int], advance: Callable[[int], None], share: Share
+) -> TokenisedTask:
+    """The training split, from what an earlier start kept of it where one did."""
+    # Of several processes each reads a part; one of them alone might find what others do not.
+    kept = token_cache.find_path(task, lengths) if share.count == 1 else None
+    if kept is not None and (found := token_cache.read(kept, task.name)) is not None:
+        advance(len(found.sequences))
+        return found
+    tokenised = tokenise(task, "train", lengths, advance, share, keep_texts=False)
+    if kept is not None:
+        token_cache.keep(kept, tokenised)
+    return tokenised
 
 
 def lay_out_singly(
