@@ -100,7 +100,8 @@ class LiveTeacher:
             teacher=self.name,
             answers=prompt.answers,
         )
-        journal = Journal(path, asked)
+        with _in_words_of_a_run():
+            journal = Journal(path, asked)
         wanted = [each for each in examples if not journal.has(each.id, 0, each.input)]
         budget = Budget(journal.totals, Prices(), None, None)
 
@@ -121,12 +122,14 @@ class LiveTeacher:
 
     def _load_prompt(self, dataset: str) -> prompts.Prompt:
         named = self.prompt or dataset
-        if (prompts.find(named).parent / "parser.py").is_file():
-            raise UserError(
-                f"TEACHER_PROMPT={named!r} has a parser.py, which is code, and a gin file may not "
-                "name code; give a prompt without one, or run extract --task, and prepare --teacher"
-            )
-        return prompts.load(named)
+        with _in_words_of_a_run():
+            if (prompts.find(named).parent / "parser.py").is_file():
+                raise UserError(
+                    f"TEACHER_PROMPT={named!r} has a parser.py, which is code, and a gin file may "
+                    "not name code; give a prompt without one, or run extract, and prepare "
+                    "--teacher"
+                )
+            return prompts.load(named)
 
     def _parameters(self, prompt: prompts.Prompt) -> RequestParameters:
         return RequestParameters(
@@ -148,6 +151,16 @@ def _read(path: str, examples: Sequence[Example]) -> dict[str, TeacherOutput]:
         )
         for name, rows in found.items()
     }
+
+
+@contextlib.contextmanager
+def _in_words_of_a_run() -> Iterator[None]:
+    """Errors name the options of a run, where they would name the flags of `extract`."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).replace("--task=", "TEACHER_PROMPT=").replace("--output", "MODEL_DIR")
+        raise UserError(told) from error
 
 
 @contextlib.contextmanager
