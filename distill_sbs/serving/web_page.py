@@ -47,7 +47,9 @@ form.addEventListener("submit", async (event) => {
       show("label", one.label);
       show("rationale", one.rationale);
       const notes = [];
-      if (one.input_cut) notes.push("The input is longer than this student reads.");
+      if (one.input_cut) {
+        notes.push("The input is longer than this student reads; its end was left out.");
+      }
       if (one.output_cut) notes.push("The answer was cut: it is as long as this student's may be.");
       if (notes.length) show("note", notes.join(" "));
     } else {
