@@ -48,13 +48,14 @@ def serve(config: ServeConfig) -> int:
         answerer = Answerer(config.model, config.threads)
         for task in answerer.student.prefixes:
             answerer.answer(["?"], task)  # a network that cannot decode is found now
-        application = Application(answerer, config)
+        student = answerer.student
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        terminal.say(
-            f"{answerer.student.name} ({answerer.student.form}, {answerer.student.quantization}) "
-            f"answers at http://{shown}:{port}; Ctrl-C ends it"
+        announcement = (
+            f"{student.name} ({student.form}, {student.quantization}) answers at "
+            f"http://{shown}:{port}; Ctrl-C ends it"
         )
+        application = Application(answerer, config, lambda: terminal.say(announcement))
         number = listening.serve(application, config, listener)
     interrupts.change_message("all is answered")
     terminal.say(f"ended: {application.requests:,} requests answered")

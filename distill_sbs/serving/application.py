@@ -46,6 +46,7 @@ class Application:
     Args:
       answerer: the student.
       config: what clients may ask.
+      announce: called when requests are about to be answered; signals are handled by then.
 
     Attributes:
       is_ending: set when the server is about to end: connections are closed behind each answer,
@@ -53,8 +54,14 @@ class Application:
       requests: how many were answered, refusals among them.
     """
 
-    def __init__(self, answerer: Answerer, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        answerer: Answerer,
+        config: ServeConfig,
+        announce: Callable[[], None] = lambda: None,
+    ) -> None:
         self.is_ending = False
+        self._announce = announce
         self.requests = 0
         self._config = config
         self._measures = measures.Measures()
@@ -123,6 +130,7 @@ class Application:
     async def _live(self, _: Starlette) -> AsyncIterator[None]:
         """While the server lives, batches are decoded."""
         worker = asyncio.create_task(self._batcher.run())
+        self._announce()
         try:
             yield
         finally:

@@ -2,19 +2,23 @@
 
 Enters: an application of ASGI. Leaves: the number of the signal that ended it.
 
-After SIGTERM or Ctrl-C no connection is taken any more. What stands in a connection that was taken
-is answered, and the connection closed behind it; for half a second those that are idle stay open,
-for their clients may just be sending. A second Ctrl-C ends at once.
+After SIGTERM or Ctrl-C the system lets no new connection in, those that wait to be taken are taken,
+and each is closed behind its next answer. When none is left, or after three seconds, in which an
+idle client may have sent something, the rest is closed, and the server ends when what it was asked
+is answered. A second Ctrl-C ends at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
 import signal
 import socket
+import struct
+import time
 from types import FrameType
 
 import uvicorn
@@ -24,7 +28,20 @@ from distill_sbs.errors import UserError
 from distill_sbs.serving.application import Application
 from distill_sbs.serving.options import ServeConfig
 
-_DRAIN_SECONDS = 0.5
+# Connections that are being made when the signal comes have so long to be there.
+_LEAST_SECONDS = 0.2
+_MOST_SECONDS = 3.0
+_LOOK_SECONDS = 0.02
+
+# As the kernel has them (linux/filter.h); Python's socket names neither.
+_SO_ATTACH_FILTER = 26
+# Load the byte of a TCP header's flags; if SYN is among them drop the packet, else let it through.
+_REFUSE_NEWCOMERS = (
+    (0x30, 0, 0, 13),
+    (0x45, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
 _BACKLOG = 2048
 
 _REMEDIES = {
@@ -92,7 +109,7 @@ def serve(application: Application, config: ServeConfig, listener: socket.socket
             timeout_graceful_shutdown=max(1, round(config.grace_seconds)),
         )
     )
-    ending = _Ending(server, application)
+    ending = _Ending(server, application, listener)
     # uvicorn sets what is here as the handler of both signals, and would else raise them again.
     server.handle_exit = ending.note
     with signals.keep_handlers((signal.SIGTERM, signal.SIGINT)):
@@ -107,7 +124,10 @@ class _Ending:
       number: of the signal that asked for it; SIGTERM where none did.
     """
 
-    def __init__(self, server: uvicorn.Server, application: Application) -> None:
+    def __init__(
+        self, server: uvicorn.Server, application: Application, listener: socket.socket
+    ) -> None:
+        self._listener = listener
         self._server = server
         self._application = application
         self.number = int(signal.SIGTERM)
@@ -123,7 +143,38 @@ class _Ending:
         asyncio.get_running_loop().call_soon_threadsafe(self._begin)
 
     def _begin(self) -> None:
-        for listener in self._server.servers:
-            listener.close()  # who comes now is refused by the system: nothing was taken of it
-        loop = asyncio.get_running_loop()
-        loop.call_later(_DRAIN_SECONDS, setattr, self._server, "should_exit", True)
+        if not self._server.started:  # clients may be waiting already: they are answered first
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._begin)
+            return
+        if not refuse_newcomers(self._listener):
+            for each in self._server.servers:
+                each.close()
+        self._wait_until_idle(time.monotonic())
+
+    def _wait_until_idle(self, since: float) -> None:
+        seconds = time.monotonic() - since
+        is_idle = seconds > _LEAST_SECONDS and not self._server.server_state.connections
+        if is_idle or seconds > _MOST_SECONDS:
+            self._server.should_exit = True
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_LOOK_SECONDS, self._wait_until_idle, since)
+
+
+def refuse_newcomers(listener: socket.socket) -> bool:
+    """The system lets nobody new in; whoever waits to be taken can be taken yet.
+
+    To close a listener instead resets who waits: he may have sent a request already, and is not
+    told whether it was answered.
+
+    Returns:
+      Whether the system can do that; Linux can.
+    """
+    instructions = b"".join(struct.pack("HBBI", *each) for each in _REFUSE_NEWCOMERS)
+    buffer = ctypes.create_string_buffer(instructions)
+    program = struct.pack("HL", len(_REFUSE_NEWCOMERS), ctypes.addressof(buffer))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except OSError:
+        return False
+    return True
