@@ -69,6 +69,19 @@ EXTRAS_REQUIRE = {
     ],
     # The published implementation's libraries, to compare numbers with.
     "parity": ["torch>=2.6,<3", "transformers>=5,<6"],
+    # `serve`, and what `convert --to=ctranslate2` and `--to=onnx` export with. The server itself
+    # needs the first four alone (docs/serving.md).
+    "serve": [
+        "ctranslate2>=4.8,<5",
+        "prometheus_client>=0.22,<1",
+        "starlette>=1,<2",
+        "uvicorn>=0.40,<1",
+        "onnx>=1.20,<2",
+        "onnxruntime>=1.24,<2",
+        "onnxscript>=0.6,<1",
+        "torch>=2.6,<3",
+        "transformers>=5,<6",
+    ],
     # HuggingFaceReader.
     "hf": ["datasets>=5,<6"],
     "tpu": [f"jax[tpu]{JAX}"],

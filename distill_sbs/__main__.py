@@ -29,6 +29,7 @@ COMMANDS = {
     "contrast": "which tokens of its own rationales a student should learn, by a weaker one",
     "evaluate": "accuracy of a student on a split",
     "infer": "answers the inputs of a JSONL file with labels or rationales",
+    "serve": "answers over HTTP with a student that convert exported",
     "sweep": "one experiment over a grid of methods, data fractions, students and seeds",
     "report": "tables, figures and the paper's headlines of a folder of runs",
     "convert": "checkpoints of HuggingFace, T5X and this project, each into the others",

@@ -20,12 +20,18 @@ from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
+from distill_sbs.serving.served_folder import FLOAT32, QUANTIZATIONS
+from distill_sbs.serving.served_folder import FORMS as SERVED_FORMS
 
 if TYPE_CHECKING:
     from distill_sbs.convert.write import ConversionResult
 
-DESCRIPTION = "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs."
+DESCRIPTION = (
+    "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs, or exports it for"
+    " python -m distill_sbs.serve."
+)
 FORMS = ("hf", "t5x", "native")
+_WITH_CARD = ("hf", *SERVED_FORMS)
 
 
 def _define_flags(values: flags.FlagValues) -> None:
@@ -36,7 +42,14 @@ def _define_flags(values: flags.FlagValues) -> None:
         "The form of --input. Default: recognised by its files.",
         flag_values=values,
     )
-    flags.DEFINE_enum("to", None, FORMS, "The form of --output.", flag_values=values, required=True)
+    flags.DEFINE_enum(
+        "to",
+        None,
+        (*FORMS, *SERVED_FORMS),
+        "The form of --output.",
+        flag_values=values,
+        required=True,
+    )
     flags.DEFINE_string(
         "input",
         None,
@@ -51,7 +64,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "vocabulary_file",
         None,
-        "For hf and native: a SentencePiece model, 'bytes' or 'embedded'. Default: what --input"
+        "For all but t5x: a SentencePiece model, 'bytes' or 'embedded'. Default: what --input"
         " carries, which T5X's checkpoints do not.",
         flag_values=values,
     )
@@ -81,8 +94,15 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "license",
         None,
-        "What --to=hf writes into its model card (README.md) as the licence, such as cc-by-4.0:"
-        " that of the data, say.",
+        "What --to=hf, ctranslate2 and onnx write into the model card (README.md) as the licence,"
+        " such as cc-by-4.0: that of the data, say.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "quantization",
+        FLOAT32,
+        QUANTIZATIONS,
+        "How --to=ctranslate2 and --to=onnx store weights; int8 also multiplies by them so.",
         flag_values=values,
     )
     flags.DEFINE_bool("overwrite", False, "Replaces --output.", flag_values=values)
@@ -92,10 +112,21 @@ def _check_flags(values: flags.FlagValues) -> None:
     """Refuses what has no effect on the form asked for."""
     if values.dtype != "float32" and values.to != "hf":
         raise UserError(f"--dtype={values.dtype}: only --to=hf writes other types than float32")
-    if values.scan_layers is not None and values.to == "hf":
-        raise UserError("--scan_layers has no effect with --to=hf, whose layers are never stacked")
-    if values.license and values.to != "hf":
-        raise UserError(f"--license={values.license}: only --to=hf writes a model card")
+    if values.scan_layers is not None and values.to in _WITH_CARD:
+        raise UserError(
+            f"--scan_layers has no effect with --to={values.to}, whose layers are never stacked"
+        )
+    if values.license and values.to not in _WITH_CARD:
+        raise UserError(
+            f"--license={values.license}: only --to={', '.join(_WITH_CARD)} write a model card"
+        )
+    if values.quantization != FLOAT32 and values.to not in SERVED_FORMS:
+        raise UserError(
+            f"--quantization={values.quantization}: only --to={' and '.join(SERVED_FORMS)} have it;"
+            " --to=hf --dtype=bfloat16 halves weights"
+        )
+    if not values.tokenizer and values.to in SERVED_FORMS:
+        raise UserError(f"--notokenizer: --to={values.to} carries its vocabulary; leave it out")
     if values.vocabulary_file and values.to == "t5x":
         raise UserError("--vocabulary_file has no effect with --to=t5x, which carries none")
 
@@ -140,6 +171,7 @@ def _work(argv: Sequence[str]) -> int | None:
             with_tokenizer=values.tokenizer,
             scan_layers=values.scan_layers,
             license=values.license,
+            quantization=values.quantization,
             overwrite=values.overwrite,
         )
     except (Interrupted, KeyboardInterrupt) as error:

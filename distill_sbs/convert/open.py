@@ -13,6 +13,7 @@ from etils import epath
 from distill_sbs.cli import terminal
 from distill_sbs.convert.source import ParameterSource
 from distill_sbs.errors import UserError
+from distill_sbs.serving.served_folder import STUDENT_FILE
 
 HUGGINGFACE, T5X, NATIVE = "hf", "t5x", "native"
 FORMS = (HUGGINGFACE, T5X, NATIVE)
@@ -69,6 +70,11 @@ def recognise_form(location: str) -> str:
             f"{location} is a file; expected the folder of a checkpoint: {folder.parent}, perhaps"
         )
     names = {child.name for child in folder.iterdir()}
+    if STUDENT_FILE in names:
+        raise UserError(
+            f"{location} is an export for serving, which cannot be read back; give the run that it "
+            "was made of"
+        )
     if names & {"description", "checkpoints"} or any(name.isdigit() for name in names):
         return NATIVE
     if "config.json" in names:

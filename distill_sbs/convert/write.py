@@ -32,8 +32,16 @@ from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError, describe_disk_error
 from distill_sbs.model.config import T5Config, named_config
 from distill_sbs.model.parameters import list_parameters
+from distill_sbs.serving.served_folder import CTRANSLATE2, FLOAT32, ONNX
+from distill_sbs.serving.served_folder import FORMS as SERVED_FORMS
 
-FORM_NAMES = {HUGGINGFACE: "HuggingFace", T5X: "T5X", NATIVE: "distill_sbs"}
+FORM_NAMES = {
+    HUGGINGFACE: "HuggingFace",
+    T5X: "T5X",
+    NATIVE: "distill_sbs",
+    CTRANSLATE2: "CTranslate2",
+    ONNX: "ONNX",
+}
 
 # Of a student's configuration, what no checkpoint is about.
 _FREE_FIELDS = (
@@ -77,6 +85,7 @@ def convert_checkpoint(
     with_tokenizer: bool = True,
     scan_layers: bool | None = None,
     license: str | None = None,
+    quantization: str = FLOAT32,
     overwrite: bool = False,
 ) -> ConversionResult:
     """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
@@ -88,6 +97,10 @@ def convert_checkpoint(
     """
     started = time.monotonic()
     check_output(output, location, overwrite)
+    if to in SERVED_FORMS:
+        from distill_sbs.convert.for_serving import check_libraries
+
+        check_libraries(to, output)
     vocabulary = sentencepiece_model.describe(vocabulary_file) if vocabulary_file else None
     source = open_source(location, form)
     source.check(_expect(student, source.config) if student else source.config)
@@ -112,6 +125,7 @@ def convert_checkpoint(
                     with_tokenizer=with_tokenizer,
                     scan_layers=scan_layers,
                     license=license,
+                    quantization=quantization,
                     advance=advance_or_stop,
                 )
         except UserError:
@@ -137,6 +151,7 @@ def _write(
     with_tokenizer: bool,
     scan_layers: bool | None,
     license: str | None,
+    quantization: str,
     advance: Callable[[int], None],
 ) -> None:
     """Writes into an empty folder."""
@@ -150,6 +165,18 @@ def _write(
             vocabulary=vocabulary,
             with_tokenizer=with_tokenizer,
             dtype=dtype,
+            license=license,
+            advance=advance,
+        )
+    elif to in SERVED_FORMS:
+        from distill_sbs.convert.for_serving import write_for_serving
+
+        write_for_serving(
+            source,
+            folder,
+            to,
+            vocabulary=vocabulary,
+            quantization=quantization,
             license=license,
             advance=advance,
         )

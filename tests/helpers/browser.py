@@ -1,7 +1,7 @@
 """A real headless browser: opens a page, runs a script in it, takes a picture.
 
-Enters: a file. Leaves: what the page says. Chromium is spoken to over two pipes, by its DevTools
-protocol: JSON messages that end in a zero byte. No port is opened.
+Enters: a file or a URL. Leaves: what the page says. Chromium is spoken to over two pipes, by its
+DevTools protocol: JSON messages that end in a zero byte. No port is opened.
 """
 
 from __future__ import annotations
@@ -107,11 +107,13 @@ class Browser:
         assert isinstance(parameters, dict)
         self.events.append((str(event["method"]), parameters))
 
-    def open(self, path: pathlib.Path, width: int = 1200, height: int = 900) -> None:
-        """Opens a file and waits until all of it is there."""
+    def open(self, page: pathlib.Path | str, width: int = 1200, height: int = 900) -> None:
+        """Opens a file, or the page at a URL, and waits until all of it is there."""
         self.resize(width, height)
-        self._call("Page.navigate", url=path.as_uri())
-        while not any(method == "Page.loadEventFired" for method, _ in self.events):
+        url = page.as_uri() if isinstance(page, pathlib.Path) else page
+        before = len(self.events)
+        self._call("Page.navigate", url=url)
+        while not any(method == "Page.loadEventFired" for method, _ in self.events[before:]):
             self._note(next(self._messages))
 
     def resize(self, width: int, height: int = 900) -> None:

@@ -23,28 +23,43 @@ CARD_FILE = "README.md"
 _OTHER_LICENSE = "other"
 _MOST_CHARACTERS = 200  # of a value that a checkpoint says of itself
 
+_SHOWN_SERVER = """## Use
 
-def write_card(source: ParameterSource, license: str | None = None) -> str:
+```sh
+python -m distill_sbs.serve --model=THIS_FOLDER
+curl -H 'Content-Type: application/json' -d '{"input": "…"}' http://127.0.0.1:8000/explain
+```
+
+Accuracies are those of the run, by its own decoding."""
+
+
+def write_card(
+    source: ParameterSource, license: str | None = None, served_as: tuple[str, str] | None = None
+) -> str:
     """The text of a card.
 
     Args:
       source: what was exported.
       license: of the data and so of the student, as its owner gives it; None: not stated.
+      served_as: form and quantization of an export for `serve`; None: HuggingFace's form.
     """
     said, found = source.description, _read_results(source)
-    name = _name(said, source)
+    name = name_student(source)
     header = huggingface_hub.ModelCardData(
         license=license or _OTHER_LICENSE,
-        library_name="transformers",
+        library_name=served_as[0] if served_as else "transformers",
         pipeline_tag="text2text-generation",
         tags=["distilling-step-by-step", "arxiv:2305.02301", "t5"],
         model_name=name,
         eval_results=_eval_results(said, found),
     )
     parts = [f"---\n{header.to_yaml().strip()}\n---", f"# {name}", _introduce(said, source)]
-    rows = [f"| {what} | {value} |" for what, value in _facts(said, found, source)]
+    facts = _facts(said, found, source)
+    if served_as:
+        facts.insert(-1, ("form", " of ".join(served_as)))
+    rows = [f"| {what} | {value} |" for what, value in facts]
     parts.append("\n".join(["| | |", "| --- | --- |", *rows]))
-    parts.append(_show_use(said))
+    parts.append(_SHOWN_SERVER if served_as else _show_use(said))
     parts.append(
         "## Licence\n\n"
         + (
@@ -105,7 +120,9 @@ def _eval_results(
     return results or None
 
 
-def _name(said: RunDescription | None, source: ParameterSource) -> str:
+def name_student(source: ParameterSource) -> str:
+    """What an export is called, on one line."""
+    said = source.description
     if said is not None and said.mixture:
         return _cell(f"{said.options.get('STUDENT', 't5')} on {said.mixture}")
     return _cell(pathlib.PurePosixPath(source.location).name or "t5")

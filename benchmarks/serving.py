@@ -1,0 +1,153 @@
+"""Exports against our own decoding, on a test set: same answers, accuracy, latency, throughput.
+
+    python -m distill_sbs.evaluate --checkpoint=runs/quickstart --split=test --output=test.jsonl
+    python benchmarks/serving.py --inputs=test.jsonl --dataset=wordproblems runs/quickstart served …
+
+Enters: what `evaluate --output` wrote (inputs with their prefix and gold labels); a run, then
+folders of `convert --to=ctranslate2` or `--to=onnx`. Leaves: a table in Markdown on standard
+output. Each is measured in a process of its own, in turn, several times; the median of these is
+written. A batch of one is answered input by input; throughput is that of the whole test set at a
+batch size of 32. Labels alone are timed, from text to text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+_INPUTS = flags.DEFINE_string("inputs", None, "Of evaluate --output.", required=True)
+_DATASET = flags.DEFINE_string("dataset", "wordproblems", "Whose answers are scored how.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes for each.")
+_SINGLE = flags.DEFINE_integer("single", 200, "Inputs answered one by one.")
+_MEASURE = flags.DEFINE_string("measure", None, "Internal: what this process measures.")
+
+_PREFIX = "predict: "
+_BATCH_SIZE = 32
+_WARM = 8
+
+Answer = Callable[[Sequence[str], str, int], list[str]]
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    """The lines of `evaluate --output`, inputs without their prefix."""
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [{**row, "input": row["input"].removeprefix(_PREFIX)} for row in rows]
+
+
+def open_student(folder: str) -> Answer:
+    """What answers (texts, task, batch size): JAX for a run, else the export's own library."""
+    if (pathlib.Path(folder) / "student.json").exists():
+        from distill_sbs.serving.answering import Answerer
+
+        answerer = Answerer(folder)
+        return lambda texts, task, size: [each.text for each in answerer.answer(texts, task, size)]
+    from distill_sbs.inference.student import Student
+
+    student = Student.load(folder)
+    decoders = {size: student.decoder(size) for size in (1, _BATCH_SIZE)}
+    return lambda texts, task, size: student.answer(texts, task, decoders[size])
+
+
+def measure(folder: str, texts: Sequence[str], single: int) -> dict[str, object]:
+    """Answers and times of one."""
+    started = time.monotonic()
+    answer = open_student(folder)
+    answer(texts[:_WARM], "label", 1)
+    loaded = time.monotonic() - started
+    labels = answer(texts, "label", _BATCH_SIZE)  # warms every width
+    alone = []
+    for text in [*texts[:single], *texts[:single]]:
+        began = time.perf_counter()
+        answer([text], "label", 1)
+        alone.append(time.perf_counter() - began)
+    alone = sorted(alone[single:])  # the first time round compiles, with JAX
+    began = time.perf_counter()
+    again = answer(texts, "label", _BATCH_SIZE)
+    took = time.perf_counter() - began
+    assert again == labels
+    return {
+        "labels": labels,
+        "rationales": answer(texts, "rationale", _BATCH_SIZE),
+        "p50": 1000 * alone[len(alone) // 2],
+        "p95": 1000 * alone[int(0.95 * len(alone))],
+        "throughput": len(texts) / took,
+        "loaded": loaded,
+    }
+
+
+def size_of(folder: str) -> float:
+    """MiB of a folder's network."""
+    paths = [
+        path for pattern in ("*.bin", "*.onnx*") for path in pathlib.Path(folder).glob(pattern)
+    ]
+    return sum(path.stat().st_size for path in paths) / 2**20
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures each in turn, and prints the table."""
+    rows = read_rows(_INPUTS.value)
+    texts = [row["input"] for row in rows]
+    if _MEASURE.value:
+        print(json.dumps(measure(_MEASURE.value, texts, _SINGLE.value)))
+        return
+    run, *folders = arguments[1:]
+    found: dict[str, list[dict]] = {folder: [] for folder in (run, *folders)}
+    for _ in range(_ROUNDS.value):
+        for folder, measured in found.items():
+            command = [sys.executable, __file__, f"--measure={folder}", f"--inputs={_INPUTS.value}"]
+            done = subprocess.run(
+                [*command, f"--single={_SINGLE.value}"],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            measured.append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{folder}: {measured[-1]['p50']:.2f} ms", file=sys.stderr, flush=True)
+    from distill_sbs.cli import quiet_tensorflow
+
+    quiet_tensorflow.import_tensorflow()
+    from distill_sbs.data import registration
+
+    registration.load_task_files()
+    is_correct = registration.DATASETS[_DATASET.value].is_correct
+    reference = found[run][0]
+    print(f"{len(texts)} inputs, {len(os.sched_getaffinity(0))} processors, load average "
+          f"{os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(
+        "| | same labels | same rationales | accuracy | p50 | p95 | inputs/s at 32 | start | size |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for folder, measured in found.items():
+        same = {
+            name: sum(
+                one == other for one, other in zip(measured[0][name], reference[name], strict=True)
+            )
+            for name in ("labels", "rationales")
+        }
+        right = sum(
+            is_correct(row["label"], label)
+            for row, label in zip(rows, measured[0]["labels"], strict=True)
+        )
+        values = {
+            name: statistics.median(each[name] for each in measured)
+            for name in ("p50", "p95", "throughput", "loaded")
+        }
+        size = "" if folder == run else f"{size_of(folder):.2f} MiB"
+        print(
+            f"| {pathlib.PurePath(folder).name} | {same['labels']} | {same['rationales']} | "
+            f"{right / len(rows):.1%} | {values['p50']:.2f} ms | {values['p95']:.2f} ms | "
+            f"{values['throughput']:.0f} | {values['loaded']:.1f} s | {size} |"
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
