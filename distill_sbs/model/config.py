@@ -4,7 +4,9 @@ In: a size's name and overrides, or a plain dict (what a checkpoint stores besid
 Out: a frozen, hashable `T5Config` that every model function takes.
 
 Sizes are those of google-research/t5x (`t5x/examples/t5/t5_1_{0,1}/*.gin`), which equal the
-`config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`.
+`config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`, and those of `google/byt5-*`
+(arXiv 2105.13626), `google/mt5-*` (arXiv 2010.11934) and `google/umt5-*` (arXiv 2304.09151).
+FLAN-T5 and the LM-adapted models have the sizes of v1.1.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class T5Config:
         logits; v1.1 has a projection of its own.
       relative_attention_num_buckets: buckets of the relative position bias.
       relative_attention_max_distance: distance, in tokens, from which all share a bucket.
+      relative_attention_per_layer: every layer has a table of relative positions of its own, as in
+        umT5 (arXiv 2304.09151); else all layers of a stack share one.
       layer_norm_epsilon: added to the mean square in RMS normalisation.
       dtype: 'float32' or 'bfloat16', of the computation; parameters are always float32.
       float32_attention_logits: keep query-key products and their softmax in float32.
@@ -91,6 +95,7 @@ class T5Config:
     logits_via_embedding: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
     layer_norm_epsilon: float = 1e-6
     dtype: str = "float32"
     float32_attention_logits: bool = True
@@ -122,7 +127,12 @@ class T5Config:
             raise _refusal("residual_dropout_rate", residual, "0 <= rate < 1, or None")
         if not _is_number(self.layer_norm_epsilon) or not 0.0 <= self.layer_norm_epsilon < 1.0:
             raise _refusal("layer_norm_epsilon", self.layer_norm_epsilon, "0 <= epsilon < 1")
-        for name in ("logits_via_embedding", "float32_attention_logits", "scan_layers"):
+        for name in (
+            "logits_via_embedding",
+            "relative_attention_per_layer",
+            "float32_attention_logits",
+            "scan_layers",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise _refusal(name, getattr(self, name), "True or False")
         _check_choice("dtype", self.dtype, COMPUTE_DTYPES)
@@ -203,21 +213,31 @@ def _check_fields(values: Mapping[str, object]) -> None:
             )
 
 
-def _size(emb_dim: int, num_heads: int, head_dim: int, mlp_dim: int, layers: int) -> dict[str, int]:
+def _size(
+    emb_dim: int,
+    num_heads: int,
+    head_dim: int,
+    mlp_dim: int,
+    layers: int,
+    decoder_layers: int | None = None,
+) -> dict[str, int]:
     return dict(
         emb_dim=emb_dim,
         num_heads=num_heads,
         head_dim=head_dim,
         mlp_dim=mlp_dim,
         num_encoder_layers=layers,
-        num_decoder_layers=layers,
+        num_decoder_layers=layers if decoder_layers is None else decoder_layers,
     )
 
 
 _V1_1 = dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
 _V1_0 = dict(mlp_activations=("relu",), logits_via_embedding=True)
+_BYTE = _V1_1 | dict(vocab_size=384)
+_M = _V1_1 | dict(vocab_size=250112)
+_UM = _V1_1 | dict(vocab_size=256384, relative_attention_per_layer=True)
 
-#                        D     H  head    mlp  layers (encoder and decoder each)
+#                        D     H  head    mlp  layers (of the encoder, and of the decoder if others)
 _NAMED: dict[str, dict[str, object]] = {
     "t5_1_1_tiny": _size(128, 4, 32, 256, 2) | _V1_1,  # ours: trains on a laptop's CPU
     "t5_1_1_small": _size(512, 6, 64, 1024, 8) | _V1_1,
@@ -230,6 +250,20 @@ _NAMED: dict[str, dict[str, object]] = {
     "t5_1_0_large": _size(1024, 16, 64, 4096, 24) | _V1_0,
     "t5_1_0_3b": _size(1024, 32, 128, 16384, 24) | _V1_0,
     "t5_1_0_11b": _size(1024, 128, 128, 65536, 24) | _V1_0,
+    "byt5_small": _size(1472, 6, 64, 3584, 12, 4) | _BYTE,
+    "byt5_base": _size(1536, 12, 64, 3968, 18, 6) | _BYTE,
+    "byt5_large": _size(1536, 16, 64, 3840, 36, 12) | _BYTE,
+    "byt5_xl": _size(2560, 32, 64, 6720, 36, 12) | _BYTE,
+    "byt5_xxl": _size(4672, 64, 64, 12352, 36, 12) | _BYTE,
+    "mt5_small": _size(512, 6, 64, 1024, 8) | _M,
+    "mt5_base": _size(768, 12, 64, 2048, 12) | _M,
+    "mt5_large": _size(1024, 16, 64, 2816, 24) | _M,
+    "mt5_xl": _size(2048, 32, 64, 5120, 24) | _M,
+    "mt5_xxl": _size(4096, 64, 64, 10240, 24) | _M,
+    "umt5_small": _size(512, 6, 64, 1024, 8) | _UM,
+    "umt5_base": _size(768, 12, 64, 2048, 12) | _UM,
+    "umt5_xl": _size(2048, 32, 64, 5120, 24) | _UM,
+    "umt5_xxl": _size(4096, 64, 64, 10240, 24) | _UM,
 }
 
 CONFIG_NAMES = tuple(_NAMED)

@@ -1,4 +1,4 @@
-"""The student: T5 1.0 and T5 v1.1 in Flax linen.
+"""The student: T5 1.0, T5 v1.1 and umT5 in Flax linen.
 
 In: token ids int32 [B, S] and [B, T], 0 where padded, and segment ids where rows are packed.
 Out: encoder states [B, S, D], decoder states [B, T, D], logits float32 [B, T, V].
@@ -43,7 +43,7 @@ def _layer_stack(
     deterministic: bool,
     length: int,
     hidden: jax.Array,
-    *shared: jax.Array,
+    *shared: jax.Array | None,
 ) -> jax.Array:
     """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
     rates = None if deterministic else config.residual_rates(length)
@@ -75,6 +75,17 @@ def _layer_stack(
     return hidden
 
 
+def _shared_bias(config: T5Config, bidirectional: bool, length: int) -> jax.Array | None:
+    """The bias [1, H, length, length] of all layers; None where each has its own. In a module."""
+    if config.relative_attention_per_layer:
+        return None
+    positions = jnp.arange(length, dtype=jnp.int32)
+    bias: jax.Array = RelativePositionBias(config, bidirectional, name="relpos_bias")(
+        positions, positions
+    )
+    return bias
+
+
 class Encoder(nn.Module):
     """The encoder's stack, from embedded tokens to normalised states."""
 
@@ -84,8 +95,7 @@ class Encoder(nn.Module):
     def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
         """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
         config = self.config
-        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
-        bias = RelativePositionBias(config, True, name="relpos_bias")(positions, positions)
+        bias = _shared_bias(config, True, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             EncoderLayer, config, deterministic, config.num_encoder_layers, hidden, bias, mask
@@ -170,8 +180,7 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
         config = self.config
-        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
-        bias = RelativePositionBias(config, False, name="relpos_bias")(positions, positions)
+        bias = _shared_bias(config, False, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             DecoderLayer,
@@ -228,9 +237,12 @@ class Decoder(nn.Module):
           Normalised states [B, G, D], and `past` with this position written.
         """
         config, params = self.config, self.variables["params"]
-        bias = RelativePositionBias(config, False, parent=None).apply(
-            {"params": params["relpos_bias"]}, position[None], jnp.arange(length, dtype=jnp.int32)
-        )
+        bias: PyTree = None
+        if not config.relative_attention_per_layer:
+            places = jnp.arange(length, dtype=jnp.int32)
+            bias = RelativePositionBias(config, False, parent=None).apply(
+                {"params": params["relpos_bias"]}, position[None], places
+            )
         layer = DecoderLayer(config, parent=None)
 
         def run(

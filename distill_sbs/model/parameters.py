@@ -27,6 +27,8 @@ Params: TypeAlias = Mapping[str, PyTree]
 # The subtree that holds a side's layers where they are stacked, and the name of their axis.
 STACKED = "layers"
 
+_POSITIONS = "relpos_bias/rel_embedding"
+
 _LAYER_PATH = re.compile(r"(encoder|decoder)/layers_(\d{1,9})/(.+)")
 
 
@@ -64,6 +66,8 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
             for name in ("query", "key", "value"):
                 yield parameter(f"{layer}/{attention}/{name}/kernel", "embed", "joined_kv")
             yield parameter(f"{layer}/{attention}/out/kernel", "joined_kv", "embed")
+        if config.relative_attention_per_layer:
+            yield parameter(f"{layer}/{_POSITIONS}", "heads", "relpos_buckets")
         yield parameter(f"{layer}/pre_mlp_layer_norm/scale", "embed")
         for name in ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]:
             yield parameter(f"{layer}/mlp/{name}/kernel", "embed", "mlp")
@@ -72,7 +76,8 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
     def list_side(side: str, layers: int, attentions: dict[str, str]) -> Iterator[Parameter]:
         for index in range(layers):
             yield from list_layer(f"{side}/layers_{index}", attentions)
-        yield parameter(f"{side}/relpos_bias/rel_embedding", "heads", "relpos_buckets")
+        if not config.relative_attention_per_layer:
+            yield parameter(f"{side}/{_POSITIONS}", "heads", "relpos_buckets")
         yield parameter(f"{side}/{side}_norm/scale", "embed")
 
     yield parameter("token_embedder/embedding", "vocab", "embed")
@@ -116,8 +121,13 @@ def split_layer(path: str) -> tuple[str, int | None]:
 def _known_axes() -> dict[str, tuple[str, ...]]:
     """Axes of one layer, by paths as they are where layers are stacked, of every kind of T5."""
     kinds = [
-        T5Config(num_encoder_layers=1, num_decoder_layers=1, mlp_activations=activations)
-        for activations in (("relu",), ("gelu", "linear"))
+        T5Config(
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            mlp_activations=activations,
+            relative_attention_per_layer=per_layer,
+        )
+        for activations, per_layer in ((("relu",), False), (("gelu", "linear"), True))
     ]
     return {
         split_layer(each.path)[0]: each.axes for kind in kinds for each in list_parameters(kind)

@@ -1,4 +1,4 @@
-"""Our parameters by HuggingFace's names of T5's tensors (1.0, v1.1, FLAN, ByT5, mT5).
+"""Our parameters by HuggingFace's names of T5's tensors (1.0, v1.1, FLAN, ByT5, mT5, umT5).
 
 In: a `T5Config`, or the path of a parameter. Out: the name and shape that HuggingFace stores it by.
 
@@ -27,12 +27,14 @@ _SUBLAYERS = {
     "encoder": {
         "pre_attention_layer_norm": (0, "layer_norm"),
         "attention": (0, "SelfAttention"),
+        "relpos_bias": (0, "SelfAttention.relative_attention_bias"),
         "pre_mlp_layer_norm": (1, "layer_norm"),
         "mlp": (1, "DenseReluDense"),
     },
     "decoder": {
         "pre_self_attention_layer_norm": (0, "layer_norm"),
         "self_attention": (0, "SelfAttention"),
+        "relpos_bias": (0, "SelfAttention.relative_attention_bias"),
         "pre_cross_attention_layer_norm": (1, "layer_norm"),
         "encoder_decoder_attention": (1, "EncDecAttention"),
         "pre_mlp_layer_norm": (2, "layer_norm"),
