@@ -144,7 +144,11 @@ class HuggingFaceSource(ParameterSource):
 
     @functools.cached_property
     def vocabulary(self) -> VocabularyDescription | None:  # type: ignore[override]
-        """See `ParameterSource`; None where the folder has no `spiece.model` and is no ByT5."""
+        """See `ParameterSource`; None where the folder has no tokenizer.
+
+        Raises:
+          UserError: its `tokenizer.json`, the only one, amounts to no SentencePiece model.
+        """
         file = tokenizer.find_vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
             return None

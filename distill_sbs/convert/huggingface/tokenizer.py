@@ -50,6 +50,8 @@ def find_vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
     values = weights.read_json(settings) if settings.exists() else {}
     if values.get("tokenizer_class") == "ByT5Tokenizer" or (not values and vocab_size == 384):
         return BYTES
+    if (folder / PIPELINE_FILE).exists():
+        return str(folder / PIPELINE_FILE)
     return None
 
 
