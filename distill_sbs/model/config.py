@@ -1,7 +1,7 @@
-"""The student's shape and numerics: `T5Config`, and the published sizes by name.
+"""The student's shape and numerics: `T5Config`, `T5GemmaConfig`, and the published sizes by name.
 
 In: a size's name and overrides, or a plain dict (what a checkpoint stores beside its weights).
-Out: a frozen, hashable `T5Config` that every model function takes.
+Out: a frozen, hashable `T5Config`, or the one of T5Gemma, that every model function takes.
 
 Sizes are those of google-research/t5x (`t5x/examples/t5/t5_1_{0,1}/*.gin`), which equal the
 `config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`, and those of `google/byt5-*`
@@ -160,6 +160,16 @@ class T5Config:
             return (highest,) * layers
         return tuple(highest * layer / (layers - 1) for layer in range(layers))
 
+    @property
+    def logits_scale(self) -> float:
+        """What logits by the embedding are multiplied with."""
+        return float(self.emb_dim**-0.5)
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads
+
     def to_dict(self) -> dict[str, object]:
         """Plain values only, so that JSON can hold it; `from_dict` reads it back, equal."""
         values = dataclasses.asdict(self)
@@ -175,9 +185,110 @@ class T5Config:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"{type(values).__name__} found, expected the fields of a T5Config")
-        _check_fields(values)
-        fields: dict[str, Any] = dict(values)  # of which types they are is checked as it is made
-        return cls(**fields)
+        kind = T5GemmaConfig if values.get(_ARCHITECTURE) == T5GEMMA else T5Config
+        # Of which types they are is checked as it is made.
+        fields: dict[str, Any] = {
+            name: value
+            for name, value in values.items()
+            if not (name == _ARCHITECTURE and kind is T5GemmaConfig)
+        }
+        _check_fields(fields, kind)
+        return kind(**fields)
+
+
+# In a plain dict, what tells a T5Gemma 2 from a T5.
+_ARCHITECTURE, T5GEMMA = "architecture", "t5gemma2"
+
+
+@dataclasses.dataclass(frozen=True)
+class T5GemmaConfig(T5Config):
+    """Hyper-parameters of one T5Gemma 2 (arXiv 2512.14856), its text alone.
+
+    Gemma 3's layers: rotary positions, grouped queries, norms of queries and keys; in the decoder
+    one attention over targets and inputs together. Most layers see a window, every so many see
+    all. What T5's relative positions are about has no meaning here. Layers are never stacked.
+
+    Attributes:
+      num_kv_heads: heads of keys and values, each shared by `num_heads / num_kv_heads` queries.
+      query_scale_dim: products of queries and keys are divided by its square root
+        (`query_pre_attn_scalar`).
+      sliding_window: positions that a layer with a window sees: in the decoder so many up to its
+        own, in the encoder half of them on either side. Inputs are seen whole by every target.
+      full_attention_period: every so many-th layer sees all.
+      rope_theta: base of the rotary frequencies where all is seen.
+      rope_scaling_factor: by which positions are divided there.
+      sliding_rope_theta: base of the rotary frequencies where a window is seen.
+      start_id: the token with which a target starts; token 0 stands for it in our batches.
+      end_of_image_id: the one token with an embedding of its own, which is not scaled.
+
+    Raises:
+      ValueError: as `T5Config`.
+    """
+
+    logits_via_embedding: bool = True
+    num_kv_heads: int = 1
+    query_scale_dim: int = 256
+    sliding_window: int = 512
+    full_attention_period: int = 6
+    rope_theta: float = 1e6
+    rope_scaling_factor: float = 1.0
+    sliding_rope_theta: float = 1e4
+    start_id: int = 2
+    end_of_image_id: int = 256_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, smallest in _T5GEMMA_LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise _refusal(name, value, f"a whole number >= {smallest}")
+            if not smallest <= value <= 2**24:
+                raise _refusal(name, value, f"a whole number >= {smallest} and <= {2**24:,}")
+        for name in ("rope_theta", "rope_scaling_factor", "sliding_rope_theta"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 < value < 1e12:
+                raise _refusal(name, value, "a number > 0")
+        for name, expected in _T5GEMMA_ALWAYS.items():
+            if getattr(self, name) != expected:
+                raise _refusal(name, getattr(self, name), f"{expected!r}, as in every T5Gemma 2")
+        if self.num_heads % self.num_kv_heads:
+            raise _refusal("num_kv_heads", self.num_kv_heads, f"a divisor of {self.num_heads}")
+        if self.head_dim % 2:
+            raise _refusal("head_dim", self.head_dim, "an even number, of which halves rotate")
+
+    @property
+    def logits_scale(self) -> float:
+        """Logits are not scaled."""
+        return 1.0
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads
+
+    def sees_all(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees all positions and no window of them."""
+        return (layer + 1) % self.full_attention_period == 0
+
+    def to_dict(self) -> dict[str, object]:
+        """See `T5Config`."""
+        return {**super().to_dict(), _ARCHITECTURE: T5GEMMA}
+
+
+_T5GEMMA_LEAST = {
+    "num_kv_heads": 1,
+    "query_scale_dim": 1,
+    "sliding_window": 1,
+    "full_attention_period": 1,
+    "start_id": 1,
+    "end_of_image_id": 0,
+}
+_T5GEMMA_ALWAYS = {
+    "mlp_activations": ("gelu", "linear"),
+    "logits_via_embedding": True,
+    "relative_attention_per_layer": False,
+    "scan_layers": False,
+}
 
 
 def _is_number(value: object) -> bool:
@@ -204,12 +315,12 @@ def _near(name: object, known: tuple[str, ...]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
-def _check_fields(values: Mapping[str, object]) -> None:
-    known = tuple(field.name for field in dataclasses.fields(T5Config))
+def _check_fields(values: Mapping[str, object], kind: type[T5Config]) -> None:
+    known = tuple(field.name for field in dataclasses.fields(kind))
     for name in values:
         if name not in known:
             raise ValueError(
-                f"T5Config has no field {name!r}{_near(name, known)} (fields: {', '.join(known)})"
+                f"{kind.__name__} has no field {name!r}{_near(name, known)} (fields: {', '.join(known)})"
             )
 
 
@@ -235,6 +346,7 @@ _V1_1 = dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
 _V1_0 = dict(mlp_activations=("relu",), logits_via_embedding=True)
 _BYTE = _V1_1 | dict(vocab_size=384)
 _M = _V1_1 | dict(vocab_size=250112)
+_GEMMA = {_ARCHITECTURE: T5GEMMA, "vocab_size": 262144}
 _UM = _V1_1 | dict(vocab_size=256384, relative_attention_per_layer=True)
 
 #                        D     H  head    mlp  layers (of the encoder, and of the decoder if others)
@@ -264,6 +376,11 @@ _NAMED: dict[str, dict[str, object]] = {
     "umt5_base": _size(768, 12, 64, 2048, 12) | _UM,
     "umt5_xl": _size(2048, 32, 64, 5120, 24) | _UM,
     "umt5_xxl": _size(4096, 64, 64, 10240, 24) | _UM,
+    "t5gemma2_270m": _size(640, 4, 256, 2048, 18) | _GEMMA,
+    "t5gemma2_1b": _size(1152, 4, 256, 6912, 26) | _GEMMA,
+    "t5gemma2_4b": _size(2560, 8, 256, 10240, 34)
+    | _GEMMA
+    | dict(num_kv_heads=4, sliding_window=1024, rope_scaling_factor=8.0),
 }
 
 CONFIG_NAMES = tuple(_NAMED)
@@ -280,5 +397,6 @@ def named_config(name: str, /, **overrides: object) -> T5Config:
             f"unknown model size {name!r}{_near(name, CONFIG_NAMES)} "
             f"(sizes: {', '.join(CONFIG_NAMES)})"
         )
-    _check_fields(overrides)
-    return T5Config.from_dict(_NAMED[name] | overrides)
+    values = _NAMED[name]
+    _check_fields(overrides, T5GemmaConfig if values.get(_ARCHITECTURE) == T5GEMMA else T5Config)
+    return T5Config.from_dict(values | overrides)

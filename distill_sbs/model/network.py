@@ -1,4 +1,4 @@
-"""The student: T5 1.0, T5 v1.1 and umT5 in Flax linen.
+"""The student: T5 1.0, T5 v1.1 and umT5 in Flax linen; of T5Gemma what is not in `t5gemma`.
 
 In: token ids int32 [B, S] and [B, T], 0 where padded, and segment ids where rows are packed.
 Out: encoder states [B, S, D], decoder states [B, T, D], logits float32 [B, T, V].
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from distill_sbs.model import t5gemma
 from distill_sbs.model.attention import RelativePositionBias, gather_parameter
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
     DecoderLayer,
@@ -136,7 +137,7 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
     if not config.logits_via_embedding:
         return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
     logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
-    return logits * jnp.float32(config.emb_dim**-0.5)
+    return logits * jnp.float32(config.logits_scale)
 
 
 def output_weights(params: Params, config: T5Config) -> jax.Array:
@@ -268,7 +269,7 @@ class Decoder(nn.Module):
 
 def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:
     """Room for the keys and values of `length` positions of `rows` hypotheses, zeros."""
-    shape = (rows, config.num_heads, length, config.head_dim)
+    shape = (rows, config.cached_heads, length, config.head_dim)
     if config.scan_layers:
         empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
         return empty, empty
@@ -326,7 +327,12 @@ class Transformer(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        """Submodules, by T5X's names."""
+        """Submodules, by T5X's names; T5Gemma's have the same methods."""
+        if isinstance(self.config, T5GemmaConfig):
+            self.token_embedder = t5gemma.TokenEmbedder(self.config)
+            self.encoder = t5gemma.Encoder(self.config)
+            self.decoder = t5gemma.Decoder(self.config)
+            return
         self.token_embedder = TokenEmbedder(self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)

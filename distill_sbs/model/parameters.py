@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 # A tree of arrays, shapes, shardings or the like. JAX has no type for trees: what its functions
 # make of one, `jax.tree.map` and the rest, is Any.
@@ -48,6 +48,9 @@ class Parameter(NamedTuple):
 
 def list_parameters(config: T5Config) -> Iterator[Parameter]:
     """Every parameter of a student, layers one by one, whatever `config.scan_layers` says."""
+    if isinstance(config, T5GemmaConfig):
+        yield from _list_t5gemma(config)
+        return
     sizes = {
         "vocab": config.vocab_size,
         "embed": config.emb_dim,
@@ -92,6 +95,40 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
         yield parameter("decoder/logits_dense/kernel", "embed", "vocab")
 
 
+def _list_t5gemma(config: T5GemmaConfig) -> Iterator[Parameter]:
+    sizes = {
+        "vocab": config.vocab_size,
+        "embed": config.emb_dim,
+        "mlp": config.mlp_dim,
+        "kv": config.head_dim,
+        "joined_kv": config.num_heads * config.head_dim,
+        "shared_kv": config.num_kv_heads * config.head_dim,
+    }
+
+    def parameter(path: str, *axes: str) -> Parameter:
+        return Parameter(path, tuple(sizes[axis] for axis in axes), axes)
+
+    yield parameter("token_embedder/embedding", "vocab", "embed")
+    yield parameter("token_embedder/end_of_image", "embed")
+    stacks = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    for side, layers in stacks.items():
+        for layer in (f"{side}/layers_{index}" for index in range(layers)):
+            for norm in ("attention", "mlp"):
+                for place in ("pre", "post"):
+                    yield parameter(f"{layer}/{place}_{norm}_norm/scale", "embed")
+            attention = f"{layer}/grouped_attention"
+            yield parameter(f"{attention}/query/kernel", "embed", "joined_kv")
+            for name in ("key", "value"):
+                yield parameter(f"{attention}/{name}/kernel", "embed", "shared_kv")
+            yield parameter(f"{attention}/out/kernel", "joined_kv", "embed")
+            for name in ("query_norm", "key_norm"):
+                yield parameter(f"{attention}/{name}/scale", "kv")
+            for name in ("wi_0", "wi_1"):
+                yield parameter(f"{layer}/mlp/{name}/kernel", "embed", "mlp")
+            yield parameter(f"{layer}/mlp/wo/kernel", "mlp", "embed")
+        yield parameter(f"{side}/{side}_norm/scale", "embed")
+
+
 def list_by_stack(config: T5Config) -> Iterator[Parameter]:
     """`list_parameters`, so ordered that what is one array of stacked layers stays together.
 
@@ -120,7 +157,7 @@ def split_layer(path: str) -> tuple[str, int | None]:
 @functools.cache
 def _known_axes() -> dict[str, tuple[str, ...]]:
     """Axes of one layer, by paths as they are where layers are stacked, of every kind of T5."""
-    kinds = [
+    kinds: list[T5Config] = [
         T5Config(
             num_encoder_layers=1,
             num_decoder_layers=1,
@@ -129,6 +166,7 @@ def _known_axes() -> dict[str, tuple[str, ...]]:
         )
         for activations, per_layer in ((("relu",), False), (("gelu", "linear"), True))
     ]
+    kinds.append(T5GemmaConfig(num_encoder_layers=1, num_decoder_layers=1))
     return {
         split_layer(each.path)[0]: each.axes for kind in kinds for each in list_parameters(kind)
     }
