@@ -1,9 +1,9 @@
 """What `VOCABULARY_FILE` names, checked and described; without TensorFlow, which takes seconds.
 
 Enters: a SentencePiece path (local or gs://), a `tokenizer.json` that amounts to such a model,
-'bytes' or 'embedded'. Leaves: the path of a model that T5 can have; or a description that a checkpoint carries, so that the checkpoint can be used
-where the file is not; and the model in such a description. `data.tokenizer` and `data.vocabulary`
-make tokens of it.
+'bytes' or 'embedded'. Leaves: the path of a model that T5 can have; or a description that a
+checkpoint carries, so that the checkpoint can be used where the file is not; and the model in such
+a description. `data.tokenizer` and `data.vocabulary` make tokens of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The vocabulary that `VOCABULARY_FILE` names, as SeqIO has it.
 
-Enters: what `VOCABULARY_FILE` says (`sentencepiece_model.check_path`); or a checkpoint's description
-of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs no SeqIO).
+Enters: what `VOCABULARY_FILE` says (`sentencepiece_model.check_path`); or a checkpoint's
+description of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs no
+SeqIO).
 """
 
 from __future__ import annotations

@@ -320,7 +320,8 @@ def _check_fields(values: Mapping[str, object], kind: type[T5Config]) -> None:
     for name in values:
         if name not in known:
             raise ValueError(
-                f"{kind.__name__} has no field {name!r}{_near(name, known)} (fields: {', '.join(known)})"
+                f"{kind.__name__} has no field {name!r}{_near(name, known)} "
+                f"(fields: {', '.join(known)})"
             )
 
 

@@ -22,7 +22,6 @@ from distill_sbs.errors import UserError
 TEXTS = (*tokenizer_json.PROBES, "predict: If 3 boxes hold 12 apples, how many does 1 hold?")
 
 
-
 @functools.cache
 def trained() -> bytes:
     """A unigram model of T5's kind."""

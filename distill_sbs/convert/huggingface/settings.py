@@ -27,7 +27,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from distill_sbs import constants
-from distill_sbs.model.config import T5Config
+from distill_sbs.convert.huggingface import t5gemma
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 # HuggingFace's name of a field that both sides have, and ours.
 _FIELDS = {
@@ -54,7 +55,7 @@ _ACTIVATIONS = {
 _SPELLINGS = {"gated-gelu_new": "gated-gelu"}
 
 # What model_type may be.
-_KINDS = ("t5", "mt5", "umt5")
+_KINDS = ("t5", "mt5", "umt5", t5gemma.MODEL_TYPE)
 
 # Ids that our model takes for granted.
 _IDS = {
@@ -79,7 +80,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Reads the values of a `config.json` (T5, mT5, umT5, FLAN-T5, ByT5).
+    """Reads the values of a `config.json` (T5, mT5, umT5, FLAN-T5, ByT5, T5Gemma 2).
 
     Raises:
       ValueError: not a T5, a field missing or of a value that no T5 has; the field is named.
@@ -90,6 +91,8 @@ def read_settings(values: Mapping[str, object]) -> Settings:
             f"config.json is of a {reprlib.repr(kind)} model; expected one of "
             f"{', '.join(map(repr, _KINDS))}"
         )
+    if kind == t5gemma.MODEL_TYPE:
+        return Settings(t5gemma.read_settings(values), True, False)
     for name in _NEEDED:
         if name not in values:
             raise ValueError(f"config.json has no {name!r}; is it a T5's?")
@@ -154,11 +157,13 @@ def _config(values: Mapping[str, object], logits_via_embedding: bool) -> T5Confi
 
 
 def make_settings(config: T5Config) -> dict[str, object]:
-    """The values of a `config.json` that HuggingFace's T5 reads, or its umT5.
+    """The values of a `config.json` that HuggingFace's T5, umT5 or T5Gemma 2 reads.
 
     Raises:
       ValueError: a feed-forward block that HuggingFace's T5 does not have.
     """
+    if isinstance(config, T5GemmaConfig):
+        return t5gemma.make_settings(config)
     blocks = {activations: block for block, activations in _ACTIVATIONS.items()}
     if config.mlp_activations not in blocks:
         raise ValueError(

@@ -19,7 +19,7 @@ from flax import traverse_util
 from distill_sbs.convert.source import Index, ParameterSource
 from distill_sbs.convert.t5x import disk_layouts, network_kinds
 from distill_sbs.errors import DamagedError, UserError
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 
 class T5XSource(ParameterSource):
@@ -172,6 +172,11 @@ def write_t5x(
         raise UserError(f"{output} exists already; choose another folder, or delete it")
     if step < 0:
         raise UserError(f"the step of {output} is {step}, expected 0 or more")
+    if isinstance(source.config, T5GemmaConfig):
+        raise UserError(
+            f"{source.location} is a T5Gemma 2, expected a T5, for T5X has no network of it; "
+            "convert it with --to=hf or --to=native"
+        )
     if source.config.relative_attention_per_layer and not scan_layers:
         raise UserError(
             f"{source.location} has a table of relative positions in every layer, as umT5 does; "
