@@ -100,10 +100,9 @@ class ParameterSource(abc.ABC):
           UserError: a tensor missing, unknown, or of another shape; with what was expected.
         """
         if type(self.config) is not type(config):
-            got, expected = (_name_kind(each) for each in (self.config, config))
             raise UserError(
-                f"{self.location} is a {got}, expected a {expected}; STUDENT (or --student) names "
-                "the kind and size"
+                f"{self.location} is a {_name_kind(self.config)}, expected a {_name_kind(config)}; "
+                "STUDENT (or --student) names the kind and size"
             )
         found = dict(self.shapes())
         for path, shape, _ in list_parameters(config):

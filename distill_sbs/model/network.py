@@ -321,6 +321,16 @@ def _attention_mask(
     return mask[:, None]
 
 
+def _make_parts(
+    config: T5Config,
+) -> tuple[
+    TokenEmbedder | t5gemma.TokenEmbedder, Encoder | t5gemma.Encoder, Decoder | t5gemma.Decoder
+]:
+    if isinstance(config, T5GemmaConfig):
+        return t5gemma.TokenEmbedder(config), t5gemma.Encoder(config), t5gemma.Decoder(config)
+    return TokenEmbedder(config), Encoder(config), Decoder(config)
+
+
 class Transformer(nn.Module):
     """The whole student. `apply({"params": params}, ..., method="encode")` and so on."""
 
@@ -328,14 +338,7 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         """Submodules, by T5X's names; T5Gemma's have the same methods."""
-        if isinstance(self.config, T5GemmaConfig):
-            self.token_embedder = t5gemma.TokenEmbedder(self.config)
-            self.encoder = t5gemma.Encoder(self.config)
-            self.decoder = t5gemma.Decoder(self.config)
-            return
-        self.token_embedder = TokenEmbedder(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.token_embedder, self.encoder, self.decoder = _make_parts(self.config)
 
     def encode(
         self,
@@ -410,6 +413,7 @@ class Transformer(nn.Module):
         if self.config.logits_via_embedding:
             logits = vocabulary_logits(hidden, self.token_embedder.embedding, self.config)
         else:
+            assert isinstance(self.decoder, Decoder)  # a T5Gemma's logits are by its embedding
             logits = self.decoder.logits(hidden)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 

@@ -25,7 +25,7 @@ from distill_sbs.model.config import T5GemmaConfig
 from distill_sbs.model.layers import HIDDEN_AXES, Dropout, FeedForward
 from distill_sbs.model.parameters import Params, PyTree
 
-# Cosines and sines, each float32 [length, head_dim / 2].
+# Cosines and sines, each float32 [..., length, head_dim / 2]; they broadcast to heads.
 Rotation: TypeAlias = tuple[jax.Array, jax.Array]
 # A key and a value, each [B, Hk, K, head_dim], Hk heads that several queries share.
 KeyAndValue: TypeAlias = tuple[jax.Array, jax.Array]
@@ -49,17 +49,13 @@ class Norm(nn.Module):
 
 
 def make_rotation(config: T5GemmaConfig, positions: jax.Array, sees_all: bool) -> Rotation:
-    """Angles of a layer that sees all, or of one with a window; positions int32 [length].
-
-    Where rows are packed positions are those in the row: what a query and a key make of them
-    depends on their difference alone.
-    """
+    """Angles of a layer that sees all, or of one with a window; positions int32 [..., length]."""
     base = config.rope_theta if sees_all else config.sliding_rope_theta
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = 1.0 / np.power(np.float32(base), exponents)
     if sees_all:
         frequencies /= np.float32(config.rope_scaling_factor)
-    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
+    angles = positions.astype(jnp.float32)[..., None] * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -283,6 +279,7 @@ def _run_layers(
     deterministic: bool,
     layers: int,
     hidden: jax.Array,
+    positions: jax.Array,
     masks: tuple[jax.Array, jax.Array],
     *cross: jax.Array,
 ) -> jax.Array:
@@ -294,7 +291,6 @@ def _run_layers(
             "full": None,
         }
         layer_class = nn.remat(Layer, policy=policies[config.remat_policy])
-    positions = jnp.arange(hidden.shape[1], dtype=jnp.int32)
     rotations = [make_rotation(config, positions, sees_all) for sees_all in (True, False)]
     rates = None if deterministic else config.residual_rates(layers)
     for index in range(layers):
@@ -342,9 +338,12 @@ class Encoder(nn.Module):
     def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
         """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
         config = self.config
+        # Positions in the row: what a query and a key make of them depends on their difference.
+        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
         masks = mask, mask & encoder_window(config, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
-        hidden = _run_layers(config, deterministic, config.num_encoder_layers, hidden, masks)
+        layers = config.num_encoder_layers
+        hidden = _run_layers(config, deterministic, layers, hidden, positions, masks)
         hidden = Norm(config, name="encoder_norm")(hidden)
         return Dropout(config.dropout_rate, broadcast_length=False)(hidden, deterministic)
 
@@ -365,12 +364,15 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
         config = self.config
-        positions = jnp.arange(embedded.shape[1])
-        masks = self_mask, self_mask & decoder_window(config, positions, positions)
+        places = jnp.arange(embedded.shape[1])
+        masks = self_mask, self_mask & decoder_window(config, places, places)
+        # Positions in a sequence: the encoder's keys have none, so that a query's own counts. It
+        # sees itself and what is before it of its sequence. [B, 1, T]
+        positions = jnp.maximum(jnp.sum(self_mask, axis=-1, dtype=jnp.int32) - 1, 0)
         cross = (encoded, cross_mask)
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         layers = config.num_decoder_layers
-        hidden = _run_layers(config, deterministic, layers, hidden, masks, *cross)
+        hidden = _run_layers(config, deterministic, layers, hidden, positions, masks, *cross)
         hidden = Norm(config, name="decoder_norm")(hidden)
         return Dropout(config.dropout_rate)(hidden, deterministic)
 

@@ -163,9 +163,7 @@ def test_the_json_form_there_and_back() -> None:
         (lambda values: values.update(dropout_rate=2), "dropout_rate=2: expected 0 <= rate"),
     ],
 )
-def test_what_no_student_computes_is_refused(
-    change: Callable[[Any], object], message: str
-) -> None:
+def test_what_no_student_computes_is_refused(change: Callable[[Any], object], message: str) -> None:
     values = copy.deepcopy(settings.make_settings(t5gemma_memory().config))
     change(values)
     with pytest.raises(ValueError, match=message) as error:

@@ -172,6 +172,7 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
         Regex,
         Tokenizer,
         decoders,
+        models,
         normalizers,
         pre_tokenizers,
         processors,
@@ -183,7 +184,7 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
     make = _make_unigram if is_unigram else _make_byte_pairs
     algorithm = make(pieces, byte_fallback, model.trainer_spec.unk_id)
     keeps_blanks = not model.normalizer_spec.add_dummy_prefix
-    if keeps_blanks and not is_unigram:
+    if keeps_blanks and isinstance(algorithm, models.BPE):
         # Symbols of their own, such as two blanks, are no product of merges.
         algorithm.ignore_merges = True
     tokenizer = Tokenizer(algorithm)
