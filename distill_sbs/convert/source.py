@@ -101,7 +101,7 @@ class ParameterSource(abc.ABC):
         """
         if type(self.config) is not type(config):
             raise UserError(
-                f"{self.location} is a {_name_kind(self.config)}, expected a {_name_kind(config)}; "
+                f"{self.location} is a {name_kind(self.config)}, expected a {name_kind(config)}; "
                 "STUDENT (or --student) names the kind and size"
             )
         found = dict(self.shapes())
@@ -126,7 +126,8 @@ class ParameterSource(abc.ABC):
             )
 
 
-def _name_kind(config: T5Config) -> str:
+def name_kind(config: T5Config) -> str:
+    """What a student is, in words."""
     return "T5Gemma 2" if isinstance(config, T5GemmaConfig) else "T5"
 
 
