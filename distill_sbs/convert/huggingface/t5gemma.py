@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from distill_sbs import constants
-from distill_sbs.model.config import T5GEMMA, T5GemmaConfig
+from distill_sbs.model.config import T5GEMMA, T5Config, T5GemmaConfig
 
 MODEL_TYPE = T5GEMMA
 
@@ -143,18 +142,18 @@ def read_settings(values: Mapping[str, object]) -> T5GemmaConfig:
         ),
         256_000,
     )
-    fields: dict[str, Any] = dict(found[0])
-    depths = [each["layers"] for each in found]
-    del fields["layers"]
     rate = values.get("dropout_rate")
+    fields = {name: value for name, value in found[0].items() if name != "layers"} | {
+        "architecture": T5GEMMA,
+        "num_encoder_layers": found[0]["layers"],
+        "num_decoder_layers": found[1]["layers"],
+        "end_of_image_id": image,
+        "dropout_rate": 0.0 if rate is None else rate,
+    }
     try:
-        return T5GemmaConfig(
-            **fields,
-            num_encoder_layers=depths[0],
-            num_decoder_layers=depths[1],
-            end_of_image_id=image,  # type: ignore[arg-type]  # is looked at there
-            dropout_rate=0.0 if rate is None else rate,  # type: ignore[arg-type]
-        )
+        config = T5Config.from_dict(fields)
+        assert isinstance(config, T5GemmaConfig)
+        return config
     except ValueError as error:
         message = str(error)
         for theirs, ours in _FIELDS.items():
@@ -171,7 +170,7 @@ def _member(values: Mapping[str, object], name: str, of: str = "") -> Mapping[st
     return member
 
 
-def _read_stack(name: str, stack: Mapping[str, object]) -> dict[str, Any]:
+def _read_stack(name: str, stack: Mapping[str, object]) -> dict[str, object]:
     """Our fields of one stack, and its `layers`."""
     for field, allowed in _ALWAYS.items():
         got = stack.get(field)
@@ -186,7 +185,7 @@ def _read_stack(name: str, stack: Mapping[str, object]) -> dict[str, Any]:
             f"config.json has {name}.num_hidden_layers={reprlib.repr(layers)}; expected a whole "
             "number of layers"
         )
-    fields: dict[str, Any] = {}
+    fields: dict[str, object] = {}
     for theirs, ours in _FIELDS.items():
         if theirs not in stack:
             raise ValueError(f"config.json has no {name}.{theirs}; is it a T5Gemma 2's?")
