@@ -233,20 +233,22 @@ def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def measured(parts: Sequence[Part]) -> str:
-    """Time, memory, processor and libraries, in words."""
+def describe_machine() -> str:
+    """Processor and libraries, in words."""
     model = platform.processor() or platform.machine()
     if pathlib.Path("/proc/cpuinfo").exists():
         found = re.search(r"model name\s*: (.+)", pathlib.Path("/proc/cpuinfo").read_text())
         model = found[1] if found else model
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {model}; Python {platform.python_version()}, {versions}"
+
+
+def measured(parts: Sequence[Part]) -> str:
+    """Time, memory, processor and libraries, in words."""
     seconds = sum(part.seconds for part in parts)
     peak = max(part.peak_gigabytes for part in parts)
-    return (
-        f"Measured in {seconds:.0f} s with at most {peak:.1f} GB, on"
-        f" {len(os.sched_getaffinity(0))} cores of {model}; Python {platform.python_version()},"
-        f" {versions}."
-    )
+    return f"Measured in {seconds:.0f} s with at most {peak:.1f} GB, on {describe_machine()}."
 
 
 def write(path: str, text: str | None) -> None:

@@ -258,7 +258,9 @@ def compare_students(
     """
     before, after = saved.to_dict(), wanted.to_dict()
     differing = [
-        name for name in before if before[name] != after[name] and name not in _STUDENT_MAY_CHANGE
+        name
+        for name in {**before, **after}
+        if before.get(name) != after.get(name) and name not in _STUDENT_MAY_CHANGE
     ]
     for name in [name for name in differing if name in _OF_DROPOUT]:
         differing.remove(name)
@@ -267,7 +269,7 @@ def compare_students(
         yield "STUDENT", repr(sizes[0]), repr(sizes[1])
         return
     for name in differing:
-        yield f"STUDENT_OVERRIDES[{name!r}]", repr(before[name]), repr(after[name])
+        yield f"STUDENT_OVERRIDES[{name!r}]", repr(before.get(name)), repr(after.get(name))
 
 
 def _comparable(option: Option, options: Mapping[str, object]) -> object:

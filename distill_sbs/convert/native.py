@@ -138,7 +138,10 @@ def write_native(
     """
     config = source.config
     if scan_layers is not None:
-        config = dataclasses.replace(config, scan_layers=scan_layers)
+        try:
+            config = dataclasses.replace(config, scan_layers=scan_layers)
+        except ValueError as error:
+            raise UserError(f"--scan_layers: {error}") from None
     description = _describe(source, config, vocabulary or source.vocabulary)
     stacks: dict[str, list[Parameter]] = {}
     for parameter in list_by_stack(config):

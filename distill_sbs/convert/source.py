@@ -19,7 +19,7 @@ import numpy as np
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.parameters import list_parameters
 
 Index = tuple[slice, ...]
@@ -28,8 +28,19 @@ Index = tuple[slice, ...]
 _COMPUTATION = (
     "mlp_activations",
     "logits_via_embedding",
-    "relative_attention_max_distance",
     "layer_norm_epsilon",
+)
+_OF_T5 = ("relative_attention_max_distance",)
+_OF_T5GEMMA = (
+    "num_heads",
+    "query_scale_dim",
+    "sliding_window",
+    "full_attention_period",
+    "rope_theta",
+    "rope_scaling_factor",
+    "sliding_rope_theta",
+    "start_id",
+    "end_of_image_id",
 )
 
 
@@ -88,6 +99,11 @@ class ParameterSource(abc.ABC):
         Raises:
           UserError: a tensor missing, unknown, or of another shape; with what was expected.
         """
+        if type(self.config) is not type(config):
+            raise UserError(
+                f"{self.location} is a {name_kind(self.config)}, expected a {name_kind(config)}; "
+                "STUDENT (or --student) names the kind and size"
+            )
         found = dict(self.shapes())
         for path, shape, _ in list_parameters(config):
             name, expected = self.stored_as(path, shape)
@@ -110,13 +126,19 @@ class ParameterSource(abc.ABC):
             )
 
 
+def name_kind(config: T5Config) -> str:
+    """What a student is, in words."""
+    return "T5Gemma 2" if isinstance(config, T5GemmaConfig) else "T5"
+
+
 def check_computation(source: ParameterSource, config: T5Config) -> None:
     """Compares what no shape shows, for forms that state it.
 
     Raises:
       UserError: a student of `config` would compute something else with the parameters.
     """
-    for name in _COMPUTATION:
+    of_kind = _OF_T5GEMMA if isinstance(config, T5GemmaConfig) else _OF_T5
+    for name in (*_COMPUTATION, *of_kind):
         got, expected = getattr(source.config, name), getattr(config, name)
         if got != expected:
             raise UserError(

@@ -1,9 +1,9 @@
 """What `VOCABULARY_FILE` names, checked and described; without TensorFlow, which takes seconds.
 
-Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'. Leaves: the path of a model
-that T5 can have; or a description that a checkpoint carries, so that the checkpoint can be used
-where the file is not; and the model in such a description. `data.tokenizer` and `data.vocabulary`
-make tokens of it.
+Enters: a SentencePiece path (local or gs://), a `tokenizer.json` that amounts to such a model,
+'bytes' or 'embedded'. Leaves: the path of a model that T5 can have; or a description that a
+checkpoint carries, so that the checkpoint can be used where the file is not; and the model in such
+a description. `data.tokenizer` and `data.vocabulary` make tokens of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sentencepiece
 from etils import epath
 
 from distill_sbs import constants, resources
+from distill_sbs.data import tokenizer_json
 from distill_sbs.errors import UserError
 
 BYTES = "bytes"
@@ -41,11 +42,12 @@ class VocabularyDescription(TypedDict):
 
 
 def check_path(vocabulary_file: str | None) -> str | None:
-    """The SentencePiece model's path; None for bytes, which have none.
+    """The SentencePiece model's path, or the `tokenizer.json`'s; None for bytes, which have none.
 
     Raises:
       UserError: no vocabulary is named, the file is missing, or it is no SentencePiece model
-        with padding 0 and end-of-sequence 1, which T5 takes for granted.
+        with padding 0 and end-of-sequence 1, which T5 takes for granted; or a `tokenizer.json` that
+        amounts to none (`tokenizer_json.read_model`).
     """
     if not vocabulary_file:
         raise UserError(
@@ -60,8 +62,10 @@ def check_path(vocabulary_file: str | None) -> str | None:
             "give a SentencePiece model's path, 'bytes' or 'embedded'"
         )
     try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=epath.Path(path).read_bytes())
+        model = sentencepiece.SentencePieceProcessor(model_proto=read_file(path))
         ids = (model.pad_id(), model.eos_id())
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"VOCABULARY_FILE={vocabulary_file!r} is no SentencePiece model: {error}"
@@ -72,6 +76,18 @@ def check_path(vocabulary_file: str | None) -> str | None:
             f"{ids[1]}, expected 0 and 1 as in T5; train it with --pad_id=0 --eos_id=1"
         )
     return path
+
+
+def read_file(path: str) -> bytes:
+    """The serialised SentencePiece model of a path that `check_path` gave.
+
+    Raises:
+      UserError: a `tokenizer.json` that amounts to none.
+    """
+    if tokenizer_json.is_tokenizer_json(path):
+        return tokenizer_json.read_model(path)
+    content: bytes = epath.Path(path).read_bytes()
+    return content
 
 
 def describe(vocabulary_file: str | None) -> VocabularyDescription:
@@ -85,7 +101,7 @@ def describe(vocabulary_file: str | None) -> VocabularyDescription:
     path = check_path(vocabulary_file)
     if path is None:
         return {"kind": BYTES, "size": BYTE_IDS}
-    model = epath.Path(path).read_bytes()
+    model = read_file(path)
     return {
         "kind": "sentencepiece",
         "size": sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size(),

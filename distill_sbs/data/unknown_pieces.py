@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import sentencepiece
-from etils import epath
 
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.dataset import Example
@@ -72,7 +71,7 @@ class PieceCounter:
         path = sentencepiece_model.check_path(vocabulary_file)
         self._processor = None
         if path is not None:
-            model = epath.Path(path).read_bytes()
+            model = sentencepiece_model.read_file(path)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             ids = self._processor.EncodeAsIds("a\nb")
             self._keeps_line_breaks = "\n" in self._processor.DecodeIds(ids)

@@ -1,7 +1,8 @@
 """The vocabulary that `VOCABULARY_FILE` names, as SeqIO has it.
 
-Enters: a SentencePiece path (local or gs://), 'bytes' or 'embedded'; or a checkpoint's description
-of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs no SeqIO).
+Enters: what `VOCABULARY_FILE` says (`sentencepiece_model.check_path`); or a checkpoint's
+description of it. Leaves: a SeqIO vocabulary for the tasks (`data.tokenizer` has what needs no
+SeqIO).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from distill_sbs.data import sentencepiece_model as files
 from distill_sbs.data import settings
 from distill_sbs.data.sentencepiece_model import BYTES, EMBEDDED, describe
 from distill_sbs.data.tokenizer import SEPARATOR, encode_text
+from distill_sbs.data.tokenizer_json import is_tokenizer_json
 
 __all__ = [
     "BYTES",
@@ -41,7 +43,11 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
       UserError: as `sentencepiece_model.check_path`.
     """
     path = files.check_path(vocabulary_file)
-    return seqio.ByteVocabulary() if path is None else seqio.SentencePieceVocabulary(path)
+    if path is None:
+        return seqio.ByteVocabulary()
+    if is_tokenizer_json(path):
+        return StoredVocabulary(files.read_file(path))
+    return seqio.SentencePieceVocabulary(path)
 
 
 def _has_sentinels(loaded: seqio.Vocabulary) -> bool:

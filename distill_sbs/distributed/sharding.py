@@ -44,6 +44,9 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, MeshAxes], ...] = (
     ("joined_kv", MODEL_AXIS),
     ("embed", None),
     ("kv", None),
+    # T5Gemma's keys and values, of which there may be fewer than partitions.
+    ("shared_kv", None),
+    ("shared_heads", None),
     ("length", None),
     ("layers", None),
     ("relpos_buckets", None),

@@ -132,7 +132,7 @@ def relative_position_intervals(
 
 
 class RelativePositionBias(nn.Module):
-    """A learned logit for every head and bucket of relative positions; shared by all layers."""
+    """A learned logit for every head and bucket of relative positions; T5's layers share one."""
 
     config: T5Config
     bidirectional: bool

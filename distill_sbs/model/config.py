@@ -1,10 +1,12 @@
-"""The student's shape and numerics: `T5Config`, and the published sizes by name.
+"""The student's shape and numerics: `T5Config`, `T5GemmaConfig`, and the published sizes by name.
 
 In: a size's name and overrides, or a plain dict (what a checkpoint stores beside its weights).
-Out: a frozen, hashable `T5Config` that every model function takes.
+Out: a frozen, hashable `T5Config`, or the one of T5Gemma, that every model function takes.
 
 Sizes are those of google-research/t5x (`t5x/examples/t5/t5_1_{0,1}/*.gin`), which equal the
-`config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`.
+`config.json` files of HuggingFace's `t5-*` and `google/t5-v1_1-*`, and those of `google/byt5-*`
+(arXiv 2105.13626), `google/mt5-*` (arXiv 2010.11934) and `google/umt5-*` (arXiv 2304.09151).
+FLAN-T5 and the LM-adapted models have the sizes of v1.1.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ class T5Config:
         logits; v1.1 has a projection of its own.
       relative_attention_num_buckets: buckets of the relative position bias.
       relative_attention_max_distance: distance, in tokens, from which all share a bucket.
+      relative_attention_per_layer: every layer has a table of relative positions of its own, as in
+        umT5 (arXiv 2304.09151); else all layers of a stack share one.
       layer_norm_epsilon: added to the mean square in RMS normalisation.
       dtype: 'float32' or 'bfloat16', of the computation; parameters are always float32.
       float32_attention_logits: keep query-key products and their softmax in float32.
@@ -91,6 +95,7 @@ class T5Config:
     logits_via_embedding: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
     layer_norm_epsilon: float = 1e-6
     dtype: str = "float32"
     float32_attention_logits: bool = True
@@ -122,7 +127,12 @@ class T5Config:
             raise _refusal("residual_dropout_rate", residual, "0 <= rate < 1, or None")
         if not _is_number(self.layer_norm_epsilon) or not 0.0 <= self.layer_norm_epsilon < 1.0:
             raise _refusal("layer_norm_epsilon", self.layer_norm_epsilon, "0 <= epsilon < 1")
-        for name in ("logits_via_embedding", "float32_attention_logits", "scan_layers"):
+        for name in (
+            "logits_via_embedding",
+            "relative_attention_per_layer",
+            "float32_attention_logits",
+            "scan_layers",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise _refusal(name, getattr(self, name), "True or False")
         _check_choice("dtype", self.dtype, COMPUTE_DTYPES)
@@ -150,6 +160,16 @@ class T5Config:
             return (highest,) * layers
         return tuple(highest * layer / (layers - 1) for layer in range(layers))
 
+    @property
+    def logits_scale(self) -> float:
+        """What logits by the embedding are multiplied with."""
+        return float(self.emb_dim**-0.5)
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads
+
     def to_dict(self) -> dict[str, object]:
         """Plain values only, so that JSON can hold it; `from_dict` reads it back, equal."""
         values = dataclasses.asdict(self)
@@ -165,9 +185,110 @@ class T5Config:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"{type(values).__name__} found, expected the fields of a T5Config")
-        _check_fields(values)
-        fields: dict[str, Any] = dict(values)  # of which types they are is checked as it is made
-        return cls(**fields)
+        kind = T5GemmaConfig if values.get(_ARCHITECTURE) == T5GEMMA else T5Config
+        # Of which types they are is checked as it is made.
+        fields: dict[str, Any] = {
+            name: value
+            for name, value in values.items()
+            if not (name == _ARCHITECTURE and kind is T5GemmaConfig)
+        }
+        _check_fields(fields, kind)
+        return kind(**fields)
+
+
+# In a plain dict, what tells a T5Gemma 2 from a T5.
+_ARCHITECTURE, T5GEMMA = "architecture", "t5gemma2"
+
+
+@dataclasses.dataclass(frozen=True)
+class T5GemmaConfig(T5Config):
+    """Hyper-parameters of one T5Gemma 2 (arXiv 2512.14856), its text alone.
+
+    Gemma 3's layers: rotary positions, grouped queries, norms of queries and keys; in the decoder
+    one attention over targets and inputs together. Most layers see a window, every so many see
+    all. What T5's relative positions are about has no meaning here. Layers are never stacked.
+
+    Attributes:
+      num_kv_heads: heads of keys and values, each shared by `num_heads / num_kv_heads` queries.
+      query_scale_dim: products of queries and keys are divided by its square root
+        (`query_pre_attn_scalar`).
+      sliding_window: positions that a layer with a window sees: in the decoder so many up to its
+        own, in the encoder half of them on either side. Inputs are seen whole by every target.
+      full_attention_period: every so many-th layer sees all.
+      rope_theta: base of the rotary frequencies where all is seen.
+      rope_scaling_factor: by which positions are divided there.
+      sliding_rope_theta: base of the rotary frequencies where a window is seen.
+      start_id: the token with which a target starts; token 0 stands for it in our batches.
+      end_of_image_id: the one token with an embedding of its own, which is not scaled.
+
+    Raises:
+      ValueError: as `T5Config`.
+    """
+
+    logits_via_embedding: bool = True
+    num_kv_heads: int = 1
+    query_scale_dim: int = 256
+    sliding_window: int = 512
+    full_attention_period: int = 6
+    rope_theta: float = 1e6
+    rope_scaling_factor: float = 1.0
+    sliding_rope_theta: float = 1e4
+    start_id: int = 2
+    end_of_image_id: int = 256_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, smallest in _T5GEMMA_LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise _refusal(name, value, f"a whole number >= {smallest}")
+            if not smallest <= value <= 2**24:
+                raise _refusal(name, value, f"a whole number >= {smallest} and <= {2**24:,}")
+        for name in ("rope_theta", "rope_scaling_factor", "sliding_rope_theta"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0.0 < value < 1e12:
+                raise _refusal(name, value, "a number > 0")
+        for name, expected in _T5GEMMA_ALWAYS.items():
+            if getattr(self, name) != expected:
+                raise _refusal(name, getattr(self, name), f"{expected!r}, as in every T5Gemma 2")
+        if self.num_heads % self.num_kv_heads:
+            raise _refusal("num_kv_heads", self.num_kv_heads, f"a divisor of {self.num_heads}")
+        if self.head_dim % 2:
+            raise _refusal("head_dim", self.head_dim, "an even number, of which halves rotate")
+
+    @property
+    def logits_scale(self) -> float:
+        """Logits are not scaled."""
+        return 1.0
+
+    @property
+    def cached_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads
+
+    def sees_all(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees all positions and no window of them."""
+        return (layer + 1) % self.full_attention_period == 0
+
+    def to_dict(self) -> dict[str, object]:
+        """See `T5Config`."""
+        return {**super().to_dict(), _ARCHITECTURE: T5GEMMA}
+
+
+_T5GEMMA_LEAST = {
+    "num_kv_heads": 1,
+    "query_scale_dim": 1,
+    "sliding_window": 1,
+    "full_attention_period": 1,
+    "start_id": 1,
+    "end_of_image_id": 0,
+}
+_T5GEMMA_ALWAYS = {
+    "mlp_activations": ("gelu", "linear"),
+    "logits_via_embedding": True,
+    "relative_attention_per_layer": False,
+    "scan_layers": False,
+}
 
 
 def _is_number(value: object) -> bool:
@@ -194,30 +315,42 @@ def _near(name: object, known: tuple[str, ...]) -> str:
     return f"; did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 
 
-def _check_fields(values: Mapping[str, object]) -> None:
-    known = tuple(field.name for field in dataclasses.fields(T5Config))
+def _check_fields(values: Mapping[str, object], kind: type[T5Config]) -> None:
+    known = tuple(field.name for field in dataclasses.fields(kind))
     for name in values:
         if name not in known:
             raise ValueError(
-                f"T5Config has no field {name!r}{_near(name, known)} (fields: {', '.join(known)})"
+                f"{kind.__name__} has no field {name!r}{_near(name, known)} "
+                f"(fields: {', '.join(known)})"
             )
 
 
-def _size(emb_dim: int, num_heads: int, head_dim: int, mlp_dim: int, layers: int) -> dict[str, int]:
+def _size(
+    emb_dim: int,
+    num_heads: int,
+    head_dim: int,
+    mlp_dim: int,
+    layers: int,
+    decoder_layers: int | None = None,
+) -> dict[str, int]:
     return dict(
         emb_dim=emb_dim,
         num_heads=num_heads,
         head_dim=head_dim,
         mlp_dim=mlp_dim,
         num_encoder_layers=layers,
-        num_decoder_layers=layers,
+        num_decoder_layers=layers if decoder_layers is None else decoder_layers,
     )
 
 
 _V1_1 = dict(mlp_activations=("gelu", "linear"), logits_via_embedding=False)
 _V1_0 = dict(mlp_activations=("relu",), logits_via_embedding=True)
+_BYTE = _V1_1 | dict(vocab_size=384)
+_M = _V1_1 | dict(vocab_size=250112)
+_GEMMA = {_ARCHITECTURE: T5GEMMA, "vocab_size": 262144}
+_UM = _V1_1 | dict(vocab_size=256384, relative_attention_per_layer=True)
 
-#                        D     H  head    mlp  layers (encoder and decoder each)
+#                        D     H  head    mlp  layers (of the encoder, and of the decoder if others)
 _NAMED: dict[str, dict[str, object]] = {
     "t5_1_1_tiny": _size(128, 4, 32, 256, 2) | _V1_1,  # ours: trains on a laptop's CPU
     "t5_1_1_small": _size(512, 6, 64, 1024, 8) | _V1_1,
@@ -230,6 +363,25 @@ _NAMED: dict[str, dict[str, object]] = {
     "t5_1_0_large": _size(1024, 16, 64, 4096, 24) | _V1_0,
     "t5_1_0_3b": _size(1024, 32, 128, 16384, 24) | _V1_0,
     "t5_1_0_11b": _size(1024, 128, 128, 65536, 24) | _V1_0,
+    "byt5_small": _size(1472, 6, 64, 3584, 12, 4) | _BYTE,
+    "byt5_base": _size(1536, 12, 64, 3968, 18, 6) | _BYTE,
+    "byt5_large": _size(1536, 16, 64, 3840, 36, 12) | _BYTE,
+    "byt5_xl": _size(2560, 32, 64, 6720, 36, 12) | _BYTE,
+    "byt5_xxl": _size(4672, 64, 64, 12352, 36, 12) | _BYTE,
+    "mt5_small": _size(512, 6, 64, 1024, 8) | _M,
+    "mt5_base": _size(768, 12, 64, 2048, 12) | _M,
+    "mt5_large": _size(1024, 16, 64, 2816, 24) | _M,
+    "mt5_xl": _size(2048, 32, 64, 5120, 24) | _M,
+    "mt5_xxl": _size(4096, 64, 64, 10240, 24) | _M,
+    "umt5_small": _size(512, 6, 64, 1024, 8) | _UM,
+    "umt5_base": _size(768, 12, 64, 2048, 12) | _UM,
+    "umt5_xl": _size(2048, 32, 64, 5120, 24) | _UM,
+    "umt5_xxl": _size(4096, 64, 64, 10240, 24) | _UM,
+    "t5gemma2_270m": _size(640, 4, 256, 2048, 18) | _GEMMA,
+    "t5gemma2_1b": _size(1152, 4, 256, 6912, 26) | _GEMMA,
+    "t5gemma2_4b": _size(2560, 8, 256, 10240, 34)
+    | _GEMMA
+    | dict(num_kv_heads=4, sliding_window=1024, rope_scaling_factor=8.0),
 }
 
 CONFIG_NAMES = tuple(_NAMED)
@@ -246,5 +398,6 @@ def named_config(name: str, /, **overrides: object) -> T5Config:
             f"unknown model size {name!r}{_near(name, CONFIG_NAMES)} "
             f"(sizes: {', '.join(CONFIG_NAMES)})"
         )
-    _check_fields(overrides)
-    return T5Config.from_dict(_NAMED[name] | overrides)
+    values = _NAMED[name]
+    _check_fields(overrides, T5GemmaConfig if values.get(_ARCHITECTURE) == T5GEMMA else T5Config)
+    return T5Config.from_dict(values | overrides)

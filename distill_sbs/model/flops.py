@@ -6,7 +6,7 @@ Enters: a student's configuration and a batch's shape. Leaves: FLOPs of its matr
 
 from __future__ import annotations
 
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 
 def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
@@ -24,6 +24,16 @@ def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens:
         """Query · key and weight · value."""
         return 2 * 2.0 * queries * keys * joined
 
+    if isinstance(config, T5GemmaConfig):
+        # Queries and outputs of all heads; keys and values of fewer. One attention of the decoder
+        # goes over targets and inputs.
+        shared = 2.0 * width * config.num_kv_heads * config.head_dim
+        own = 2 * projection + 2 * shared + feed_forward
+        encoder = inputs * own + attention(inputs, inputs)
+        decoder = targets * own + inputs * 2 * shared + attention(targets, targets + inputs)
+        logits = 2.0 * targets * width * config.vocab_size
+        layers = config.num_encoder_layers * encoder + config.num_decoder_layers * decoder
+        return rows * (layers + logits)
     encoder = inputs * (4 * projection + feed_forward) + attention(inputs, inputs)
     decoder = (
         targets * (4 * projection + feed_forward)

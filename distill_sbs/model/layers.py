@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from distill_sbs.model.attention import Dense, MultiHeadAttention, dropout_multiplier
+from distill_sbs.model.attention import (
+    Dense,
+    MultiHeadAttention,
+    RelativePositionBias,
+    dropout_multiplier,
+)
 from distill_sbs.model.config import T5Config
 
 HIDDEN_AXES = ("batch", "length", "embed")
@@ -106,17 +111,21 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         inputs: jax.Array,
-        bias: jax.Array,
+        bias: jax.Array | None,
         mask: jax.Array,
         residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Inputs [B, S, D], bias [1, H, S, S], mask [B, 1, S, S] -> (outputs, None).
 
+        `bias` is None where the layer has a table of relative positions of its own.
         `residual_rate`, a scalar, is dropped of what is added to the residual stream; None: the
         dropout rate of everything else.
         """
         config, deterministic = self.config, self.deterministic
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
+        if config.relative_attention_per_layer:
+            positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)
+            bias = RelativePositionBias(config, True, name="relpos_bias")(positions, positions)
         x = RootMeanSquareNorm(config, name="pre_attention_layer_norm")(inputs)
         x = MultiHeadAttention(config, name="attention")(x, x, bias, mask, deterministic)
         x = inputs + Dropout(config.dropout_rate)(x, deterministic, residual_rate)
@@ -136,6 +145,8 @@ class DecoderLayer(nn.Module):
     def setup(self) -> None:
         """Submodules, by T5X's names."""
         config = self.config
+        if config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(config, False)
         self.pre_self_attention_layer_norm = RootMeanSquareNorm(config)
         self.self_attention = MultiHeadAttention(config)
         self.pre_cross_attention_layer_norm = RootMeanSquareNorm(config)
@@ -150,17 +161,20 @@ class DecoderLayer(nn.Module):
         self,
         inputs: jax.Array,
         encoded: jax.Array,
-        bias: jax.Array,
+        bias: jax.Array | None,
         self_mask: jax.Array,
         cross_mask: jax.Array,
         residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Inputs [B, T, D], encoded [B, S, D], bias [1, H, T, T] -> (outputs [B, T, D], None).
 
-        `residual_rate`: as in `EncoderLayer`.
+        `bias` and `residual_rate`: as in `EncoderLayer`.
         """
         deterministic = self.deterministic
         inputs = nn.with_logical_constraint(inputs, HIDDEN_AXES)
+        if self.config.relative_attention_per_layer:
+            positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)
+            bias = self.relpos_bias(positions, positions)
         x = self.pre_self_attention_layer_norm(inputs)
         x = self.self_attention(x, x, bias, self_mask, deterministic)
         x = inputs + self.self_attention_dropout(x, deterministic, residual_rate)
@@ -180,7 +194,7 @@ class DecoderLayer(nn.Module):
         past: tuple[jax.Array, jax.Array],
         cross: tuple[jax.Array, jax.Array],
         position: jax.Array,
-        bias: jax.Array,
+        bias: jax.Array | None,
         cross_mask: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One token for each of G hypotheses of B rows, without dropout.
@@ -190,7 +204,7 @@ class DecoderLayer(nn.Module):
           past: keys and values of earlier positions, [B * G, H, length, head_dim].
           cross: `cross_key_value`, shared by a row's hypotheses, which stand where queries do.
           position: of this token, an int32 scalar.
-          bias: [1, H, 1, length].
+          bias: [1, H, 1, length]; None where the layer has a table of its own.
           cross_mask: bool [B, 1, 1, S].
 
         Returns:
@@ -203,7 +217,10 @@ class DecoderLayer(nn.Module):
             past,
             self.self_attention.project_key_value(single),
         )
-        seen = jnp.arange(past[0].shape[2]) <= position
+        places = jnp.arange(past[0].shape[2], dtype=jnp.int32)
+        seen = places <= position
+        if self.config.relative_attention_per_layer:
+            bias = self.relpos_bias(position[None], places)
         query = self.self_attention.project_query(single)
         x = self.self_attention.attend(query, *past, bias, seen)
         x = inputs + x.reshape(rows, hypotheses, width)

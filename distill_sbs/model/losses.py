@@ -116,7 +116,7 @@ def logits_backward(
     """The gradients of decoder states and weights, of their logits' `gradient` [B, T, V]."""
     names = ("v", "d") if config.logits_via_embedding else ("d", "v")
     if config.logits_via_embedding:
-        gradient = gradient * jnp.float32(config.emb_dim**-0.5)
+        gradient = gradient * jnp.float32(config.logits_scale)
     gradient = gradient.astype(config.dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     of_hidden = product(f"btv,{''.join(names)}->btd", gradient, weights.astype(config.dtype))

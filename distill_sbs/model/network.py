@@ -1,4 +1,4 @@
-"""The student: T5 1.0 and T5 v1.1 in Flax linen.
+"""The student: T5 1.0, T5 v1.1 and umT5 in Flax linen; of T5Gemma what is not in `t5gemma`.
 
 In: token ids int32 [B, S] and [B, T], 0 where padded, and segment ids where rows are packed.
 Out: encoder states [B, S, D], decoder states [B, T, D], logits float32 [B, T, V].
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from distill_sbs.model import t5gemma
 from distill_sbs.model.attention import RelativePositionBias, gather_parameter
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
     DecoderLayer,
@@ -43,7 +44,7 @@ def _layer_stack(
     deterministic: bool,
     length: int,
     hidden: jax.Array,
-    *shared: jax.Array,
+    *shared: jax.Array | None,
 ) -> jax.Array:
     """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
     rates = None if deterministic else config.residual_rates(length)
@@ -75,6 +76,17 @@ def _layer_stack(
     return hidden
 
 
+def _shared_bias(config: T5Config, bidirectional: bool, length: int) -> jax.Array | None:
+    """The bias [1, H, length, length] of all layers; None where each has its own. In a module."""
+    if config.relative_attention_per_layer:
+        return None
+    positions = jnp.arange(length, dtype=jnp.int32)
+    bias: jax.Array = RelativePositionBias(config, bidirectional, name="relpos_bias")(
+        positions, positions
+    )
+    return bias
+
+
 class Encoder(nn.Module):
     """The encoder's stack, from embedded tokens to normalised states."""
 
@@ -84,8 +96,7 @@ class Encoder(nn.Module):
     def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
         """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
         config = self.config
-        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
-        bias = RelativePositionBias(config, True, name="relpos_bias")(positions, positions)
+        bias = _shared_bias(config, True, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             EncoderLayer, config, deterministic, config.num_encoder_layers, hidden, bias, mask
@@ -126,7 +137,7 @@ def vocabulary_logits(hidden: jax.Array, weights: jax.Array, config: T5Config) -
     if not config.logits_via_embedding:
         return jnp.einsum("...d,dv->...v", hidden, weights, preferred_element_type=jnp.float32)
     logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
-    return logits * jnp.float32(config.emb_dim**-0.5)
+    return logits * jnp.float32(config.logits_scale)
 
 
 def output_weights(params: Params, config: T5Config) -> jax.Array:
@@ -170,8 +181,7 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
         config = self.config
-        positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
-        bias = RelativePositionBias(config, False, name="relpos_bias")(positions, positions)
+        bias = _shared_bias(config, False, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             DecoderLayer,
@@ -228,9 +238,12 @@ class Decoder(nn.Module):
           Normalised states [B, G, D], and `past` with this position written.
         """
         config, params = self.config, self.variables["params"]
-        bias = RelativePositionBias(config, False, parent=None).apply(
-            {"params": params["relpos_bias"]}, position[None], jnp.arange(length, dtype=jnp.int32)
-        )
+        bias: PyTree = None
+        if not config.relative_attention_per_layer:
+            places = jnp.arange(length, dtype=jnp.int32)
+            bias = RelativePositionBias(config, False, parent=None).apply(
+                {"params": params["relpos_bias"]}, position[None], places
+            )
         layer = DecoderLayer(config, parent=None)
 
         def run(
@@ -256,7 +269,7 @@ class Decoder(nn.Module):
 
 def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:
     """Room for the keys and values of `length` positions of `rows` hypotheses, zeros."""
-    shape = (rows, config.num_heads, length, config.head_dim)
+    shape = (rows, config.cached_heads, length, config.head_dim)
     if config.scan_layers:
         empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
         return empty, empty
@@ -308,16 +321,24 @@ def _attention_mask(
     return mask[:, None]
 
 
+def _make_parts(
+    config: T5Config,
+) -> tuple[
+    TokenEmbedder | t5gemma.TokenEmbedder, Encoder | t5gemma.Encoder, Decoder | t5gemma.Decoder
+]:
+    if isinstance(config, T5GemmaConfig):
+        return t5gemma.TokenEmbedder(config), t5gemma.Encoder(config), t5gemma.Decoder(config)
+    return TokenEmbedder(config), Encoder(config), Decoder(config)
+
+
 class Transformer(nn.Module):
     """The whole student. `apply({"params": params}, ..., method="encode")` and so on."""
 
     config: T5Config
 
     def setup(self) -> None:
-        """Submodules, by T5X's names."""
-        self.token_embedder = TokenEmbedder(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        """Submodules, by T5X's names; T5Gemma's have the same methods."""
+        self.token_embedder, self.encoder, self.decoder = _make_parts(self.config)
 
     def encode(
         self,
@@ -392,6 +413,7 @@ class Transformer(nn.Module):
         if self.config.logits_via_embedding:
             logits = vocabulary_logits(hidden, self.token_embedder.embedding, self.config)
         else:
+            assert isinstance(self.decoder, Decoder)  # a T5Gemma's logits are by its embedding
             logits = self.decoder.logits(hidden)
         return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 # A tree of arrays, shapes, shardings or the like. JAX has no type for trees: what its functions
 # make of one, `jax.tree.map` and the rest, is Any.
@@ -26,6 +26,8 @@ Params: TypeAlias = Mapping[str, PyTree]
 
 # The subtree that holds a side's layers where they are stacked, and the name of their axis.
 STACKED = "layers"
+
+_POSITIONS = "relpos_bias/rel_embedding"
 
 _LAYER_PATH = re.compile(r"(encoder|decoder)/layers_(\d{1,9})/(.+)")
 
@@ -46,6 +48,9 @@ class Parameter(NamedTuple):
 
 def list_parameters(config: T5Config) -> Iterator[Parameter]:
     """Every parameter of a student, layers one by one, whatever `config.scan_layers` says."""
+    if isinstance(config, T5GemmaConfig):
+        yield from _list_t5gemma(config)
+        return
     sizes = {
         "vocab": config.vocab_size,
         "embed": config.emb_dim,
@@ -64,6 +69,8 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
             for name in ("query", "key", "value"):
                 yield parameter(f"{layer}/{attention}/{name}/kernel", "embed", "joined_kv")
             yield parameter(f"{layer}/{attention}/out/kernel", "joined_kv", "embed")
+        if config.relative_attention_per_layer:
+            yield parameter(f"{layer}/{_POSITIONS}", "heads", "relpos_buckets")
         yield parameter(f"{layer}/pre_mlp_layer_norm/scale", "embed")
         for name in ["wi"] if len(config.mlp_activations) == 1 else ["wi_0", "wi_1"]:
             yield parameter(f"{layer}/mlp/{name}/kernel", "embed", "mlp")
@@ -72,7 +79,8 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
     def list_side(side: str, layers: int, attentions: dict[str, str]) -> Iterator[Parameter]:
         for index in range(layers):
             yield from list_layer(f"{side}/layers_{index}", attentions)
-        yield parameter(f"{side}/relpos_bias/rel_embedding", "heads", "relpos_buckets")
+        if not config.relative_attention_per_layer:
+            yield parameter(f"{side}/{_POSITIONS}", "heads", "relpos_buckets")
         yield parameter(f"{side}/{side}_norm/scale", "embed")
 
     yield parameter("token_embedder/embedding", "vocab", "embed")
@@ -85,6 +93,40 @@ def list_parameters(config: T5Config) -> Iterator[Parameter]:
     yield from list_side("decoder", config.num_decoder_layers, of_decoder)
     if not config.logits_via_embedding:
         yield parameter("decoder/logits_dense/kernel", "embed", "vocab")
+
+
+def _list_t5gemma(config: T5GemmaConfig) -> Iterator[Parameter]:
+    sizes = {
+        "vocab": config.vocab_size,
+        "embed": config.emb_dim,
+        "mlp": config.mlp_dim,
+        "kv": config.head_dim,
+        "joined_kv": config.num_heads * config.head_dim,
+        "shared_kv": config.num_kv_heads * config.head_dim,
+    }
+
+    def parameter(path: str, *axes: str) -> Parameter:
+        return Parameter(path, tuple(sizes[axis] for axis in axes), axes)
+
+    yield parameter("token_embedder/embedding", "vocab", "embed")
+    yield parameter("token_embedder/end_of_image", "embed")
+    stacks = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    for side, layers in stacks.items():
+        for layer in (f"{side}/layers_{index}" for index in range(layers)):
+            for norm in ("attention", "mlp"):
+                for place in ("pre", "post"):
+                    yield parameter(f"{layer}/{place}_{norm}_norm/scale", "embed")
+            attention = f"{layer}/grouped_attention"
+            yield parameter(f"{attention}/query/kernel", "embed", "joined_kv")
+            for name in ("key", "value"):
+                yield parameter(f"{attention}/{name}/kernel", "embed", "shared_kv")
+            yield parameter(f"{attention}/out/kernel", "joined_kv", "embed")
+            for name in ("query_norm", "key_norm"):
+                yield parameter(f"{attention}/{name}/scale", "kv")
+            for name in ("wi_0", "wi_1"):
+                yield parameter(f"{layer}/mlp/{name}/kernel", "embed", "mlp")
+            yield parameter(f"{layer}/mlp/wo/kernel", "mlp", "embed")
+        yield parameter(f"{side}/{side}_norm/scale", "embed")
 
 
 def list_by_stack(config: T5Config) -> Iterator[Parameter]:
@@ -115,10 +157,16 @@ def split_layer(path: str) -> tuple[str, int | None]:
 @functools.cache
 def _known_axes() -> dict[str, tuple[str, ...]]:
     """Axes of one layer, by paths as they are where layers are stacked, of every kind of T5."""
-    kinds = [
-        T5Config(num_encoder_layers=1, num_decoder_layers=1, mlp_activations=activations)
-        for activations in (("relu",), ("gelu", "linear"))
+    kinds: list[T5Config] = [
+        T5Config(
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            mlp_activations=activations,
+            relative_attention_per_layer=per_layer,
+        )
+        for activations, per_layer in ((("relu",), False), (("gelu", "linear"), True))
     ]
+    kinds.append(T5GemmaConfig(num_encoder_layers=1, num_decoder_layers=1))
     return {
         split_layer(each.path)[0]: each.axes for kind in kinds for each in list_parameters(kind)
     }

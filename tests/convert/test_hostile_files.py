@@ -67,7 +67,7 @@ KERNEL = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false'; expected true or false"),
         ({"tie_word_embeddings": 0}, "tie_word_embeddings=0; expected true or false"),
         ({"scale_decoder_outputs": 1}, "scale_decoder_outputs=1; expected true or false"),
-        ({"model_type": ["t5"]}, "is of a ['t5'] model; expected 't5' or 'mt5'"),
+        ({"model_type": ["t5"]}, "is of a ['t5'] model; expected one of 't5', 'mt5'"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder=false; expected a T5 with its decoder"),
         ({"pad_token_id": 1}, "pad_token_id=1; expected 0"),
         ({"eos_token_id": 0}, "eos_token_id=0; expected 1"),

@@ -254,7 +254,7 @@ def test_tensors_of_integers_are_refused(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, "'bert' model; expected 't5' or 'mt5'"),
+        ({"model_type": "bert"}, "'bert' model; expected one of 't5', 'mt5'"),
         ({"d_kv": None}, "no 'd_kv'"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj='gelu'"),
     ],

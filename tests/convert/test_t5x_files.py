@@ -354,13 +354,13 @@ def test_an_unknown_tensor_is_refused_by_name(written):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["one by one", "stacked"])
-def test_tables_of_relative_positions_must_be_one(tmp_path, scan_layers):
-    """scalable_t5 has one in every layer, of which a T5 can take equal ones only."""
+def test_equal_tables_of_relative_positions_are_one(tmp_path, scan_layers):
+    """scalable_t5 has one in every layer; with different ones it is a umT5."""
     source = tree()
     table = source.values["encoder/relpos_bias/rel_embedding"]
     other = table.copy()
     other[1, 31] += 1
-    for second, accepted in ((table, True), (other, False)):
+    for second, equal in ((table, True), (other, False)):
         values = dict(source.values)
         if scan_layers:
             values = {}
@@ -373,11 +373,22 @@ def test_tables_of_relative_positions_must_be_one(tmp_path, scan_layers):
             values["encoder/layers_0/relpos_bias/rel_embedding"] = table
             values["encoder/layers_1/relpos_bias/rel_embedding"] = second
         location = inside(tmp_path, Tree(source.config, values))
-        if accepted:
-            assert_same(files.T5XSource(location), source)
+        found = files.T5XSource(location)
+        if equal:
+            assert_same(found, source)
         else:
-            with pytest.raises(UserError, match=r"encoder have different tables .*layers_1/relpos"):
-                files.T5XSource(location)
+            assert found.config.relative_attention_per_layer
+            path = "encoder/layers_1/relpos_bias/rel_embedding"
+            np.testing.assert_array_equal(found.read(path), other)
+
+
+def test_umt5_there_and_back(tmp_path):
+    source = tree(relative_attention_per_layer=True)
+    with pytest.raises(UserError, match=r"as umT5 does; .* Use --scan_layers"):
+        files.write_t5x(source, str(tmp_path / "t5"))
+    assert not (tmp_path / "t5").exists()
+    files.write_t5x(source, str(tmp_path / "scalable_t5"), scan_layers=True)
+    assert_same(files.T5XSource(str(tmp_path / "scalable_t5")), source)
 
 
 def test_no_checkpoint(tmp_path):

@@ -153,10 +153,11 @@ def test_rows_of_this_process() -> None:
 
 @pytest.mark.campaign
 @pytest.mark.slow
-def test_every_mesh_gives_one_devices_parameters(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("student", ["t5", "t5gemma"])
+def test_every_mesh_gives_one_devices_parameters(tmp_path: pathlib.Path, student: str) -> None:
     """8×1, 4×2, 2×4 and 1×8, with FSDP and without, slices, and a change of mesh in mid-run."""
     result = subprocess.run(
-        [sys.executable, ROOT / "tests" / "helpers" / "mesh_equality.py", tmp_path],
+        [sys.executable, ROOT / "tests" / "helpers" / "mesh_equality.py", tmp_path, student],
         env={
             **os.environ,
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

@@ -1,7 +1,8 @@
 """Eight simulated devices against one: the program that tests/distributed/test_sharding.py starts.
 
-Enters: a folder for a checkpoint. Leaves: on standard output the table of losses and parameters on
-every mesh, with and without FSDP; an AssertionError where they are not those of a single device.
+Enters: a folder for a checkpoint, and `t5gemma` where the student is one. Leaves: on standard
+output the table of losses and parameters on every mesh, with and without FSDP; an AssertionError
+where they are not those of a single device.
 """
 
 from __future__ import annotations
@@ -26,21 +27,27 @@ from distill_sbs.training.train_step import Objective, TrainState, initial_state
 STEPS = 10
 TOLERANCE = 1e-5
 # Dropout on: its masks are drawn for the global batch too.
+SIZES: dict[str, Any] = dict(
+    vocab_size=64,
+    num_heads=8,
+    head_dim=4,
+    emb_dim=32,
+    mlp_dim=64,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.1,
+)
+IS_T5GEMMA = "t5gemma" in sys.argv[2:]
+# Keys and values of two heads, on up to eight partitions.
+OF_T5GEMMA = SIZES | dict(num_kv_heads=2, sliding_window=4, query_scale_dim=4)
 MODEL = Transformer(
-    named_config(
-        "t5_1_1_tiny",
-        vocab_size=64,
-        num_heads=8,
-        head_dim=4,
-        emb_dim=32,
-        mlp_dim=64,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        dropout_rate=0.1,
-    )
+    named_config("t5gemma2_270m", **OF_T5GEMMA)
+    if IS_T5GEMMA
+    else named_config("t5_1_1_tiny", **SIZES)
 )
 UPDATE = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
-QUERY = ("encoder", "layers_0", "attention", "query", "kernel")
+ATTENTION = "grouped_attention" if IS_T5GEMMA else "attention"
+QUERY = ("encoder", "layers_0", ATTENTION, "query", "kernel")
 
 
 def make_batches() -> list[dict[str, np.ndarray]]:

@@ -24,6 +24,22 @@ SMALL = configs.T5Config(
     dropout_rate=0.0,
 )
 
+# Seven layers, of which the sixth sees all; a window of four, shorter than the batches below.
+SMALL_T5GEMMA = configs.T5GemmaConfig(
+    vocab_size=64,
+    emb_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=24,
+    num_encoder_layers=7,
+    num_decoder_layers=7,
+    dropout_rate=0.0,
+    sliding_window=4,
+    query_scale_dim=8,
+    end_of_image_id=60,
+)
+
 # STUDENT_OVERRIDES of whole runs, beside a vocabulary's size: quick to compile.
 ONE_LAYER = {
     "emb_dim": 16,
@@ -51,14 +67,23 @@ def shapes_of(config: configs.T5Config) -> Any:
 
 def student(seed: int = 0, **changes: Any) -> tuple[network.Transformer, dict[str, Any]]:
     """A small student and random parameters of about the initial size, all of them random."""
-    config = dataclasses.replace(SMALL, **changes)
+    return _draw(dataclasses.replace(SMALL, **changes), seed)
+
+
+def t5gemma(seed: int = 0, **changes: Any) -> tuple[network.Transformer, dict[str, Any]]:
+    """As `student`, a T5Gemma."""
+    return _draw(dataclasses.replace(SMALL_T5GEMMA, **changes), seed)
+
+
+def _draw(config: configs.T5Config, seed: int) -> tuple[network.Transformer, dict[str, Any]]:
     tree = shapes_of(config)
+    one = 0 if isinstance(config, configs.T5GemmaConfig) else 1  # T5Gemma adds it to a scale
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         noise = generator.normal(size=leaf.shape).astype(np.float32)
         if path[-1].key == "scale":
-            return 1 + np.float32(0.3) * noise
+            return one + np.float32(0.3) * noise
         return noise / np.float32(leaf.shape[-2] ** 0.5 if path[-1].key == "kernel" else 1)
 
     return network.Transformer(config), jax.tree_util.tree_map_with_path(draw, tree)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from layer_stacking import unstack_layers
-from model_examples import student
+from model_examples import student, t5gemma
 from parity_state import state_of_tree
 from safetensors import numpy as safetensors
 
@@ -41,8 +41,8 @@ class Memory(sources.ParameterSource):
 
     location = "memory"
 
-    def __init__(self, **changes: Any) -> None:
-        model, params = student(**changes)
+    def __init__(self, make: Any = student, **changes: Any) -> None:
+        model, params = make(**changes)
         self.config = model.config
         self.values = traverse_util.flatten_dict(unstack_layers(params), sep="/")
         self.alive = self.most_alive = self.reads = 0
@@ -63,6 +63,11 @@ class Memory(sources.ParameterSource):
 
     def _gone(self) -> None:
         self.alive -= 1
+
+
+def t5gemma_memory(**changes: Any) -> Memory:
+    """Random parameters of a T5Gemma."""
+    return Memory(t5gemma, **changes)
 
 
 class Drawn(sources.ParameterSource):

@@ -18,6 +18,9 @@ from distill_sbs.model.parameters import list_parameters
         ("t5_1_1_base", 247.6),
         ("t5_1_0_small", 60.5),
         ("t5_1_0_base", 222.9),
+        ("byt5_small", 299.6),
+        ("mt5_small", 300.2),
+        ("umt5_small", 306.6),
     ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(name, parameters_in_millions):

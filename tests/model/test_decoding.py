@@ -134,8 +134,9 @@ def end_sometimes(params):
 
 
 @pytest.mark.slow
-def test_cached_greedy_equals_decoding_without_a_cache():
-    model, params = student()
+@pytest.mark.parametrize("per_layer", [False, True], ids=["T5", "umT5"])
+def test_cached_greedy_equals_decoding_without_a_cache(per_layer):
+    model, params = student(relative_attention_per_layer=per_layer)
     params = end_sometimes(params)
     inputs = batch(rows=24)["encoder_input_tokens"]
     expected = without_cache(model, params, inputs)
@@ -149,8 +150,9 @@ def test_cached_greedy_equals_decoding_without_a_cache():
 
 @pytest.mark.slow
 def test_scanned_layers_decode_the_same():
-    model, params = student(logits_via_embedding=True)
-    scanned, _ = student(logits_via_embedding=True, scan_layers=True)
+    changes = {"logits_via_embedding": True, "relative_attention_per_layer": True}
+    model, params = student(**changes)
+    scanned, _ = student(**changes, scan_layers=True)
     inputs = batch(rows=6)["encoder_input_tokens"]
 
     def decode(model, params):

@@ -145,8 +145,13 @@ def test_stacking_and_back_is_identical_and_computes_the_same():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"mlp_activations": ("relu",), "logits_via_embedding": True}, {"num_decoder_layers": 3}],
-    ids=["v1.1", "1.0", "unequal"],
+    [
+        {},
+        {"mlp_activations": ("relu",), "logits_via_embedding": True},
+        {"num_decoder_layers": 3},
+        {"relative_attention_per_layer": True},
+    ],
+    ids=["v1.1", "1.0", "unequal", "umT5"],
 )
 def test_the_list_of_parameters_is_what_the_network_makes(changes):
     model, _ = student(**changes)

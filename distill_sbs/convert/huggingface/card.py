@@ -15,8 +15,9 @@ import huggingface_hub
 
 from distill_sbs import constants, json_lines
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.convert.source import ParameterSource
+from distill_sbs.convert.source import ParameterSource, name_kind
 from distill_sbs.errors import SourceError
+from distill_sbs.model.config import T5GEMMA, T5GemmaConfig
 from distill_sbs.model.parameters import list_parameters
 
 CARD_FILE = "README.md"
@@ -45,11 +46,12 @@ def write_card(
     """
     said, found = source.description, _read_results(source)
     name = name_student(source)
+    is_t5gemma = isinstance(source.config, T5GemmaConfig)
     header = huggingface_hub.ModelCardData(
         license=license or _OTHER_LICENSE,
         library_name=served_as[0] if served_as else "transformers",
         pipeline_tag="text2text-generation",
-        tags=["distilling-step-by-step", "arxiv:2305.02301", "t5"],
+        tags=["distilling-step-by-step", "arxiv:2305.02301", T5GEMMA if is_t5gemma else "t5"],
         model_name=name,
         eval_results=_eval_results(said, found),
     )
@@ -130,12 +132,13 @@ def name_student(source: ParameterSource) -> str:
 
 def _introduce(said: RunDescription | None, source: ParameterSource) -> str:
     made_by = "[distill_sbs](https://arxiv.org/abs/2305.02301)"
+    kind = name_kind(source.config)
     if said is None or not said.mixture:
-        return f"A T5, converted by {made_by} from `{_cell(source.location)}`."
+        return f"A {kind}, converted by {made_by} from `{_cell(source.location)}`."
     return (
-        "A small T5, trained by *Distilling step-by-step* (arXiv 2305.02301) on labels and, as a "
-        f"second task, on a teacher's rationales, with {made_by}. It answers with a label alone, "
-        "or explains."
+        f"A small {kind}, trained by *Distilling step-by-step* (arXiv 2305.02301) on labels and, "
+        f"as a second task, on a teacher's rationales, with {made_by}. It answers with a label "
+        "alone, or explains."
     )
 
 

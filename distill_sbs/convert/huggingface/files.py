@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-from distill_sbs.convert.huggingface import names, settings, tokenizer, weights
+from distill_sbs.convert.huggingface import names, settings, t5gemma, tokenizer, weights
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.parameters import list_by_stack
 
 CONFIG_FILE = "config.json"
@@ -43,7 +43,7 @@ _COMPARED_BYTES = 2**26
 
 
 class HuggingFaceSource(ParameterSource):
-    """A T5 of HuggingFace: 1.0, v1.1, FLAN, ByT5, mT5.
+    """A T5 of HuggingFace: 1.0, v1.1, FLAN, ByT5, mT5, umT5; or the text of a T5Gemma 2.
 
     Args:
       location: a local folder, or the id of a repository on the HuggingFace hub, of which the
@@ -64,13 +64,17 @@ class HuggingFaceSource(ParameterSource):
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
         self._weights = weights.open_weights(self.folder)
+        self._layout = names.find_layout(said.config)
+        if isinstance(said.config, T5GemmaConfig):
+            self._weights = weights.RenamedWeights(self._weights, t5gemma.rename_stored)
+            self.warnings = t5gemma.warn_of_images(self.location, self._weights.shapes)
         self._check_layers(said.config)
         embedding = self._find_embedding(said)
         self.config = self._decide_head(said, embedding)
         self._tensors = {each.path: each for each in names.list_tensors(self.config)}
         self._stored = {path: tensor.name for path, tensor in self._tensors.items()}
         self._stored[_EMBEDDING_PATH] = embedding
-        if names.HEAD not in self._weights.shapes and said.says_tied:
+        if _HEAD_PATH in self._stored and names.HEAD not in self._weights.shapes and said.says_tied:
             # transformers 5 leaves out a head that is equal to the embedding.
             self._stored[_HEAD_PATH] = embedding
 
@@ -80,23 +84,26 @@ class HuggingFaceSource(ParameterSource):
             ("encoder", "num_layers", config.num_encoder_layers),
             ("decoder", "num_decoder_layers", config.num_decoder_layers),
         ):
-            pattern = re.compile(rf"{side}\.block\.(\d{{1,9}})\.")
+            start = self._layout.layer.format(side=side, number="N")
+            pattern = re.compile(re.escape(start).replace("N", r"(\d{1,9})"))
             matches = (pattern.match(name) for name in self._weights.shapes)
             found = {int(match[1]) for match in matches if match}
             missing = next((each for each in range(expected) if each not in found), None)
             if missing is not None:
+                name = self._layout.layer.format(side=side, number=missing)
                 raise UserError(
-                    f"{self.location} has no tensor {side}.block.{missing}.*, but {len(found)} "
+                    f"{self.location} has no tensor {name}*, but {len(found)} "
                     f"layers of the {side}; expected {expected}, for {CONFIG_FILE} says {field}="
                     f"{expected}. Is it a part of a checkpoint?"
                 )
 
     def _find_embedding(self, said: settings.Settings) -> str:
         """The tensor that is the embedding: the shared one, a copy of it, or a tied head."""
-        candidates = [names.EMBEDDING, *names.EMBEDDING_COPIES]
-        if said.says_tied:
-            candidates.append(names.HEAD)
-        return next((name for name in candidates if name in self._weights.shapes), names.EMBEDDING)
+        layout = self._layout
+        candidates = [layout.embedding, *layout.copies]
+        if said.says_tied and layout.head:
+            candidates.append(layout.head)
+        return next((name for name in candidates if name in self._weights.shapes), layout.embedding)
 
     def _decide_head(self, said: settings.Settings, embedding: str) -> T5Config:
         """The configuration, with an output head of the model's own where there is one.
@@ -105,6 +112,8 @@ class HuggingFaceSource(ParameterSource):
         `config.json` speaks of 1.0, it is taken for a v1.1.
         """
         found = self._weights.shapes
+        if self._layout.head is None:
+            return said.config
         if names.HEAD not in found:
             if not said.says_tied:
                 raise UserError(
@@ -144,7 +153,11 @@ class HuggingFaceSource(ParameterSource):
 
     @functools.cached_property
     def vocabulary(self) -> VocabularyDescription | None:  # type: ignore[override]
-        """See `ParameterSource`; None where the folder has no `spiece.model` and is no ByT5."""
+        """See `ParameterSource`; None where the folder has no tokenizer.
+
+        Raises:
+          UserError: its `tokenizer.json`, the only one, amounts to no SentencePiece model.
+        """
         file = tokenizer.find_vocabulary_file(self.folder, self.config.vocab_size)
         if file is None:
             return None
@@ -153,14 +166,17 @@ class HuggingFaceSource(ParameterSource):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `ParameterSource`."""
         found: dict[str, tuple[int, ...]] = {}
-        known = {*names.EMBEDDING_COPIES, *names.UNUSED, *self._stored.values()}
-        if self.config.logits_via_embedding:
-            known.add(names.HEAD)
+        layout = self._layout
+        known = {*layout.copies, *layout.unused, *self._stored.values()}
+        if self.config.logits_via_embedding and layout.head:
+            known.add(layout.head)
         for path in self._tensors:
             name = self._stored[path]
             if name in self._weights.shapes:
                 found[path] = self.stored_as(path, self._weights.shapes[name])[1]
-        found.update({name: s for name, s in self._weights.shapes.items() if name not in known})
+        for name, stored in self._weights.shapes.items():
+            if name not in known and not name.startswith(layout.left_out):
+                found[name] = stored
         return found
 
     def stored_as(self, path: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
@@ -180,7 +196,7 @@ class HuggingFaceSource(ParameterSource):
         for path in self._tensors:
             self._weights.check_type(self._stored[path])
         embedding = self._stored[_EMBEDDING_PATH]
-        for name in names.EMBEDDING_COPIES:
+        for name in self._layout.copies:
             if name in self._weights.shapes and not self._equal(name, embedding):
                 raise UserError(
                     f"{self.location}: tensor {name} of shape {self._weights.shapes[name]} differs "
@@ -219,7 +235,7 @@ def _download(repository: str) -> pathlib.Path:
     """The files of a repository on the hub that are needed, in the hub's own cache."""
     import huggingface_hub
 
-    small = ["*.json", tokenizer.SENTENCEPIECE_FILE]
+    small = ["*.json", *tokenizer.SENTENCEPIECE_FILES]
     try:
         files = huggingface_hub.snapshot_download
         folder = files(repository, allow_patterns=[*small, "model*.safetensors"])
@@ -314,17 +330,24 @@ def _write_weights(
     by_name = {tensor.name: tensor for tensor in ordered}
     stored = FLOAT_TYPES[dtype]
 
+    others: Mapping[str, tuple[int, ...]] = {}
+    if isinstance(source.config, T5GemmaConfig):
+        others = t5gemma.image_tensors(source.config)
+
     def read_value(name: str) -> np.ndarray:
+        if name in others:
+            return np.zeros(others[name], stored.dtype)
         tensor = by_name[name]
         exact = source.read(tensor.path)
         array = _round(exact.T if tensor.transposed else exact, stored.dtype, name)
         advance(array.size)
         return array
 
-    sizes = {each.name: math.prod(each.shape) * stored.dtype.itemsize for each in ordered}
+    shape_of = {each.name: each.huggingface_shape for each in ordered} | dict(others)
+    sizes = {name: math.prod(shape) * stored.dtype.itemsize for name, shape in shape_of.items()}
     file_of: dict[str, str] = {}
     for file, tensor_names in weights.divide_into_files(sizes, shard_bytes):
-        shapes = [(name, by_name[name].huggingface_shape) for name in tensor_names]
+        shapes = [(name, shape_of[name]) for name in tensor_names]
         weights.write_file(folder / file, shapes, stored, read_value)
         file_of.update(dict.fromkeys(tensor_names, file))
     if len(set(file_of.values())) > 1:

@@ -14,6 +14,10 @@ d_model ** -0.5, as in T5 1.0; `files` decides by the tensors that are there):
 | t5 | any | true | yes | unless tie_word_embeddings is false |
 | mt5 | true | any | no | yes: transformers 5 wrote it, of an equal head |
 | mt5 | absent or false | any | no | no |
+| umt5 | as t5 | counts as absent | as t5 | as t5 |
+
+transformers 5 takes every umT5 for a tied one and scales its logits; the published ones say
+tie_word_embeddings=false, and have a head of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from distill_sbs import constants
-from distill_sbs.model.config import T5Config
+from distill_sbs.convert.huggingface import t5gemma
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 # HuggingFace's name of a field that both sides have, and ours.
 _FIELDS = {
@@ -49,6 +54,9 @@ _ACTIVATIONS = {
 # Another spelling of the same function: transformers computes both by the tanh formula.
 _SPELLINGS = {"gated-gelu_new": "gated-gelu"}
 
+# What model_type may be.
+_KINDS = ("t5", "mt5", "umt5", t5gemma.MODEL_TYPE)
+
 # Ids that our model takes for granted.
 _IDS = {
     "decoder_start_token_id": constants.PAD_ID,
@@ -72,14 +80,19 @@ class Settings(NamedTuple):
 
 
 def read_settings(values: Mapping[str, object]) -> Settings:
-    """Reads the values of a `config.json` (T5, mT5, FLAN-T5, ByT5).
+    """Reads the values of a `config.json` (T5, mT5, umT5, FLAN-T5, ByT5, T5Gemma 2).
 
     Raises:
       ValueError: not a T5, a field missing or of a value that no T5 has; the field is named.
     """
     kind = values.get("model_type", "t5")
-    if kind not in ("t5", "mt5"):
-        raise ValueError(f"config.json is of a {reprlib.repr(kind)} model; expected 't5' or 'mt5'")
+    if kind not in _KINDS:
+        raise ValueError(
+            f"config.json is of a {reprlib.repr(kind)} model; expected one of "
+            f"{', '.join(map(repr, _KINDS))}"
+        )
+    if kind == t5gemma.MODEL_TYPE:
+        return Settings(t5gemma.read_settings(values), True, False)
     for name in _NEEDED:
         if name not in values:
             raise ValueError(f"config.json has no {name!r}; is it a T5's?")
@@ -100,6 +113,8 @@ def read_settings(values: Mapping[str, object]) -> Settings:
     if kind == "mt5":
         # Every mT5 is a v1.1, whatever it says; only transformers 5 leaves a head out.
         return Settings(_config(values, False), tied is True, False)
+    if kind == "umt5":
+        scaled = None  # which transformers does not look at there
     is_scaled = tied is not False if scaled is None else scaled
     return Settings(_config(values, is_scaled), tied is not False, scaled is True)
 
@@ -129,7 +144,10 @@ def _config(values: Mapping[str, object], logits_via_embedding: bool) -> T5Confi
     }
     try:
         return T5Config(
-            **fields, mlp_activations=activations, logits_via_embedding=logits_via_embedding
+            **fields,
+            mlp_activations=activations,
+            logits_via_embedding=logits_via_embedding,
+            relative_attention_per_layer=values.get("model_type") == "umt5",
         )
     except ValueError as error:
         message = str(error)
@@ -139,20 +157,23 @@ def _config(values: Mapping[str, object], logits_via_embedding: bool) -> T5Confi
 
 
 def make_settings(config: T5Config) -> dict[str, object]:
-    """The values of a `config.json` that HuggingFace's T5ForConditionalGeneration reads.
+    """The values of a `config.json` that HuggingFace's T5, umT5 or T5Gemma 2 reads.
 
     Raises:
       ValueError: a feed-forward block that HuggingFace's T5 does not have.
     """
+    if isinstance(config, T5GemmaConfig):
+        return t5gemma.make_settings(config)
     blocks = {activations: block for block, activations in _ACTIVATIONS.items()}
     if config.mlp_activations not in blocks:
         raise ValueError(
             f"HuggingFace's T5 has no feed-forward block {config.mlp_activations!r}; "
             f"it has {', '.join(map(repr, blocks))}"
         )
+    kind = "umt5" if config.relative_attention_per_layer else "t5"
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{kind.upper()}ForConditionalGeneration"],
+        "model_type": kind,
         "is_encoder_decoder": True,
         **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
         "feed_forward_proj": blocks[config.mlp_activations],

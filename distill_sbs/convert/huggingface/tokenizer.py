@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tokenizers import models
 
 SENTENCEPIECE_FILE = "spiece.model"
+# Gemma's has the other name.
+SENTENCEPIECE_FILES = (SENTENCEPIECE_FILE, "tokenizer.model")
 SETTINGS_FILE = "tokenizer_config.json"
 PIPELINE_FILE = "tokenizer.json"
 BYTES = "bytes"
@@ -40,16 +42,20 @@ _EXTRA_IDS, _BYTE_EXTRA_IDS = 100, 125
 _UNIGRAM, _BPE = 1, 2
 _NORMAL, _USER_DEFINED, _BYTE = 1, 4, 6
 _SPACE = "▁"
+_T5_UNKNOWN = 2
 
 
 def find_vocabulary_file(folder: pathlib.Path, vocab_size: int) -> str | None:
     """What VOCABULARY_FILE says for a folder's tokenizer; None where the folder does not tell."""
-    if (folder / SENTENCEPIECE_FILE).exists():
-        return str(folder / SENTENCEPIECE_FILE)
+    for name in SENTENCEPIECE_FILES:
+        if (folder / name).exists():
+            return str(folder / name)
     settings = folder / SETTINGS_FILE
     values = weights.read_json(settings) if settings.exists() else {}
     if values.get("tokenizer_class") == "ByT5Tokenizer" or (not values and vocab_size == 384):
         return BYTES
+    if (folder / PIPELINE_FILE).exists():
+        return str(folder / PIPELINE_FILE)
     return None
 
 
@@ -88,14 +94,20 @@ def make_tokenizer_files(
     model = sentencepiece_model_pb2.ModelProto.FromString(content)
     _check_kind(model)
     names = [piece.piece for piece in model.pieces]
-    settings |= {"pad_token": names[0], "eos_token": names[1], "unk_token": names[2]}
-    extra_ids = _EXTRA_IDS if len(names) + _EXTRA_IDS <= vocab_size else 0
+    unknown = model.trainer_spec.unk_id
+    settings |= {"pad_token": names[0], "eos_token": names[1], "unk_token": names[unknown]}
+    # Gemma's has none.
+    fits = len(names) + _EXTRA_IDS <= vocab_size and unknown == _T5_UNKNOWN
+    extra_ids = _EXTRA_IDS if fits else 0
     # What AutoTokenizer makes of a T5Tokenizer is the same.
     pipeline = _make_pipeline(model, extra_ids)
     _check_ids(pipeline, model)
     files = {SENTENCEPIECE_FILE: content}
-    if model.trainer_spec.model_type == _UNIGRAM and not any(
-        piece.type in (_USER_DEFINED, _BYTE) for piece in model.pieces
+    is_t5 = model.trainer_spec.model_type == _UNIGRAM and unknown == _T5_UNKNOWN
+    if (
+        is_t5
+        and model.normalizer_spec.add_dummy_prefix
+        and not any(piece.type in (_USER_DEFINED, _BYTE) for piece in model.pieces)
     ):
         settings |= {"tokenizer_class": "T5Tokenizer", "extra_ids": extra_ids}
     else:
@@ -116,17 +128,20 @@ def _check_kind(model: ModelProto) -> None:
             ("model_type is word or char", trainer.model_type not in (_UNIGRAM, _BPE)),
             ("split_by_whitespace is false", not trainer.split_by_whitespace),
             ("treat_whitespace_as_suffix is true", trainer.treat_whitespace_as_suffix),
-            ("add_dummy_prefix is false", not normalizer.add_dummy_prefix),
-            ("remove_extra_whitespaces is false", not normalizer.remove_extra_whitespaces),
-            ("unk_id is not 2", trainer.unk_id != 2),
+            (
+                "add_dummy_prefix and remove_extra_whitespaces are not alike",
+                normalizer.add_dummy_prefix != normalizer.remove_extra_whitespaces,
+            ),
+            ("unk_id is neither 2 nor 3", trainer.unk_id not in (2, 3)),
         )
         if is_wrong
     ]
     if wrong:
         raise UserError(
             f"the vocabulary is a SentencePiece model of which {', '.join(wrong)}; expected a "
-            "unigram or BPE model with SentencePiece's defaults, for HuggingFace's tokenizers have "
-            "no other. --notokenizer leaves the tokenizer out"
+            "unigram or BPE model with SentencePiece's defaults, or one that keeps blanks as "
+            "Gemma's does, for HuggingFace's tokenizers have no other. --notokenizer leaves the "
+            "tokenizer out"
         )
 
 
@@ -157,6 +172,7 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
         Regex,
         Tokenizer,
         decoders,
+        models,
         normalizers,
         pre_tokenizers,
         processors,
@@ -166,14 +182,21 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
     byte_fallback = any(piece.type == _BYTE for piece in pieces)
     is_unigram = model.trainer_spec.model_type == _UNIGRAM
     make = _make_unigram if is_unigram else _make_byte_pairs
-    tokenizer = Tokenizer(make(pieces, byte_fallback))
+    algorithm = make(pieces, byte_fallback, model.trainer_spec.unk_id)
+    keeps_blanks = not model.normalizer_spec.add_dummy_prefix
+    if keeps_blanks and isinstance(algorithm, models.BPE):
+        # Symbols of their own, such as two blanks, are no product of merges.
+        algorithm.ignore_merges = True
+    tokenizer = Tokenizer(algorithm)
 
     if model.normalizer_spec.precompiled_charsmap:
         tokenizer.normalizer = normalizers.Precompiled(model.normalizer_spec.precompiled_charsmap)
-    steps = [
+    steps: list[pre_tokenizers.PreTokenizer] = [
         pre_tokenizers.WhitespaceSplit(),
         pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True),
     ]
+    if keeps_blanks:  # as Gemma's: nothing is put in front, and no blank is taken out
+        steps = [pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False)]
     own = sorted((each.piece for each in pieces if each.type == _USER_DEFINED), key=len)
     if own:
         # They are pieces wherever they stand, and no other piece reaches over them.
@@ -181,14 +204,15 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
         steps.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
 
-    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always", split=True)
+    scheme = "never" if keeps_blanks else "always"
+    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=True)
     if byte_fallback:
         tokenizer.decoder = decoders.Sequence(
             [
                 decoders.Replace(_SPACE, " "),
                 decoders.ByteFallback(),
                 decoders.Fuse(),
-                decoders.Strip(content=" ", left=1, right=0),
+                *([] if keeps_blanks else [decoders.Strip(content=" ", left=1, right=0)]),
             ]
         )
     end = pieces[constants.EOS_ID].piece
@@ -197,20 +221,26 @@ def _make_pipeline(model: ModelProto, extra_ids: int) -> tokenizers.Tokenizer:
     )
     # T5 counts them down: the last id is <extra_id_0>.
     extra = [f"<extra_id_{number}>" for number in reversed(range(extra_ids))]
-    special = [piece.piece for piece in pieces[:3]] + extra
+    special = [piece.piece for piece in pieces[: model.trainer_spec.unk_id + 1]] + extra
     tokenizer.add_special_tokens([AddedToken(each, normalized=False) for each in special])
     return tokenizer
 
 
-def _make_unigram(pieces: list[ModelProto.SentencePiece], byte_fallback: bool) -> models.Unigram:
+def _make_unigram(
+    pieces: list[ModelProto.SentencePiece], byte_fallback: bool, unknown: int
+) -> models.Unigram:
     from tokenizers import models
 
     return models.Unigram(
-        [(piece.piece, piece.score) for piece in pieces], unk_id=2, byte_fallback=byte_fallback
+        [(piece.piece, piece.score) for piece in pieces],
+        unk_id=unknown,
+        byte_fallback=byte_fallback,
     )
 
 
-def _make_byte_pairs(pieces: list[ModelProto.SentencePiece], byte_fallback: bool) -> models.BPE:
+def _make_byte_pairs(
+    pieces: list[ModelProto.SentencePiece], byte_fallback: bool, unknown: int
+) -> models.BPE:
     """SentencePiece merges the two neighbours that make the piece of highest score; so do these."""
     from tokenizers import models
 
@@ -226,5 +256,5 @@ def _make_byte_pairs(pieces: list[ModelProto.SentencePiece], byte_fallback: bool
         if piece[:cut] in ids and piece[cut:] in ids
     ]
     return models.BPE(
-        ids, merges, unk_token=pieces[2].piece, fuse_unk=True, byte_fallback=byte_fallback
+        ids, merges, unk_token=pieces[unknown].piece, fuse_unk=True, byte_fallback=byte_fallback
     )

@@ -66,6 +66,28 @@ class Weights(abc.ABC):
         """
 
 
+class RenamedWeights(Weights):
+    """The same tensors by other names.
+
+    Args:
+      weights: the tensors.
+      rename: the name that is meant by one of them.
+    """
+
+    def __init__(self, weights: Weights, rename: Callable[[str], str]) -> None:
+        self._weights = weights
+        self._names = {rename(name): name for name in weights.shapes}
+        self.shapes = {name: weights.shapes[stored] for name, stored in self._names.items()}
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """See `Weights`."""
+        return self._weights.read(self._names[name], index)
+
+    def check_type(self, name: str) -> None:
+        """See `Weights`."""
+        self._weights.check_type(self._names[name])
+
+
 def open_weights(folder: pathlib.Path) -> Weights:
     """Opens the weights of a folder, safetensors where both kinds are there.
 

@@ -19,22 +19,22 @@ from flax import traverse_util
 from distill_sbs.convert.source import Index, ParameterSource
 from distill_sbs.convert.t5x import disk_layouts, network_kinds
 from distill_sbs.errors import DamagedError, UserError
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 
 class T5XSource(ParameterSource):
     """A checkpoint as T5X itself writes them.
 
     All tensors' files are opened at once. None is read, but for the small tables of relative
-    positions of `scalable_t5`, one a layer, which must be equal.
+    positions of `scalable_t5`, one a layer: where all of a side are equal they are one, and the
+    checkpoint is a T5's; where not, each layer keeps its own, as in umT5.
 
     Args:
       location: a folder `checkpoint_N`, or a MODEL_DIR, of which the newest is taken; local or
         gs://.
 
     Raises:
-      UserError: no checkpoint there; a file missing or damaged; not a T5, or one (umT5) whose
-        layers have relative positions of their own.
+      UserError: no checkpoint there; a file missing or damaged; not a T5.
     """
 
     def __init__(self, location: str) -> None:
@@ -53,20 +53,21 @@ class T5XSource(ParameterSource):
         self.config = _find_config(self.shapes(), self.location)
 
     def _share_positions(self) -> None:
-        """One table of relative positions a side, in the place of one a layer."""
-        for path in list(self._parts):
+        """One table of relative positions a side, in the place of equal ones of all its layers."""
+        tables: dict[str, list[str]] = {}
+        for path in self._parts:
             layer = network_kinds.LAYER.fullmatch(path)
-            if not layer or layer[3] != network_kinds.POSITIONS:
-                continue
-            shared = f"{layer[1]}/{network_kinds.POSITIONS}"
-            if shared in self._parts and not np.array_equal(self.read(path), self.read(shared)):
-                raise UserError(
-                    f"{self.location}: layers of the {layer[1]} have different tables of relative "
-                    f"positions ({path}), expected one for all, as every T5 but umT5 has. T5X's "
-                    "scalable_t5 trains one a layer; train with t5x/examples/t5 instead"
-                )
-            self._parts.setdefault(shared, self._parts[path])
-            del self._parts[path]
+            if layer and layer[3] == network_kinds.POSITIONS:
+                tables.setdefault(f"{layer[1]}/{network_kinds.POSITIONS}", []).append(path)
+        for shared, paths in tables.items():
+            if shared in self._parts:
+                paths.insert(0, shared)
+            first = self.read(paths[0])
+            if not all(np.array_equal(self.read(path), first) for path in paths[1:]):
+                return
+        for shared, paths in tables.items():
+            parts = [self._parts.pop(path) for path in paths]
+            self._parts[shared] = parts[0]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """See `ParameterSource`."""
@@ -105,14 +106,17 @@ def _find_config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Conf
         )
 
     vocab_size, emb_dim = matrix("token_embedder/embedding")
-    heads, buckets = matrix(f"encoder/{network_kinds.POSITIONS}")
+    # umT5's are in its layers.
+    per_layer = f"encoder/layers_0/{network_kinds.POSITIONS}" in shapes
+    positions = f"encoder/{'layers_0/' if per_layer else ''}{network_kinds.POSITIONS}"
+    heads, buckets = matrix(positions)
     joined = matrix("encoder/layers_0/attention/query/kernel")[1]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     mlp_dim = matrix(f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel")[1]
     if not heads or joined % heads:
         raise UserError(
             f"{location}: encoder/layers_0/attention/query/kernel has {joined} columns, expected "
-            f"a multiple of the {heads} heads of encoder/{network_kinds.POSITIONS}; is it a T5?"
+            f"a multiple of the {heads} heads of {positions}; is it a T5?"
         )
     try:
         return T5Config(
@@ -127,6 +131,7 @@ def _find_config(shapes: Mapping[str, tuple[int, ...]], location: str) -> T5Conf
             mlp_activations=("gelu", "linear") if gated else ("relu",),
             logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
             relative_attention_num_buckets=buckets,
+            relative_attention_per_layer=per_layer,
         )
     except ValueError as error:
         raise UserError(f"{location}: by its tensors' shapes, {error}; is it a T5?") from None
@@ -158,7 +163,8 @@ def write_t5x(
         has.
 
     Raises:
-      UserError: `output` holds something; a tensor of `source` is missing or damaged.
+      UserError: `output` holds something; a tensor of `source` is missing or damaged; a umT5 for
+        the network of `t5x/examples/t5`, which has one table of relative positions for all layers.
       OSError, RuntimeError, ValueError: it cannot be written; TensorStore's are of all three.
     """
     folder = disk_layouts.make_absolute(output)
@@ -166,6 +172,17 @@ def write_t5x(
         raise UserError(f"{output} exists already; choose another folder, or delete it")
     if step < 0:
         raise UserError(f"the step of {output} is {step}, expected 0 or more")
+    if isinstance(source.config, T5GemmaConfig):
+        raise UserError(
+            f"{source.location} is a T5Gemma 2, expected a T5, for T5X has no network of it; "
+            "convert it with --to=hf or --to=native"
+        )
+    if source.config.relative_attention_per_layer and not scan_layers:
+        raise UserError(
+            f"{source.location} has a table of relative positions in every layer, as umT5 does; "
+            "expected one for all, for t5x/examples/t5 has no other. Use --scan_layers, for "
+            "t5x/examples/scalable_t5"
+        )
     source.check(source.config)
     checkpoint = folder / f"checkpoint_{step}"
     checkpoint.mkdir(parents=True)
