@@ -35,6 +35,7 @@ def shared(tiny_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.campaign  # a second run to the end, and a third that is stopped
 @pytest.mark.slow
 def test_it_goes_on_to_the_bit_and_only_with_the_same_option(
     shared: pathlib.Path,
