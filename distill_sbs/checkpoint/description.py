@@ -168,7 +168,11 @@ class RunDescription:
                 selection=values.get("selection"),
                 converted_from=converted_from,
                 prefixes=dict(values["prefixes"]),
-                decoder_starts=_read_starts(values),
+                decoder_starts=check_starts(
+                    values["decoder_starts"], values["student"]["vocab_size"]
+                )
+                if version >= SHARED_ENCODER_VERSION
+                else dict(constants.DECODER_STARTS),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedError(
@@ -182,19 +186,7 @@ class RunDescription:
         return [option.macro for option in compared if option.macro not in known]
 
 
-def _read_starts(values: Mapping[str, Any]) -> Mapping[str, int]:
-    """The decoder's start tokens, of a checkpoint of any version.
-
-    Raises:
-      KeyError: one is missing.
-      ValueError: one is no token.
-    """
-    if values["format_version"] < SHARED_ENCODER_VERSION:
-        return dict(constants.DECODER_STARTS)
-    return check_starts(values["decoder_starts"], values["student"]["vocab_size"])
-
-
-def check_starts(given: Any, vocab_size: int) -> Mapping[str, int]:
+def check_starts(given: object, vocab_size: int) -> Mapping[str, int]:
     """Start tokens by task, as they are given from outside.
 
     Raises:

@@ -137,3 +137,32 @@ def test_what_is_refused(
     assert (
         steps.read_description(steps.find_step_folder(str(shared))).to_json()["format_version"] == 3
     )
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 2])
+def test_transformers_decode_what_the_student_does(
+    shared: pathlib.Path, tmp_path: pathlib.Path, beams: int
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    convert_checkpoint(str(shared), str(tmp_path / "hf"), "hf")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
+    starts = model.generation_config.task_decoder_start_token_ids
+    student = Student.load(str(shared))
+    decoder = student.decoder(beam_size=beams)
+    texts = [f"question {number}" for number in range(4)]
+    said = []
+    for task, start in starts.items():
+        # Without a start, generation_config.json has that of labels.
+        options = {} if task == "label" else {"decoder_start_token_id": start}
+        for text, ours in zip(texts, student.decode(texts, task, decoder), strict=True):
+            tokens = torch.tensor([student.tokens(text, task).tolist()])
+            theirs = model.generate(tokens, num_beams=beams, early_stopping=False, **options)
+            ids = theirs[0].tolist()
+            assert ids[0] == start
+            assert ids[1:] == ours[: len(ids) - 1].tolist()
+            assert not ours[len(ids) - 1 :].any()
+            said.append(tuple(ids[1:]))
+    assert len(set(said)) > 1
