@@ -140,6 +140,12 @@ class BatchConfig(Options):
         "layout only: which sequences a step sees does not depend on it",
         default=True,
     )
+    shared_encoder: bool = option(
+        kinds.boolean(),
+        "an example's label and rationale share one encoder pass; the decoder's first token tells "
+        "them apart, no prefix does",
+        default=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,7 +376,7 @@ class TrainConfig(Options):
         super().__post_init__()
         check_warmup(self.optimizer, self.run.train_steps)
         _check_best_steps(self.evaluation, self.run.train_steps)
-        _check_batch_size(self.batch, self.mesh, self.objective)
+        _check_batch(self.batch, self.mesh, self.objective)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -391,7 +397,7 @@ class PrecompileConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_batch_size(self.batch, self.mesh, self.objective)
+        _check_batch(self.batch, self.mesh, self.objective)
 
 
 def _check_best_steps(evaluation: EvaluationConfig, train_steps: int) -> None:
@@ -417,7 +423,7 @@ def check_warmup(optimizer: OptimizerConfig, train_steps: int) -> None:
         )
 
 
-def _check_batch_size(batch: BatchConfig, mesh: MeshConfig, objective: ObjectiveConfig) -> None:
+def _check_batch(batch: BatchConfig, mesh: MeshConfig, objective: ObjectiveConfig) -> None:
     size, parts = batch.batch_size, mesh.num_microbatches
     if size % parts:
         raise OptionError(
@@ -425,9 +431,16 @@ def _check_batch_size(batch: BatchConfig, mesh: MeshConfig, objective: Objective
             f"BATCH_SIZE={size} is not a multiple of NUM_MICROBATCHES={parts}; "
             f"use {-(-size // parts) * parts}",
         )
-    if size % 2 and objective.in_pairs:
+    if batch.shared_encoder and objective.rationale_rate == 0.0:
+        raise OptionError(
+            "SHARED_ENCODER",
+            "SHARED_ENCODER=True: at RATIONALE_RATE=0 there are labels alone, and no second target "
+            "to share an encoder pass with; set SHARED_ENCODER = False, or RATIONALE_RATE = 1.0",
+        )
+    if size % 2 and (objective.in_pairs or batch.shared_encoder):
+        why = "SHARED_ENCODER" if batch.shared_encoder else "MUTUAL_INFORMATION_WEIGHT above 0"
         raise OptionError(
             "BATCH_SIZE",
-            f"BATCH_SIZE={size} is odd: with MUTUAL_INFORMATION_WEIGHT above 0 a batch is made of "
+            f"BATCH_SIZE={size} is odd: with {why} a batch is made of "
             f"pairs, a label and a rationale each; use {size + 1}",
         )

@@ -34,6 +34,8 @@ DECODER_TASK_IDS = "decoder_task_ids"
 DECODER_SOFT_IDS = "decoder_soft_ids"
 DECODER_SOFT_WEIGHTS = "decoder_soft_weights"
 DECODER_STEP_WEIGHTS = "decoder_step_weights"
+# Where the encoder is shared: the encoder segment that each target answers.
+DECODER_SOURCE_SEGMENT_IDS = "decoder_source_segment_ids"
 PAIRS = "pairs"  # decoder segments of each pair's label and rationale, of our own engine alone
 
 # Prefixes of the published implementation; the paper's text prints them as [label], [rationale].
@@ -45,6 +47,12 @@ RATIONALE_FILTERS = ("all", "agreeing")
 
 PAD_ID = 0
 EOS_ID = 1
+
+# The decoder's first input token, by task: T5's own, whatever the task, where a prefix of the input
+# tells it; or where the encoder is shared, and no prefix does (SHARED_ENCODER), another one for
+# rationales. The end token is in every vocabulary, and is no other target's input.
+DECODER_STARTS = {"label": PAD_ID, "rationale": PAD_ID}
+SHARED_DECODER_STARTS = {"label": PAD_ID, "rationale": EOS_ID}
 
 # What a run leaves in its MODEL_DIR for others to read.
 CONFIG_FILE = "config.gin"

@@ -125,6 +125,7 @@ def evaluate(
             data_dir,
             vocabulary=own_vocabulary,
             text_dir=text_dir if isinstance(text_dir, str) else None,
+            shared_encoder=description.shares_encoder,
         )
     )
     registration.load_task_files(task_files)
@@ -173,7 +174,11 @@ def evaluate(
             predictions = [labels[best] for best in scores.argmax(axis=1)]
             about["labels"] = labels
         else:
-            outputs = student.decoder(batch_size, beam_size)(student.params, inputs, advance)
+            start = description.decoder_starts[
+                "rationale" if registration.is_rationale(task) else "label"
+            ]
+            decoder = student.decoder(batch_size, beam_size)
+            outputs = decoder(student.params, inputs, advance, start)
             predictions = [student.text(each) for each in outputs]
     if output and is_first:
         rows = zip(examples.input_texts, examples.texts, predictions, strict=True)

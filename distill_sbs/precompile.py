@@ -41,7 +41,8 @@ def precompile(
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
     The batch is laid out one sequence (or pair) a row, every row as long as the feature lengths (or
-    twice): what `PACK = False` trains on, and more than a packed batch of the same sequences takes.
+    twice; with SHARED_ENCODER the targets alone are twice as long): what `PACK = False` trains on,
+    and more than a packed batch of the same sequences takes.
 
     Args:
       config: the options that shape a run's programs.
@@ -52,6 +53,7 @@ def precompile(
       UserError: something given cannot work; nothing was compiled.
     """
     topology, student = config.topology, config.student.name
+    shared_encoder = config.batch.shared_encoder
     task_feature_lengths, batch_size = config.batch.task_feature_lengths, config.batch.batch_size
     num_microbatches, fsdp = config.mesh.num_microbatches, config.mesh.fsdp
     eval_batch_size = config.evaluation.eval_batch_size
@@ -96,6 +98,7 @@ def precompile(
         targets,
         sharding.data_parallelism(mesh) * num_microbatches,
         config.objective.in_pairs,
+        shared_encoder,
     )
     batch = layout.empty_batch(shape)
     abstract_batch = sharding.add_shardings(
@@ -150,7 +153,8 @@ def precompile(
         for name, each in (("training", step), ("decoding", decode))
         if each is not None and each.refusal is not None and name not in too_large
     ]
-    model_flops = flops.train_step_flops(architecture, batch_size, inputs, targets)
+    share = 2 if shared_encoder else 1
+    model_flops = flops.train_step_flops(architecture, batch_size // share, inputs, targets, share)
     result: Precompilation = {
         "topology": topology,
         "chip": chip.name if chip else devices[0].device_kind,

@@ -105,8 +105,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     registration.load_task_files(task_files)
     mixture = registration.get_mixture_or_task(config.data.mixture_or_task_name)
     registration.check_selection(mixture)
-    if config.objective.in_pairs:
-        registration.find_pairs(mixture)
+    registration.check_pairs(mixture, config.objective.in_pairs)
     architecture = config.student.architecture()
     loaded = vocabulary.load(config.data.vocabulary_file)
     # Of a pretraining task with its sentinels.

@@ -199,6 +199,12 @@ class AllocateConfig(TrainConfig):
                 "MUTUAL_INFORMATION_WEIGHT above 0 compares labels with their rationales, which an "
                 "allocation draws apart; set it to 0.0",
             )
+        if self.batch.shared_encoder:
+            raise OptionError(
+                "SHARED_ENCODER",
+                "SHARED_ENCODER=True encodes an example once, for its label and its rationale, "
+                "which an allocation draws apart; set it to False",
+            )
         generated = given.generation_tokens
         if generated is not None and generated >= given.budget_tokens:
             raise OptionError(

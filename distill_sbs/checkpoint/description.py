@@ -4,8 +4,8 @@ Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `Run
 `train` and `convert` write and everybody reads; or a `UserError` that names every option whose
 value is another than that of the run in MODEL_DIR.
 
-Format 2. Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data are stated in the
-same words, of its other options it names nine.
+Format 2, or 3 where the encoder is shared. Format 1, of distill_sbs 0.1, is read: its student,
+vocabulary and data are stated in the same words, of its other options it names nine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from distill_sbs.model.config import T5Config
 from distill_sbs.option_fields import Option
 
 FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# Of a student whose decoder's start tells the task, which an earlier version would not see.
+SHARED_ENCODER_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 
 PREFIXES = {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX}
+_NO_PREFIXES = {"label": "", "rationale": ""}
 
 # Of the student; it changes what is kept in memory, and no parameter.
 _STUDENT_MAY_CHANGE = ("remat_policy",)
@@ -59,6 +62,7 @@ class RunDescription:
       selection: the hash of what SELECTION chose; None where it was all.
       converted_from: where its parameters came from, if `convert` wrote it.
       prefixes: what stands before an input, by task ('label', 'rationale').
+      decoder_starts: the decoder's first input token, likewise.
     """
 
     student: T5Config
@@ -70,6 +74,14 @@ class RunDescription:
     selection: str | None = None
     converted_from: str | None = None
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(PREFIXES))
+    decoder_starts: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: dict(constants.DECODER_STARTS)
+    )
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the decoder's start tells a student what to do, and no prefix does."""
+        return self.decoder_starts != constants.DECODER_STARTS
 
     @classmethod
     def of_run(
@@ -79,7 +91,7 @@ class RunDescription:
         selection: str | None = None,
     ) -> RunDescription:
         """The description of a run of ours; `selection` is the hash of what SELECTION chose."""
-        return cls(
+        made = cls(
             student=config.student.architecture(),
             vocabulary=vocabulary,
             mixture=config.data.mixture_or_task_name,
@@ -88,11 +100,19 @@ class RunDescription:
             options=config.values(),
             selection=selection,
         )
+        shared = config.batch.shared_encoder
+        return made.share_encoder(constants.SHARED_DECODER_STARTS) if shared else made
+
+    def share_encoder(self, starts: Mapping[str, int]) -> RunDescription:
+        """The same of a student that is told the task by the decoder's start, not by a prefix."""
+        return dataclasses.replace(self, prefixes=dict(_NO_PREFIXES), decoder_starts=dict(starts))
 
     def to_json(self) -> dict[str, object]:
         """JSON-able, `from_json` reads it back, equal."""
+        shared = {"decoder_starts": dict(self.decoder_starts)} if self.shares_encoder else {}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": SHARED_ENCODER_VERSION if shared else FORMAT_VERSION,
+            **shared,
             "student": self.student.to_dict(),
             "vocabulary": dict(self.vocabulary),
             "prefixes": dict(self.prefixes),
@@ -148,6 +168,11 @@ class RunDescription:
                 selection=values.get("selection"),
                 converted_from=converted_from,
                 prefixes=dict(values["prefixes"]),
+                decoder_starts=check_starts(
+                    values["decoder_starts"], values["student"]["vocab_size"]
+                )
+                if version >= SHARED_ENCODER_VERSION
+                else dict(constants.DECODER_STARTS),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedError(
@@ -159,6 +184,24 @@ class RunDescription:
         compared = (option for option in TrainConfig.options() if not option.may_change)
         known = {*self.options, *_BY_MEANING}
         return [option.macro for option in compared if option.macro not in known]
+
+
+def check_starts(given: object, vocab_size: int) -> Mapping[str, int]:
+    """Start tokens by task, as they are given from outside.
+
+    Raises:
+      ValueError: they are not those of label and rationale, or one is no token of the vocabulary.
+    """
+    tasks = set(constants.DECODER_STARTS)
+    if not isinstance(given, dict) or set(given) != tasks:
+        raise ValueError(f"start tokens {given!r:.80}; expected one for each of {sorted(tasks)}")
+    for task, start in given.items():
+        if type(start) is not int or not 0 <= start < vocab_size:
+            raise ValueError(
+                f"start token {start!r:.80} of {task}; expected a whole number from 0 to "
+                f"{vocab_size - 1}"
+            )
+    return dict(given)
 
 
 def _as_json(value: object) -> object:

@@ -40,8 +40,19 @@ def check_pair(
     """Refuses two students whose tokens do not mean the same.
 
     Raises:
-      UserError: their vocabularies differ, or the numbers of tokens that they embed.
+      UserError: their vocabularies differ, or the numbers of tokens that they embed; or one was
+        trained with SHARED_ENCODER.
     """
+    for role, each, folder in (
+        ("expert", expert, expert_folder),
+        ("amateur", amateur, amateur_folder),
+    ):
+        if each.shares_encoder:
+            raise UserError(
+                f"the {role} {folder} was trained with SHARED_ENCODER = True, and a contrast tells "
+                "rationales from labels by a prefix of the input; give one that was trained with "
+                "SHARED_ENCODER = False"
+            )
     kinds = [each.vocabulary.get("sha256", each.vocabulary["kind"]) for each in (expert, amateur)]
     sizes = [each.student.vocab_size for each in (expert, amateur)]
     if kinds[0] != kinds[1]:

@@ -183,7 +183,7 @@ def _describe(
     check_vocabulary(source, vocabulary)
     if source.description is not None:
         return dataclasses.replace(source.description, student=config, vocabulary=vocabulary)
-    return RunDescription(
+    made = RunDescription(
         student=config,
         vocabulary=vocabulary,
         mixture=None,
@@ -191,3 +191,4 @@ def _describe(
         max_decode_tokens=MAX_DECODE_TOKENS,
         converted_from=source.location,
     )
+    return made if source.decoder_starts is None else made.share_encoder(source.decoder_starts)

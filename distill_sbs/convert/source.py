@@ -52,6 +52,8 @@ class ParameterSource(abc.ABC):
       config: the student's architecture, as far as the form states it or its shapes show it.
       vocabulary: `data.sentencepiece_model.describe`'s answer where the form carries a vocabulary.
       description: what a checkpoint of ours says of itself; None in other forms.
+      decoder_starts: the decoder's first input token by task, of a student of ours in another form
+        that shares its encoder; None: a prefix of the input tells the task.
       warnings: what was taken for granted and the user should know, a sentence each.
     """
 
@@ -59,6 +61,7 @@ class ParameterSource(abc.ABC):
     config: T5Config
     vocabulary: VocabularyDescription | None = None
     description: RunDescription | None = None
+    decoder_starts: Mapping[str, int] | None = None
     warnings: tuple[str, ...] = ()
 
     @abc.abstractmethod

@@ -29,6 +29,7 @@ from distill_sbs.data.tasks import (
 )
 from distill_sbs.data.tasks.contrast_tasks import find_manifest
 from distill_sbs.data.tasks.lookup import (
+    check_pairs,
     check_prepared,
     check_selection,
     dataset_of,
@@ -54,6 +55,7 @@ __all__ = [
     "OUTPUT_FEATURES",
     "TaskInfo",
     "check_joined_teacher",
+    "check_pairs",
     "check_prepared",
     "check_selection",
     "dataset_of",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from distill_sbs import constants
@@ -48,6 +48,8 @@ class DataSettings:
       rationales_per_example: how many of a training example's rationales take turns.
       text_dir: folder of the text files that `text_pretrain` reads; None is `{folder}/text`.
       selection: the training examples that may be used; None: all. `data_fraction` is of these.
+      shared_encoder: no prefix tells labels from rationales, the decoder's start does; both of an
+        example are drawn together.
 
     Raises:
       UserError: a value is out of range.
@@ -66,6 +68,7 @@ class DataSettings:
     rationales_per_example: int = 1
     selection: Selection | None = None
     contrast_rate: float = 3.0
+    shared_encoder: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.data_fraction <= 1.0:
@@ -103,7 +106,12 @@ class DataSettings:
             rationales_per_example=data.rationales_per_example,
             contrast_rate=data.contrast_rate,
             selection=None if data.selection is None else read_selection(data.selection),
+            shared_encoder=config.batch.shared_encoder,
         )
+
+    def starts(self) -> Mapping[str, int]:
+        """The decoder's first input token, by task ('label', 'rationale')."""
+        return constants.SHARED_DECODER_STARTS if self.shared_encoder else constants.DECODER_STARTS
 
     @property
     def folder(self) -> str:

@@ -60,10 +60,17 @@ class Decoder:
                 max_decode_tokens=max_decode_tokens,
                 beam_size=beam_size,
             )
-        self._decode = jax.jit(
-            lambda params, tokens: decode(params, tokens),
-            out_shardings=sharding.replicated(mesh),
-        )
+        self._decode = decode
+        self._compiled: dict[int, jax.stages.Wrapped] = {}  # by start token
+
+    def _from(self, start_id: int) -> jax.stages.Wrapped:
+        """The jitted function that decodes from a start token."""
+        if start_id not in self._compiled:
+            self._compiled[start_id] = jax.jit(
+                lambda params, tokens: self._decode(params, tokens, start_id=start_id),
+                out_shardings=sharding.replicated(self._mesh),
+            )
+        return self._compiled[start_id]
 
     def lower(self, params: Params, input_tokens: int) -> jax.stages.Lowered:
         """Traces the decoding of one batch of `input_tokens` positions a row, to compile it.
@@ -79,13 +86,14 @@ class Decoder:
             (self._batch_size, input_tokens), np.int32, sharding=sharding.batch_sharding(self._mesh)
         )
         with sharding.rules(self._mesh):
-            return self._decode.lower(params, tokens)
+            return self._from(constants.PAD_ID).lower(params, tokens)
 
     def __call__(
         self,
         params: Params,
         inputs: Sequence[np.ndarray],
         advance: Callable[[int], None] = lambda _: None,
+        start_id: int = constants.PAD_ID,
     ) -> list[np.ndarray]:
         """Decodes token arrays [S]; returns one array [L] of at most `max_decode_tokens` each.
 
@@ -93,10 +101,10 @@ class Decoder:
           params: the student's parameters.
           inputs: token ids, end token included.
           advance: told how many more inputs are done.
+          start_id: the decoder's first input token.
         """
-        return map_batches(
-            functools.partial(self._decode, params), inputs, self._batch_size, self._mesh, advance
-        )
+        decode = functools.partial(self._from(start_id), params)
+        return map_batches(decode, inputs, self._batch_size, self._mesh, advance)
 
 
 def map_batches(

@@ -93,7 +93,10 @@ class Student:
           advance: told how many more inputs are done.
         """
         devices = sharding.data_parallelism(self.mesh)
-        packed = scoring.pack_labels([self._label_tokens(label) for label in labels])
+        packed = scoring.pack_labels(
+            [self._label_tokens(label) for label in labels],
+            self.description.decoder_starts["label"],
+        )
         run = jax.jit(
             lambda params, tokens: scoring.score_labels(self.model, params, tokens, packed),
             out_shardings=sharding.replicated(self.mesh),
@@ -148,7 +151,8 @@ class Student:
     ) -> list[np.ndarray]:
         """The tokens [L] of every answer, with the end token where it ended; as `answer`."""
         inputs = [self.tokens(text, task) for text in texts]
-        return (decoder or self.decoder())(self.params, inputs, advance)
+        start = self.description.decoder_starts[task]
+        return (decoder or self.decoder())(self.params, inputs, advance, start)
 
     def explain(
         self,

@@ -4,7 +4,8 @@ In: a student and its parameters, encoder tokens int32 [B, S] (0: padding).
 Out: tokens int32 [B, L], without the start token, padding after each row's end token.
 
 Both are pure functions of arrays and may be jitted over a mesh. The encoder's keys and values
-are computed once, the beams of a row share them. Decoding starts from token 0, as T5 does.
+are computed once, the beams of a row share them. Decoding starts from token 0, as T5 does, unless
+another start is asked for: where the encoder is shared, that of the task.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def greedy_decode(
     max_decode_tokens: int,
     eos_id: int = constants.EOS_ID,
     pad_id: int = constants.PAD_ID,
+    start_id: int = constants.PAD_ID,
 ) -> jax.Array:
     """The likeliest token at every position, until `eos_id`.
 
@@ -95,7 +97,8 @@ def greedy_decode(
       encoder_input_tokens: int32 [B, S], 0 is padding.
       max_decode_tokens: L, the most tokens of an output, its end token included.
       eos_id: ends a row.
-      pad_id: stands after it, and starts every row.
+      pad_id: stands after it.
+      start_id: starts every row, and is not part of the output.
 
     Returns:
       int32 [B, L]. A row that reached L without its end token has none.
@@ -137,7 +140,7 @@ def greedy_decode(
     # A row of padding has no input to answer: it ends at once, and keeps nobody waiting.
     start = State(
         position=jnp.int32(0),
-        last=jnp.full(rows, pad_id, jnp.int32),
+        last=jnp.full(rows, start_id, jnp.int32),
         ended=~jnp.any(encoder_input_tokens > 0, axis=1),
         output=jnp.full((rows, max_decode_tokens), pad_id, jnp.int32),
         past=past,
@@ -183,6 +186,7 @@ def beam_decode(
     length_penalty: float = 1.0,
     eos_id: int = constants.EOS_ID,
     pad_id: int = constants.PAD_ID,
+    start_id: int = constants.PAD_ID,
 ) -> jax.Array:
     """The best of `beam_size` hypotheses by log-probability over length ** length_penalty.
 
@@ -200,7 +204,8 @@ def beam_decode(
       beam_size: hypotheses a row, G.
       length_penalty: exponent of the length; 0 prefers short outputs, 1 compares means.
       eos_id: ends a hypothesis.
-      pad_id: stands after it, and starts every hypothesis.
+      pad_id: stands after it.
+      start_id: starts every hypothesis, and is not part of the output.
 
     Returns:
       int32 [B, L].
@@ -219,7 +224,7 @@ def beam_decode(
         last = jax.lax.dynamic_index_in_dim(
             state.running, jnp.maximum(state.position - 1, 0), axis=2, keepdims=False
         )
-        last = jnp.where(state.position == 0, pad_id, last)
+        last = jnp.where(state.position == 0, start_id, last)
         logits, past = _step(model, encoded, state.past, last, state.position, max_decode_tokens)
         scores = jax.nn.log_softmax(logits) + state.running_scores[:, :, None]  # [B, G, V]
 

@@ -9,12 +9,20 @@ from __future__ import annotations
 from distill_sbs.model.config import T5Config, T5GemmaConfig
 
 
-def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
+def forward_flops(
+    config: T5Config,
+    rows: int,
+    input_tokens: int,
+    target_tokens: int,
+    targets_per_row: int = 1,
+) -> float:
     """FLOPs of one forward pass over rows of S input and T target positions, padding included.
 
     A multiplication and an addition are two. Attention counts every pair of positions, masked ones
-    too, since the products are computed.
+    too, since the products are computed; but of several targets that answer a row's one input, each
+    only its own.
     """
+    count = targets_per_row
     width, joined = config.emb_dim, config.num_heads * config.head_dim
     inputs, targets = float(input_tokens), float(target_tokens)  # S, T
     projection = 2.0 * width * joined  # of one position
@@ -36,21 +44,27 @@ def forward_flops(config: T5Config, rows: int, input_tokens: int, target_tokens:
         return rows * (layers + logits)
     encoder = inputs * (4 * projection + feed_forward) + attention(inputs, inputs)
     decoder = (
-        targets * (4 * projection + feed_forward)
-        + attention(targets, targets)
+        count * targets * (4 * projection + feed_forward)
+        + count * attention(targets, targets)
         # Attention on the encoder: query and output at targets, key and value at inputs.
-        + (targets + inputs) * 2 * projection
-        + attention(targets, inputs)
+        + (count * targets + inputs) * 2 * projection
+        + count * attention(targets, inputs)
     )
-    logits = 2.0 * targets * width * config.vocab_size
+    logits = 2.0 * count * targets * width * config.vocab_size
     return rows * (
         config.num_encoder_layers * encoder + config.num_decoder_layers * decoder + logits
     )
 
 
-def train_step_flops(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
+def train_step_flops(
+    config: T5Config,
+    rows: int,
+    input_tokens: int,
+    target_tokens: int,
+    targets_per_row: int = 1,
+) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass's products."""
-    return 3.0 * forward_flops(config, rows, input_tokens, target_tokens)
+    return 3.0 * forward_flops(config, rows, input_tokens, target_tokens, targets_per_row)
 
 
 # FLOPs of matrix products in whose time one logit of attention is masked, biased and put through

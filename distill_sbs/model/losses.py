@@ -263,7 +263,8 @@ def decoder_states(
       params: its parameters.
       batch: model features by the names of `constants`: encoder_input_tokens [B, S],
         decoder_input_tokens and decoder_target_tokens [B, T], and where rows are packed
-        encoder_segment_ids and decoder_segment_ids. Others are ignored.
+        encoder_segment_ids and decoder_segment_ids; where targets share an encoder segment,
+        decoder_source_segment_ids too. Others are ignored.
       dropout_rng: a key; None: no dropout.
     """
     hidden: PyTree = model.apply(
@@ -274,6 +275,7 @@ def decoder_states(
         batch.get(constants.ENCODER_SEGMENT_IDS),
         batch.get(constants.DECODER_SEGMENT_IDS),
         enable_dropout=dropout_rng is not None,
+        decoder_source_segment_ids=batch.get(constants.DECODER_SOURCE_SEGMENT_IDS),
         rngs=None if dropout_rng is None else {"dropout": dropout_rng},
         method="hidden",
     )

@@ -360,14 +360,19 @@ class Transformer(nn.Module):
         encoder_segment_ids: jax.Array | None = None,
         decoder_segment_ids: jax.Array | None = None,
         enable_dropout: bool = False,
+        decoder_source_segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """Final decoder states [B, T, D], all that logits need; see `__call__` for arguments.
 
         encoded is [B, S, D], from `encode`; the encoder's tokens only say where it is padding.
         """
         self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
+        sources = decoder_source_segment_ids
         cross_mask = cross_attention_mask(
-            decoder_target_tokens, encoder_input_tokens, decoder_segment_ids, encoder_segment_ids
+            decoder_target_tokens,
+            encoder_input_tokens,
+            decoder_segment_ids if sources is None else sources,
+            encoder_segment_ids,
         )
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
@@ -425,6 +430,7 @@ class Transformer(nn.Module):
         encoder_segment_ids: jax.Array | None = None,
         decoder_segment_ids: jax.Array | None = None,
         enable_dropout: bool = False,
+        decoder_source_segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """`encode`, then `decoder_hidden`: [B, T, D]. What a loss needs, without the logits."""
         encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout)
@@ -436,6 +442,7 @@ class Transformer(nn.Module):
             encoder_segment_ids,
             decoder_segment_ids,
             enable_dropout,
+            decoder_source_segment_ids,
         )
 
     def __call__(
@@ -446,19 +453,22 @@ class Transformer(nn.Module):
         encoder_segment_ids: jax.Array | None = None,
         decoder_segment_ids: jax.Array | None = None,
         enable_dropout: bool = False,
+        decoder_source_segment_ids: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32 [B, T, V] under teacher forcing.
 
         Args:
           encoder_input_tokens: int32 [B, S], 0 is padding.
           decoder_input_tokens: int32 [B, T], the targets shifted right inside every segment,
-            0 at its start.
+            the start token first (0; `constants.SHARED_DECODER_STARTS` has another).
           decoder_target_tokens: int32 [B, T], 0 is padding; used only as a mask.
           encoder_segment_ids: int32 [B, S] for packed rows: which sequence of the row a token
             belongs to. No token sees another sequence's. Relative positions are differences of
             positions in the row, which inside a segment equal those of the unpacked sequence.
           decoder_segment_ids: int32 [B, T], likewise; both or neither.
           enable_dropout: draw dropout from the rng 'dropout'.
+          decoder_source_segment_ids: int32 [B, T], the encoder segment that a target sees, where
+            several targets see one; None: the one of its own number.
 
         Raises:
           ValueError: segment ids for only one of the two sides.
@@ -471,6 +481,7 @@ class Transformer(nn.Module):
                 encoder_segment_ids,
                 decoder_segment_ids,
                 enable_dropout,
+                decoder_source_segment_ids,
             )
         )
 

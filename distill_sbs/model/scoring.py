@@ -42,15 +42,15 @@ class PackedLabels(NamedTuple):
         return int(self.segments[-1])
 
 
-def pack_labels(labels: Sequence[np.ndarray]) -> PackedLabels:
-    """Lays labels [L] into one row.
+def pack_labels(labels: Sequence[np.ndarray], start_id: int = constants.PAD_ID) -> PackedLabels:
+    """Lays labels [L] into one row, each behind the decoder's start token.
 
     Raises:
       ValueError: there is none, or one without tokens.
     """
     if not labels or any(len(label) == 0 for label in labels):
         raise ValueError(f"{len(labels)} labels: expected some, each of a token or more")
-    start = np.array([constants.PAD_ID], np.int32)
+    start = np.array([start_id], np.int32)
     return PackedLabels(
         np.concatenate([part for label in labels for part in (start, label[:-1])]).astype(np.int32),
         np.concatenate(labels).astype(np.int32),

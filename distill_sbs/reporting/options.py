@@ -126,7 +126,9 @@ def _fill(cost: Cost, student: T5Config | None, options: Mapping[str, object]) -
                 answer = forward_flops(student, 1, inputs, most)
             if steps is not None and batch is not None and train is None:
                 if isinstance(inputs, int) and isinstance(targets, int):
-                    train = steps * train_step_flops(student, batch, inputs, targets)
+                    share = 2 if options.get("SHARED_ENCODER") is True else 1
+                    of_step = train_step_flops(student, batch // share, inputs, targets, share)
+                    train = steps * of_step
         except OverflowError:  # numbers that no run could have
             pass
     return Cost(most, answer, train)

@@ -67,6 +67,7 @@ def prepared_mixture(
     rationales_per_example: int = 1,
     mutual_information_weight: float = 0.0,
     selection: str | None = None,
+    shared_encoder: bool = False,
 ) -> str:
     """Puts the data settings into force, registers all tasks, and returns the mixture's `name`.
 
@@ -86,6 +87,7 @@ def prepared_mixture(
       rationales_per_example: RATIONALES_PER_EXAMPLE; T5X, which knows no epochs, takes 1 alone.
       mutual_information_weight: MUTUAL_INFORMATION_WEIGHT; T5X, which pairs nothing, takes 0 alone.
       selection: SELECTION, checked.
+      shared_encoder: SHARED_ENCODER; T5X, which packs an input with one target, takes False alone.
 
     Raises:
       UserError: a macro is unset or out of range, the mixture unknown or not prepared; one line.
@@ -102,6 +104,11 @@ def prepared_mixture(
             f"MUTUAL_INFORMATION_WEIGHT={mutual_information_weight}: T5X draws labels and "
             "rationales apart, so no batch has those of an example together; use 0.0, or "
             "python -m distill_sbs.train"
+        )
+    if shared_encoder:
+        raise UserError(
+            f"SHARED_ENCODER={shared_encoder}: T5X lays every target beside an input of its own, "
+            "and its decoder starts from one token; use False, or python -m distill_sbs.train"
         )
     settings.use(
         settings.DataSettings(

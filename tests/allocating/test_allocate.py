@@ -121,6 +121,7 @@ def test_a_run_of_another_program_or_budget_is_left_alone(make_config, tmp_path)
         ({"capabilities": {"a": 3}}, "'a' is 3; expected a dict"),
         ({"mixture_grid": [0.5, 1.0]}, "1.0 is in it; expected numbers above 0 and below 1"),
         ({"mutual_information_weight": 0.1}, "set it to 0.0"),
+        ({"shared_encoder": True}, "which an allocation draws apart; set it to False"),
     ],
 )
 def test_options_that_cannot_be(make_config, changes: dict[str, Any], told: str) -> None:

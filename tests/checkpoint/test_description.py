@@ -246,7 +246,7 @@ def test_converted_checkpoints_of_the_first_version() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "here has checkpoint format 3, expected one of"),
+        ({"format_version": 4}, "here has checkpoint format 4, expected one of"),
         ({"format_version": None}, "here has checkpoint format None"),
         ({"student": {"emb_dims": 3}}, "emb_dim"),
         ({"student": {"num_encoder_layers": 10**9}}, "num_encoder_layers"),
@@ -259,3 +259,20 @@ def test_converted_checkpoints_of_the_first_version() -> None:
 def test_what_is_no_description_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         RunDescription.from_json({**FORMAT_1, **changes}, "here")
+
+
+def test_a_shared_encoder_is_told_by_the_decoder_s_starts() -> None:
+    plain = describe(CONFIG)
+    assert plain.to_json()["format_version"] == 2
+    assert "decoder_starts" not in plain.to_json()
+    assert plain.decoder_starts == {"label": 0, "rationale": 0}
+    shared = describe(CONFIG.change(shared_encoder=True))
+    written = json.loads(json.dumps(shared.to_json()))
+    # Another format: an earlier version would decode rationales from the start of labels.
+    assert written["format_version"] == 3
+    assert written["decoder_starts"] == {"label": 0, "rationale": 1}
+    assert written["prefixes"] == {"label": "", "rationale": ""}
+    assert RunDescription.from_json(written, "here") == shared
+    for starts in (None, {"label": 0}, {"label": 0, "rationale": -1}, {"label": 0.0}):
+        with pytest.raises(UserError, match="does not hold what it should"):
+            RunDescription.from_json({**written, "decoder_starts": starts}, "here")

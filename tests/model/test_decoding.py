@@ -54,6 +54,15 @@ def test_greedy_by_hand(world):
     assert len(world) == 2  # of 5: the row had ended
 
 
+def test_another_start(world):
+    # After A the end is the likeliest: 0.40, a mean of ln 0.40 = -0.92 a token.
+    tokens = decoding.greedy_decode(MODEL, None, ROW, 5, start_id=A)
+    assert tokens.tolist() == [[1, 0, 0, 0, 0]]
+    # B, then the end: 0.25 · 0.90, a mean of ln 0.225 / 2 = -0.75.
+    tokens = decoding.beam_decode(MODEL, None, ROW, 5, beam_size=2, start_id=A)
+    assert tokens.tolist() == [[B, 1, 0, 0, 0]]
+
+
 def test_beams_find_the_likelier_output(world):
     # B (0.4), then the end (0.9): probability 0.36, which greedy decoding misses.
     tokens = decoding.beam_decode(MODEL, None, ROW, 5, beam_size=2)

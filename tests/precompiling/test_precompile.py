@@ -75,6 +75,9 @@ def test_flops_of_a_step_by_hand() -> None:
     logits = 4 * 2 * 8 * 32
     assert flops.forward_flops(config, 1, 10, 4) == encoder + decoder + logits
     assert flops.train_step_flops(config, 5, 10, 4) == 15 * (encoder + decoder + logits)
+    # Two targets that answer one input: the encoder, and key and value at its positions, once.
+    twice = encoder + 2 * decoder - 10 * 2 * 2 * 48 + 2 * logits
+    assert flops.train_step_flops(config, 5, 10, 4, 2) == 15 * twice
 
 
 def test_roofline_by_hand() -> None:

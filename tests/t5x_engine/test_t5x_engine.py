@@ -405,6 +405,8 @@ def test_mixture_is_checked_before_t5x_starts(
     assert "TASK_FILES" in message_of(capsys, prepare, task_files=["nothing.py"])
     told = message_of(capsys, prepare, mutual_information_weight=0.1)
     assert "MUTUAL_INFORMATION_WEIGHT=0.1: T5X draws labels and rationales apart" in told
+    told = message_of(capsys, prepare, shared_encoder=True)
+    assert "SHARED_ENCODER=True: T5X lays every target beside an input of its own" in told
 
 
 def test_steps_go_on_from_the_checkpoint(

@@ -101,6 +101,13 @@ def test_data_that_the_run_would_prepare_are_left_to_it(dry_run, tmp_path: pathl
             {"MUTUAL_INFORMATION_WEIGHT": 0.1, "BATCH_SIZE": 7},
             "BATCH_SIZE=7 is odd: with MUTUAL_INFORMATION_WEIGHT above 0 a batch is made of pairs",
         ),
+        (
+            {"SHARED_ENCODER": True, "MIXTURE_OR_TASK_NAME": "tiny_joint_gpt"},
+            "SHARED_ENCODER = True encodes an example once, for its label and its rationale, and "
+            "MIXTURE_OR_TASK_NAME='tiny_joint_gpt' does not pair them",
+        ),
+        ({"SHARED_ENCODER": True, "RATIONALE_RATE": 0.0}, "at RATIONALE_RATE=0 there are labels"),
+        ({"SHARED_ENCODER": True, "BATCH_SIZE": 7}, "BATCH_SIZE=7 is odd: with SHARED_ENCODER a"),
         ({"MUTUAL_INFORMATION_WEIGHT": -0.1}, "MUTUAL_INFORMATION_WEIGHT=-0.1; expected a number"),
     ],
 )

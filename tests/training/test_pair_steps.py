@@ -107,9 +107,10 @@ def test_packed_equals_unpacked_and_microbatched(microbatches: int) -> None:
 
 
 @pytest.mark.slow
-def test_eight_devices_equal_one_and_only_sums_cross_rows() -> None:
+@pytest.mark.parametrize("inputs", ["own", pytest.param("shared", marks=pytest.mark.campaign)])
+def test_eight_devices_equal_one_and_only_sums_cross_rows(inputs: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(HELPER)],
+        [sys.executable, str(HELPER), inputs],
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",

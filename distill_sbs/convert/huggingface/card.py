@@ -171,6 +171,8 @@ def _facts(
 
 def _show_use(said: RunDescription | None) -> str:
     prefix = said.prefixes.get("label", "") if said else ""
+    shares_encoder = said is not None and said.shares_encoder
+    shown_prefix = "" if shares_encoder else f"{_fence(json.dumps(prefix))} + "
     lines = [
         "## Use",
         "",
@@ -179,11 +181,19 @@ def _show_use(said: RunDescription | None) -> str:
         "",
         'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")',
         'student = AutoModelForSeq2SeqLM.from_pretrained("THIS_FOLDER")',
-        f'tokens = tokenizer({_fence(json.dumps(prefix))} + text, return_tensors="pt")',
+        f'tokens = tokenizer({shown_prefix}text, return_tensors="pt")',
         "print(tokenizer.decode(student.generate(**tokens)[0], skip_special_tokens=True))",
         "```",
     ]
-    if said:
+    if said and said.shares_encoder:
+        start = said.decoder_starts["rationale"]
+        lines += [
+            "",
+            "No prefix stands before an input. The decoder's start token tells what to write: a "
+            f"label from {said.decoder_starts['label']}, as above, a rationale from {start}, with "
+            f"`student.generate(**tokens, decoder_start_token_id={start})`.",
+        ]
+    elif said:
         shown = ", ".join(f"`{_cell(json.dumps(each))}`" for each in said.prefixes.values())
         names = ", ".join(_cell(name) for name in said.prefixes)
         lines += ["", f"What stands before an input: {shown} ({names})."]

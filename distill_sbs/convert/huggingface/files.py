@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
+from distill_sbs.checkpoint.description import check_starts
 from distill_sbs.convert.huggingface import names, settings, t5gemma, tokenizer, weights
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.data import sentencepiece_model
@@ -30,6 +31,8 @@ from distill_sbs.model.parameters import list_by_stack
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
+# In it, where the decoder's start tells the task: the start token by task.
+STARTS_KEY = "task_decoder_start_token_ids"
 
 # HuggingFace's own limit on a file, before its release 5.
 SHARD_BYTES = 5 * 10**9
@@ -63,6 +66,7 @@ class HuggingFaceSource(ParameterSource):
             raise
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
+        self.decoder_starts = self._read_starts(said.config)
         self._weights = weights.open_weights(self.folder)
         self._layout = names.find_layout(said.config)
         if isinstance(said.config, T5GemmaConfig):
@@ -77,6 +81,17 @@ class HuggingFaceSource(ParameterSource):
         if _HEAD_PATH in self._stored and names.HEAD not in self._weights.shapes and said.says_tied:
             # transformers 5 leaves out a head that is equal to the embedding.
             self._stored[_HEAD_PATH] = embedding
+
+    def _read_starts(self, config: T5Config) -> Mapping[str, int] | None:
+        """What an export of ours says of a student that shares its encoder; None of others."""
+        file = self.folder / GENERATION_FILE
+        values = weights.read_json(file) if file.is_file() else {}
+        if STARTS_KEY not in values:
+            return None
+        try:
+            return check_starts(values[STARTS_KEY], config.vocab_size)
+        except ValueError as error:
+            raise UserError(f"{file}: {STARTS_KEY}: {error}") from None
 
     def _check_layers(self, config: T5Config) -> None:
         """As many layers as the configuration says, before anything is listed for each of them."""
@@ -294,6 +309,9 @@ def write_huggingface(
         # transformers' own default, 20 tokens, cuts rationales.
         "max_new_tokens": said.max_decode_tokens if said else _OUTPUT_TOKENS,
     }
+    if said and said.shares_encoder:
+        generation["decoder_start_token_id"] = said.decoder_starts["label"]
+        generation[STARTS_KEY] = dict(said.decoder_starts)
     files: dict[str, bytes] = {}
     if with_tokenizer:
         vocabulary = vocabulary or source.vocabulary

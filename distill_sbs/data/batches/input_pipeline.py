@@ -92,6 +92,8 @@ def tokenise(
     is_contrast = registration.find_manifest(task) is not None
     if pretrains or is_contrast:
         share, keep_texts = _ALL, False
+    is_rationale = registration.is_rationale(task)
+    start = settings.current().starts()["rationale" if is_rationale else "label"]
     # Whole sequences, cut here: so the share that was cut is known.
     dataset = task.get_dataset(
         sequence_length=lengths if pretrains else None,
@@ -121,6 +123,7 @@ def tokenise(
                     _cut(inputs, limit_inputs, ends=True),
                     _cut(targets, limit_targets, ends=True),
                     _cut(task_ids, limit_targets, ends=False),
+                    start=start,
                 )
             )
         if is_contrast:
@@ -143,7 +146,10 @@ def tokenise(
             share.gather_rows([getattr(each, name) for each in sequences], order)
             for name in (constants.INPUTS, constants.TARGETS, constants.TASK_IDS)
         )
-        sequences = [layout.Sequence2Sequence(*row) for row in zip(*shared, strict=True)]
+        sequences = [
+            layout.Sequence2Sequence(inputs, targets, task_ids, start=start)
+            for inputs, targets, task_ids in zip(*shared, strict=True)
+        ]
         if keep_texts:
             texts, input_texts = (
                 share.gather_texts(texts, order),
@@ -293,11 +299,12 @@ class TrainingData:
         """One line for people: how many sequences there are, and how they are laid out."""
         shape = self.batch_layout.usual
         sizes = ", ".join(
-            f"{len(task.sequences):,} of {task.name}"
+            f"{len(task.sequences) - task.empty:,} of {task.name}"
             + (f" ({task.left_out:,} that cannot be paired left out)" if task.left_out else "")
             for task in self.tasks
         )
         in_pairs = ", in pairs of one example" if self.sampler.together > 1 else ""
+        in_pairs += ", whose inputs are encoded once" if shape.shared_encoder else ""
         return (
             f"{sizes}{in_pairs}; a step lays {self.batch_size} into {shape.rows} rows of "
             f"{shape.input_tokens} input and {shape.target_tokens} target tokens"
@@ -336,7 +343,8 @@ def load_training_data(
       share: the part that this process reads.
       rows_here: see `TrainingData`.
       in_pairs: draw every example that has both a label and a rationale with both of them, side by
-        side in one row; others are left out.
+        side in one row; others are left out. With `SHARED_ENCODER` examples are drawn so too, on
+        one encoder segment; unless `in_pairs`, those that lack one of the two come without it.
       attention_cost: see `layout.choose_layout`.
 
     Raises:
@@ -350,15 +358,18 @@ def load_training_data(
     used = [(part, rate) for part, rate in zip(parts, rates, strict=True) if rate > 0]
     tasks = [_tokenise_training(part, lengths, seed, advance, share) for part, _ in used]
     rates = [rate for _, rate in used]
-    if in_pairs:
-        tasks, rates = pairs.pair_mixture(registration.find_pairs(mixture_or_task), tasks, rates)
+    shared_encoder = settings.current().shared_encoder
+    if shared_encoder or in_pairs:
+        names = registration.find_pairs(mixture_or_task, shared_encoder)
+        tasks, rates = pairs.pair_mixture(
+            names, tasks, rates, shared_encoder=shared_encoder, complete=in_pairs
+        )
     data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple, attention_cost)
     data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
         return data
-    shape = layout.shape_unpacked(
-        batch_size, lengths[constants.INPUTS], lengths[constants.TARGETS], row_multiple, in_pairs
-    )
+    longest = lengths[constants.INPUTS], lengths[constants.TARGETS]
+    shape = layout.shape_unpacked(batch_size, *longest, row_multiple, in_pairs, shared_encoder)
     unpacked = layout.Layout(shape, shape).add_soft_labels(data.batch_layout.usual.soft)
     return dataclasses.replace(data, batch_layout=unpacked)
 
@@ -392,6 +403,8 @@ def lay_out_tasks(
     )
     if soft_tokens := max(task.soft_tokens() for task in tasks):
         chosen = chosen.add_soft_labels(soft_tokens)
+    if any(task.shared_encoder for task in tasks):
+        chosen = chosen.share_encoder()
     drawn = [each for task in tasks for each in (task, task.partner) if each is not None]
     return TrainingData(MixtureSampler(tasks, rates, seed), batch_size, chosen, drawn)
 

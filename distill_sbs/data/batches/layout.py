@@ -7,6 +7,9 @@ number of sequences.
 
 Where an example's label and rationale are drawn as a pair, both stand in one row, and so on one
 device and in one microbatch; `constants.PAIRS` says which segments of the row they are.
+Where the encoder is shared, a pair's inputs stand in the row once. Its rationale is a sequence
+without inputs, which answers those of the label before it; `decoder_source_segment_ids` says which
+encoder segment a target sees, while in the decoder no target sees another.
 Where a run has soft labels, they are laid out beside the target tokens that they belong to.
 """
 
@@ -45,12 +48,17 @@ class SoftTargets:
 
 @dataclasses.dataclass(frozen=True)
 class Sequence2Sequence:
-    """One tokenised example: inputs int32 [S], targets int32 [T], task_ids int32 [T]."""
+    """One tokenised example: inputs int32 [S], targets int32 [T], task_ids int32 [T].
+
+    The decoder starts from token `start`. Without inputs it answers those of the sequence that is
+    laid out before it.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
     task_ids: np.ndarray
     soft: SoftTargets | None = None
+    start: int = constants.PAD_ID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +66,8 @@ class BatchShape:
     """A batch's static shape: rows of `input_tokens` (S) and `target_tokens` (T) positions.
 
     Where sequences are laid in pairs, a row holds up to `pairs` of them (K); 0: they are laid one
-    by one. Where there are soft labels, they have up to `soft` tokens; 0: there are none.
+    by one. Where there are soft labels, they have up to `soft` tokens; 0: there are none. With
+    `shared_encoder` the sequences of a pair have their inputs in common.
     """
 
     rows: int
@@ -66,6 +75,7 @@ class BatchShape:
     target_tokens: int
     pairs: int = 0
     soft: int = 0
+    shared_encoder: bool = False
 
     @property
     def positions(self) -> int:
@@ -92,11 +102,18 @@ def shape_unpacked(
     target_tokens: int,
     row_multiple: int = 1,
     in_pairs: bool = False,
+    shared_encoder: bool = False,
 ) -> BatchShape:
-    """A row of the full feature lengths for every sequence, or of twice as much for every pair."""
-    together = 2 if in_pairs else 1
+    """A row of the full feature lengths for every sequence, or of twice as much for every pair.
+
+    With `shared_encoder` sequences go in pairs, and only a row's targets are twice as long.
+    """
+    together = 2 if in_pairs or shared_encoder else 1
     rows = -(-batch_size // together // row_multiple) * row_multiple
-    return BatchShape(rows, together * input_tokens, together * target_tokens, int(in_pairs))
+    inputs = input_tokens if shared_encoder else together * input_tokens
+    pairs = together - 1
+    targets = together * target_tokens
+    return BatchShape(rows, inputs, targets, pairs, shared_encoder=shared_encoder)
 
 
 # Loads are sums of fractions of a row, so a full row may come out a rounding error above 1.
@@ -166,6 +183,12 @@ class Layout:
         """The same layout, with soft labels of up to so many tokens."""
         return Layout(
             *(dataclasses.replace(each, soft=tokens) for each in (self.usual, self.larger))
+        )
+
+    def share_encoder(self) -> Layout:
+        """The same layout, of pairs that have their inputs in common."""
+        return Layout(
+            *(dataclasses.replace(each, shared_encoder=True) for each in (self.usual, self.larger))
         )
 
     def shape_for(self, lengths: np.ndarray) -> tuple[BatchShape, list[list[int]]]:
@@ -315,7 +338,7 @@ def fill(
 
     Args:
       sequences: those of the whole batch; where shapes hold pairs, each pair's label and rationale
-        one after the other.
+        one after the other, and where they share the encoder, the rationale without inputs.
       layout: its shapes.
       rows_here: which rows are wanted; the others stay padding. None: all.
 
@@ -324,7 +347,8 @@ def fill(
       padding is 0 everywhere. With pairs also `pairs` [rows, K, 2], the decoder segments of each
       pair's label and rationale; 0, 0 where the row has fewer. With soft labels also
       `decoder_soft_ids` int32 and `decoder_soft_weights` float32 [rows, T, K], and
-      `decoder_step_weights` float32 [rows, T]; 0 where a sequence has none.
+      `decoder_step_weights` float32 [rows, T]; 0 where a sequence has none. With a shared encoder
+      also `decoder_source_segment_ids` [rows, T], the encoder segment that each target sees.
 
     Raises:
       UserError: a sequence is longer than a row.
@@ -342,19 +366,20 @@ def fill(
     shape, rows = layout.shape_for(lengths)
 
     encoder = np.zeros((3, len(rows), shape.input_tokens), np.int32)
-    decoder = np.zeros((5, len(rows), shape.target_tokens), np.int32)
+    decoder = np.zeros((6, len(rows), shape.target_tokens), np.int32)
     pairs = np.zeros((len(rows), shape.pairs, 2), np.int32)
     soft = _empty_soft_features(len(rows), shape) if shape.soft else {}
     wanted = np.ones(len(rows), bool) if rows_here is None else rows_here(len(rows))
     for row, members in enumerate(rows):
         if not wanted[row]:
             continue
-        start, target_start = 0, 0
+        start, target_start, source = 0, 0, 0
         numbers = [together * member + offset for member in members for offset in range(together)]
         if shape.pairs:
             pairs[row, : len(members)] = np.arange(1, len(numbers) + 1).reshape(-1, 2)
         for segment, number in enumerate(numbers, start=1):
             each = sequences[number]
+            source = segment if len(each.inputs) else source
             end, target_end = start + len(each.inputs), target_start + len(each.targets)
             encoder[:, row, start:end] = (
                 each.inputs,
@@ -363,11 +388,12 @@ def fill(
             )
             decoder[:, row, target_start:target_end] = (
                 each.targets,
-                # Teacher forcing: the target shifted right behind padding id 0, T5's start token.
-                np.concatenate([[constants.PAD_ID], each.targets[:-1]]),
+                # Teacher forcing: the target shifted right behind the start token, T5's is 0.
+                np.concatenate([[each.start], each.targets])[:-1],
                 np.full(len(each.targets), segment),
                 np.arange(len(each.targets)),
                 each.task_ids,
+                np.full(len(each.targets), source),
             )
             if each.soft is not None and soft:
                 most = each.soft.ids.shape[1]
@@ -387,6 +413,8 @@ def fill(
         constants.DECODER_POSITIONS: decoder[3],
         constants.DECODER_TASK_IDS: decoder[4],
     }
+    if shape.shared_encoder:
+        features[constants.DECODER_SOURCE_SEGMENT_IDS] = decoder[5]
     features.update(soft)
     return {**features, constants.PAIRS: pairs} if shape.pairs else features
 

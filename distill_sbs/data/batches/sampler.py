@@ -39,6 +39,8 @@ class TokenisedTask:
       partner: the task whose sequences, one for one, are drawn beside these (`pairs`); None: each
         is drawn alone.
       left_out: how many examples were taken out, for want of a partner.
+      shared_encoder: whether the partner's sequences answer the inputs of these.
+      empty: how many of the sequences have no target, only their partner has.
     """
 
     name: str
@@ -52,6 +54,8 @@ class TokenisedTask:
     indices: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     partner: TokenisedTask | None = None
     left_out: int = 0
+    shared_encoder: bool = False
+    empty: int = 0
 
     def lengths(self) -> np.ndarray:
         """Input and target lengths in tokens, of any epoch, int [N, 2].

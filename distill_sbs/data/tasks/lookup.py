@@ -72,8 +72,14 @@ def reads_texts(task: seqio.Task) -> bool:
     return info is not None and info.dataset not in DATASETS
 
 
-def find_pairs(mixture_or_task: seqio.Task | seqio.Mixture) -> list[tuple[str, str]]:
+def find_pairs(
+    mixture_or_task: seqio.Task | seqio.Mixture, shared_encoder: bool = False
+) -> list[tuple[str, str]]:
     """The names of the label task and the rationale task of every dataset of a mixture, in order.
+
+    Args:
+      mixture_or_task: what is trained on.
+      shared_encoder: whether SHARED_ENCODER asks for them, for messages.
 
     Raises:
       UserError: it does not have one of both for every dataset.
@@ -91,13 +97,35 @@ def find_pairs(mixture_or_task: seqio.Task | seqio.Mixture) -> list[tuple[str, s
     if 2 * len(found) != len(tasks):
         of_mixture = get_task_info(mixture_or_task)
         dataset = of_mixture.dataset if of_mixture else "DATASET"
+        asks, off = (
+            (
+                "SHARED_ENCODER = True encodes an example once, for its label and its",
+                "SHARED_ENCODER = False",
+            )
+            if shared_encoder
+            else (
+                "MUTUAL_INFORMATION_WEIGHT above 0 compares each example's label with its",
+                "MUTUAL_INFORMATION_WEIGHT = 0.0",
+            )
+        )
         raise UserError(
-            f"MUTUAL_INFORMATION_WEIGHT above 0 compares each example's label with its rationale, "
-            f"and MIXTURE_OR_TASK_NAME={mixture_or_task.name!r} does not pair them (its tasks: "
+            f"{asks} rationale, and "
+            f"MIXTURE_OR_TASK_NAME={mixture_or_task.name!r} does not pair them (its tasks: "
             f"{', '.join(task.name for task in tasks)}); train on {dataset}_dss_TEACHER or "
-            f"{dataset}_dss_distill_TEACHER, or set MUTUAL_INFORMATION_WEIGHT = 0.0"
+            f"{dataset}_dss_distill_TEACHER, or set {off}"
         )
     return found
+
+
+def check_pairs(mixture_or_task: seqio.Task | seqio.Mixture, in_pairs: bool) -> None:
+    """Refuses a mixture without pairs where SHARED_ENCODER, or the loss (`in_pairs`), wants them.
+
+    Raises:
+      UserError: see `find_pairs`.
+    """
+    shared_encoder = settings.current().shared_encoder
+    if shared_encoder or in_pairs:
+        find_pairs(mixture_or_task, shared_encoder)
 
 
 def datasets_of(mixture_or_task: seqio.Task | seqio.Mixture) -> list[DatasetSpec]:

@@ -30,6 +30,11 @@ Record = Mapping[str, tf.Tensor]
 TextPair = tuple[tf.Tensor, tf.Tensor]
 
 
+def _prefix(prefix: str) -> str:
+    """What stands before an input: nothing where the encoder is shared (`SHARED_ENCODER`)."""
+    return "" if settings.current().shared_encoder else prefix
+
+
 def _training_label(record: Record, teacher: str | None) -> tf.Tensor:
     """The teacher's label in training, the gold label in evaluation, whatever the teacher."""
     gold = record[constants.LABEL]
@@ -39,10 +44,13 @@ def _training_label(record: Record, teacher: str | None) -> tf.Tensor:
 
 
 def label_task(teacher: str | None) -> Callable[[Record], TextPair]:
-    """`predict: x` → y (Eq. 1); y is gold, or in training the teacher's where one is named."""
+    """`predict: x` → y (Eq. 1); y is gold, or in training the teacher's where one is named.
+
+    With `SHARED_ENCODER` no task has a prefix.
+    """
 
     def convert(record: Record) -> TextPair:
-        inputs = constants.LABEL_PREFIX + record[constants.INPUT]
+        inputs = _prefix(constants.LABEL_PREFIX) + record[constants.INPUT]
         return inputs, _training_label(record, teacher)
 
     return convert
@@ -52,7 +60,8 @@ def rationale_task(teacher: str) -> Callable[[Record], TextPair]:
     """`explain: x` → r̂ (Eq. 4)."""
 
     def convert(record: Record) -> TextPair:
-        return constants.RATIONALE_PREFIX + record[constants.INPUT], record[f"{teacher}_rationale"]
+        inputs = _prefix(constants.RATIONALE_PREFIX) + record[constants.INPUT]
+        return inputs, record[f"{teacher}_rationale"]
 
     return convert
 
@@ -65,7 +74,7 @@ def joint_task(teacher: str) -> Callable[[Record], TextPair]:
         joined = tf.strings.join([rationale, record[constants.LABEL]], f" {ANSWER_MARKER} ")
         complete = (tf.strings.length(rationale) > 0) | ~record["is_train"]
         targets = tf.where(complete & (tf.strings.length(record[constants.LABEL]) > 0), joined, "")
-        return constants.LABEL_PREFIX + record[constants.INPUT], targets
+        return _prefix(constants.LABEL_PREFIX) + record[constants.INPUT], targets
 
     return convert
 
@@ -75,7 +84,7 @@ def pinto_task(teacher: str) -> Callable[[Record], TextPair]:
 
     def convert(record: Record) -> TextPair:
         rationale = record[f"{teacher}_rationale"]
-        inputs = constants.LABEL_PREFIX + tf.strings.join(
+        inputs = _prefix(constants.LABEL_PREFIX) + tf.strings.join(
             [record[constants.INPUT], rationale], vocabulary.SEPARATOR
         )
         complete = (tf.strings.length(rationale) > 0) | ~record["is_train"]
