@@ -10,6 +10,7 @@ rationale; and this program needs no TensorFlow.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -120,6 +121,17 @@ def answer(
         terminal.say(f"note: {note}", stderr=True)
 
 
+def _check_covered(checkpoint: str, task: str, path: str, texts: Sequence[str]) -> None:
+    """Refuses, with a count, inputs that the student's trimmed vocabulary does not cover."""
+    from distill_sbs.inference.coverage import check_inputs
+
+    def place(number: int) -> str:
+        lines = (line for line, text in json_lines.read_lines(path) if text.strip())
+        return f"in line {next(itertools.islice(lines, number, None))}"
+
+    check_inputs(checkpoint, task, texts, f"--input={path}", place)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Answers what the command line asks for; returns the exit status."""
     return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was written")
@@ -134,6 +146,7 @@ def _work(argv: Sequence[str]) -> int | None:
     keep_freed_memory()
     keep_compiled_programs()
     with processes.join_processes(given, processes.list_settings(given)):
+        _check_covered(values.checkpoint, values.task, values.input, [text for _, text in rows])
         answer(
             rows,
             values.output,

@@ -4,7 +4,8 @@ Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `Run
 `train` and `convert` write and everybody reads; or a `UserError` that names every option whose
 value is another than that of the run in MODEL_DIR.
 
-Format 2. Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data are stated in the
+Format 2, or 3 where the vocabulary is trimmed, so that no earlier version takes it for a whole one.
+Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data are stated in the
 same words, of its other options it names nine.
 """
 
@@ -17,13 +18,13 @@ from typing import Any, cast
 
 from distill_sbs import constants
 from distill_sbs.config import DROPOUT_OPTIONS, TrainConfig
-from distill_sbs.data.sentencepiece_model import VocabularyDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription, is_trimmed
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.option_fields import Option
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION, TRIMMED_FORMAT_VERSION = 2, 3
+READABLE_VERSIONS = (1, 2, 3)
 
 PREFIXES = {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX}
 
@@ -78,9 +79,21 @@ class RunDescription:
         vocabulary: VocabularyDescription,
         selection: str | None = None,
     ) -> RunDescription:
-        """The description of a run of ours; `selection` is the hash of what SELECTION chose."""
+        """The description of a run of ours; `selection` is the hash of what SELECTION chose.
+
+        Raises:
+          UserError: a trimmed vocabulary is another student's.
+        """
+        student = config.student.architecture()
+        if is_trimmed(vocabulary) and vocabulary["size"] != student.vocab_size:
+            raise UserError(
+                f"VOCABULARY_FILE={config.data.vocabulary_file!r} is trimmed to "
+                f"{vocabulary['size']} ids, the student {config.student.name} embeds "
+                f"{student.vocab_size}: row by row they are one; set STUDENT_OVERRIDES = "
+                f"{{'vocab_size': {vocabulary['size']}}}"
+            )
         return cls(
-            student=config.student.architecture(),
+            student=student,
             vocabulary=vocabulary,
             mixture=config.data.mixture_or_task_name,
             task_feature_lengths=config.batch.task_feature_lengths,
@@ -91,8 +104,9 @@ class RunDescription:
 
     def to_json(self) -> dict[str, object]:
         """JSON-able, `from_json` reads it back, equal."""
+        trimmed = is_trimmed(self.vocabulary)
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": TRIMMED_FORMAT_VERSION if trimmed else FORMAT_VERSION,
             "student": self.student.to_dict(),
             "vocabulary": dict(self.vocabulary),
             "prefixes": dict(self.prefixes),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.data.sentencepiece_model import VocabularyDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription, is_trimmed
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.parameters import list_parameters
@@ -41,6 +41,7 @@ class ParameterSource(abc.ABC):
       config: the student's architecture, as far as the form states it or its shapes show it.
       vocabulary: `data.sentencepiece_model.describe`'s answer where the form carries a vocabulary.
       description: what a checkpoint of ours says of itself; None in other forms.
+      absent_ids: of a whole vocabulary what the student was trained without, and must not say.
       warnings: what was taken for granted and the user should know, a sentence each.
     """
 
@@ -48,6 +49,7 @@ class ParameterSource(abc.ABC):
     config: T5Config
     vocabulary: VocabularyDescription | None = None
     description: RunDescription | None = None
+    absent_ids: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -129,8 +131,15 @@ def check_vocabulary(source: ParameterSource, vocabulary: VocabularyDescription)
     """A vocabulary must fit into the embedding.
 
     Raises:
-      UserError: it has more pieces than the embedding has rows.
+      UserError: it has more pieces than the embedding has rows, or is one of a trimmed student of
+        another size.
     """
+    rows = source.config.vocab_size
+    if is_trimmed(vocabulary) and vocabulary["size"] != rows:
+        raise UserError(
+            f"the vocabulary is trimmed to {vocabulary['size']:,} ids, {source.location} embeds "
+            f"{rows:,}; is it another student's? --vocabulary_file names it"
+        )
     if vocabulary["size"] > source.config.vocab_size:
         raise UserError(
             f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import sentencepiece
-from etils import epath
 
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.dataset import Example
@@ -69,10 +68,9 @@ class PieceCounter:
 
     def __init__(self, vocabulary_file: str) -> None:
         self.name = vocabulary_file
-        path = sentencepiece_model.check_path(vocabulary_file)
+        model = sentencepiece_model.read_model(sentencepiece_model.describe(vocabulary_file))
         self._processor = None
-        if path is not None:
-            model = epath.Path(path).read_bytes()
+        if model is not None:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             ids = self._processor.EncodeAsIds("a\nb")
             self._keeps_line_breaks = "\n" in self._processor.DecodeIds(ids)

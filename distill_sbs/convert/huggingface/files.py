@@ -271,13 +271,16 @@ def write_huggingface(
     except ValueError as error:
         raise UserError(f"{source.location}: {error}") from None
     said = source.description
-    generation = {
+    generation: dict[str, object] = {
         "decoder_start_token_id": values["decoder_start_token_id"],
         "eos_token_id": values["eos_token_id"],
         "pad_token_id": values["pad_token_id"],
         # transformers' own default, 20 tokens, cuts rationales.
         "max_new_tokens": said.max_decode_tokens if said else _OUTPUT_TOKENS,
     }
+    if source.absent_ids:
+        # Their rows are as they were before training, which never said that they are wrong.
+        generation["suppress_tokens"] = list(source.absent_ids)
     files: dict[str, bytes] = {}
     if with_tokenizer:
         vocabulary = vocabulary or source.vocabulary
