@@ -82,7 +82,7 @@ def prepare_decoder(
     return Encoded(params, cross, (tokens > 0)[:, None, None, :]), past
 
 
-def _step(
+def take_step(
     model: Transformer,
     encoded: Encoded,
     past: KeysAndValues,
@@ -93,10 +93,6 @@ def _step(
     """Tokens [B, G] at `position` -> logits float32 [B, G, V] of the next, and the past."""
     variables, arguments = {"params": encoded.params}, (past, encoded.cross, position, length)
     return model.apply(variables, tokens, *arguments, encoded.cross_mask, method="decode_step")
-
-
-# For other ways to walk: `label_trie`.
-take_step = _step
 
 
 def _check_length(max_decode_tokens: int) -> None:
@@ -143,7 +139,7 @@ def greedy_decode(
         return (state.position < max_decode_tokens) & ~jnp.all(state.ended)
 
     def advance(state: State) -> State:
-        logits, past = _step(
+        logits, past = take_step(
             model,
             encoded,
             state.past,
@@ -245,7 +241,7 @@ def beam_decode(
             state.running, jnp.maximum(state.position - 1, 0), axis=2, keepdims=False
         )
         last = jnp.where(state.position == 0, pad_id, last)
-        logits, past = _step(
+        logits, past = take_step(
             model, encoded, state.past, last, state.position, max_decode_tokens
         )
         scores = jax.nn.log_softmax(logits) + state.running_scores[:, :, None]  # [B, G, V]
