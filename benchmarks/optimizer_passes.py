@@ -68,7 +68,7 @@ def measure(function: Callable[[], object]) -> str:
 
 
 def count_loops(text: str, size: int) -> tuple[int, int, int]:
-    """Loops over arrays of `size` values in optimised HLO, and how many of those each reads, writes.
+    """Loops over arrays of `size` values in optimised HLO, and how many of those they move.
 
     Args:
       text: of the compiled program.

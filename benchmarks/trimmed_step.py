@@ -40,6 +40,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("dataset", "cqa", "What is trained on.", flag_values=values)
     flags.DEFINE_string("teacher", "palm", "Whose rationales.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Of its records.", flag_values=values)
+    flags.DEFINE_float("data_fraction", 1.0, "Of the training examples.", flag_values=values)
     flags.DEFINE_integer("batch_size", 64, "Sequences a step.", flag_values=values)
     flags.DEFINE_integer("steps", 8, "Of each student.", flag_values=values)
 
@@ -53,16 +54,19 @@ def make_config(rows: int) -> T5Config:
     return named_config("t5_1_1_small", vocab_size=rows, **sizes, **layers)
 
 
-def load(data_dir: str | None, loaded: Any, mixture: str, batch_size: int) -> TrainingData:
+def load(values: flags.FlagValues, loaded: Any) -> TrainingData:
     """The training data with a vocabulary."""
     from distill_sbs.data import registration, settings
     from distill_sbs.data.batches import input_pipeline
     from distill_sbs.model import flops
 
-    settings.use(settings.DataSettings(data_dir, vocabulary=loaded))
-    found = registration.get_mixture_or_task(mixture)
+    chosen = settings.DataSettings(values.data_dir, values.data_fraction, vocabulary=loaded)
+    settings.use(chosen)
+    found = registration.get_mixture_or_task(f"{values.dataset}_dss_{values.teacher}")
     cost = flops.attention_cost(make_config(WHOLE_ROWS))
-    return input_pipeline.load_training_data(found, LENGTHS, batch_size, 0, attention_cost=cost)
+    return input_pipeline.load_training_data(
+        found, LENGTHS, values.batch_size, 0, attention_cost=cost
+    )
 
 
 def count_padding(data: TrainingData) -> tuple[float, float]:
@@ -146,8 +150,7 @@ def compare(values: flags.FlagValues) -> None:
     kept = trimmed_ids.choose_kept(model, found, WHOLE_ROWS)
     terminal.say(f"{len(found):,} pieces occur, {len(kept):,} rows are kept")
     trimmed = sentencepiece_model.trim(described, kept)
-    mixture = f"{values.dataset}_dss_{values.teacher}"
-    data = load(values.data_dir, vocabularies.from_description(trimmed), mixture, values.batch_size)
+    data = load(values, vocabularies.from_description(trimmed))
     terminal.say(data.describe())
     targets, everything = count_padding(data)
     terminal.say(f"padding: {targets:.1%} of target positions, {everything:.1%} of all")
