@@ -82,7 +82,8 @@ class DataConfig(Options):
     )
     vocabulary_file: str = option(
         kinds.text("'embedded'"),
-        "a SentencePiece model, 'bytes' or 'embedded'; a run is known by its content",
+        "a SentencePiece model, a trimmed student's vocabulary.json, 'bytes' or 'embedded'; a run "
+        "is known by its content",
     )
     data_dir: str | None = option(
         kinds.optional(kinds.text("'/data/prepared'")),

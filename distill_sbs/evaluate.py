@@ -64,6 +64,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         " place of decoding; for a few labels, such as those of NLI.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "constrain_labels",
+        False,
+        "Decodes greedily, but nothing other than the training split's labels, and stops where one"
+        " of them alone is left.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "output",
         None,
@@ -93,6 +100,7 @@ def evaluate(
     num_model_partitions: int = 1,
     score: bool = False,
     page: str | None = None,
+    constrain_labels: bool = False,
 ) -> dict[str, object]:
     """Evaluates a checkpoint; every argument is the flag of its name (`task_files` `--task_file`).
 
@@ -100,8 +108,14 @@ def evaluate(
       The step's folder, the task, the split, the number of examples, and the metrics by name.
 
     Raises:
-      UserError: no such checkpoint, task or split, or unprepared data.
+      UserError: no such checkpoint, task or split, or unprepared data; options that exclude one
+        another.
     """
+    option = "--score" if score else "--constrain_labels" if constrain_labels else None
+    if score and constrain_labels:
+        raise UserError("--score and --constrain_labels are two ways to choose; give one of them")
+    if option and beam_size > 1:
+        raise UserError(f"--beam_size={beam_size} has no effect with {option}; leave one out")
     quiet_tensorflow.import_tensorflow()
     import jax
 
@@ -141,7 +155,7 @@ def evaluate(
     processes.check_joined()
     is_first = processes.is_first()
     processes.run_first_then_others(lambda: registration.prepare_missing(task))
-    labels = _read_labels(task) if score else []
+    labels = _read_labels(task, option) if option else []
     share = Share(jax.process_index(), jax.process_count(), processes.exchange)
     examples = input_pipeline.tokenise(task, split, description.task_feature_lengths, share=share)
 
@@ -172,6 +186,9 @@ def evaluate(
         if score:
             scores = student.score(inputs, labels, batch_size, advance)
             predictions = [labels[best] for best in scores.argmax(axis=1)]
+            about["labels"] = labels
+        elif constrain_labels:
+            predictions = student.choose(inputs, labels, batch_size, advance)
             about["labels"] = labels
         else:
             start = description.decoder_starts[
@@ -257,7 +274,7 @@ def _read_teacher(
     return None, {}
 
 
-def _read_labels(task: seqio.Task) -> list[str]:
+def _read_labels(task: seqio.Task, option: str) -> list[str]:
     """The labels to choose among: the gold ones of the training split.
 
     Raises:
@@ -269,14 +286,14 @@ def _read_labels(task: seqio.Task) -> list[str]:
     info = registration.get_task_info(task)
     if info is None or info.method not in ("label", "pinto"):
         raise UserError(
-            f"--score: the answers of {task.name} are no labels alone, so none can be chosen among;"
-            " leave it out, and they are decoded"
+            f"{option}: the answers of {task.name} are no labels alone, so none can be chosen "
+            "among; leave it out, and they are decoded"
         )
     folder = settings.current().folder
     labels = tfrecords.list_labels(folder, info.dataset, _MOST_LABELS)
     if labels is None:
         raise UserError(
-            f"--score: {info.dataset} has more than {_MOST_LABELS} different labels in training, "
+            f"{option}: {info.dataset} has more than {_MOST_LABELS} different labels in training, "
             "which is no closed set; leave it out, and answers are decoded"
         )
     return labels
@@ -309,6 +326,7 @@ def _work(argv: Sequence[str]) -> int | None:
             num_model_partitions=values.num_model_partitions,
             score=values.score,
             page=values.page,
+            constrain_labels=values.constrain_labels,
         )
         if processes.is_first():
             terminal.say_json(result, indent=2)

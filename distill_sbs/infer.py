@@ -10,8 +10,10 @@ rationale; and this program needs no TensorFlow.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -22,6 +24,9 @@ from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.distributed import processes
 from distill_sbs.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DESCRIPTION = "Answers the inputs of a JSONL file with a trained student."
 TASKS = ("label", "rationale")
@@ -40,6 +45,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         "output", None, "Where the answered lines go.", flag_values=values, required=True
     )
     flags.DEFINE_enum("task", "label", TASKS, "What to write.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "label",
+        [],
+        "A label that may be answered; repeatable. Nothing else is then decoded.",
+        flag_values=values,
+    )
     processes.define_flags(values)
 
 
@@ -79,6 +90,7 @@ def answer(
     batch_size: int = 128,
     beam_size: int = 1,
     num_model_partitions: int = 1,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes `output`: the lines of `read_inputs`, each with the student's "prediction".
 
@@ -90,9 +102,10 @@ def answer(
       batch_size: inputs at a time.
       beam_size: 1 is greedy.
       num_model_partitions: devices that share one copy of the parameters.
+      labels: what may be answered, decoded greedily; where there are none, anything.
 
     Raises:
-      UserError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, or it is damaged; two labels are one to the student.
     """
     # Imported here: the command line has been checked by now, and this takes seconds.
     from distill_sbs.cli.progress import show_progress
@@ -102,22 +115,34 @@ def answer(
     student = Student.load(checkpoint, num_model_partitions)
     is_first = processes.is_first()
     with show_progress("answering", len(rows), silent=not is_first) as advance:
-        outputs = student.decode(
-            [text for _, text in rows],
-            task,
-            student.decoder(batch_size, beam_size),
-            advance,
-        )
+        inputs = [student.tokens(text, task) for _, text in rows]
+        outputs: list[np.ndarray] = []
+        if labels:
+            answers = student.choose(inputs, labels, batch_size, advance)
+        else:
+            outputs = student.decoder(batch_size, beam_size)(student.params, inputs, advance)
+            answers = [student.text(tokens) for tokens in outputs]
     if not is_first:
         return
-    answers = [student.text(tokens) for tokens in outputs]
     with files.open_replacement(output) as file:
         for (line, _), said in zip(rows, answers, strict=True):
             file.write(json_lines.set_member(line, "prediction", said) + "\n")
     interrupts.change_message(f"{output} is written")
     terminal.say(f"{len(rows)} {task}s of {student.step_folder} written to {output}")
-    if note := explain_outputs(outputs, answers, student.description.max_decode_tokens):
+    limit = student.description.max_decode_tokens
+    if outputs and (note := explain_outputs(outputs, answers, limit)):
         terminal.say(f"note: {note}", stderr=True)
+
+
+def _check_covered(checkpoint: str, task: str, path: str, texts: Sequence[str]) -> None:
+    """Refuses, with a count, inputs that the student's trimmed vocabulary does not cover."""
+    from distill_sbs.inference.coverage import check_inputs
+
+    def place(number: int) -> str:
+        lines = (line for line, text in json_lines.read_lines(path) if text.strip())
+        return f"in line {next(itertools.islice(lines, number, None))}"
+
+    check_inputs(checkpoint, task, texts, f"--input={path}", place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,8 +150,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was written")
 
 
+def _check_flags(values: flags.FlagValues) -> None:
+    """Refuses what has no effect on answers that are chosen among labels."""
+    if not values.label:
+        return
+    if values.task != "label":
+        raise UserError(f"--label with --task={values.task}: only labels are chosen among labels")
+    if values.beam_size > 1:
+        raise UserError(f"--beam_size={values.beam_size} has no effect with --label; leave one out")
+    if not all(label.strip() for label in values.label):
+        raise UserError("--label= is empty, expected a label such as --label=entailment")
+
+
 def _work(argv: Sequence[str]) -> int | None:
     values = command_line.parse_flags(argv, _define_flags, DESCRIPTION)
+    _check_flags(values)
     rows = read_inputs(values.input)
     files.check_writable(values.output)
     given = values.flag_values_dict()
@@ -134,6 +172,7 @@ def _work(argv: Sequence[str]) -> int | None:
     keep_freed_memory()
     keep_compiled_programs()
     with processes.join_processes(given, processes.list_settings(given)):
+        _check_covered(values.checkpoint, values.task, values.input, [text for _, text in rows])
         answer(
             rows,
             values.output,
@@ -142,6 +181,7 @@ def _work(argv: Sequence[str]) -> int | None:
             batch_size=values.batch_size,
             beam_size=values.beam_size,
             num_model_partitions=values.num_model_partitions,
+            labels=values.label,
         )
     return None
 

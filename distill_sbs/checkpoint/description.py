@@ -4,8 +4,9 @@ Enters: a run's options, or the JSON that stands in a checkpoint. Leaves: a `Run
 `train` and `convert` write and everybody reads; or a `UserError` that names every option whose
 value is another than that of the run in MODEL_DIR.
 
-Format 2, or 3 where the encoder is shared. Format 1, of distill_sbs 0.1, is read: its student,
-vocabulary and data are stated in the same words, of its other options it names nine.
+Format 2, or 3 where the encoder is shared or the vocabulary is trimmed, so that no earlier version
+takes it for what it is not. Format 1, of distill_sbs 0.1, is read: its student, vocabulary and data
+are stated in the same words, of its other options it names nine.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Any, cast
 
 from distill_sbs import constants
 from distill_sbs.config import DROPOUT_OPTIONS, TrainConfig
-from distill_sbs.data.sentencepiece_model import VocabularyDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription, is_trimmed
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import T5Config
 from distill_sbs.option_fields import Option
 
 FORMAT_VERSION = 2
-# Of a student whose decoder's start tells the task, which an earlier version would not see.
-SHARED_ENCODER_VERSION = 3
+# Of a student whose decoder's start tells the task, or whose ids are those of a trimmed vocabulary.
+LATER_FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
 
 PREFIXES = {"label": constants.LABEL_PREFIX, "rationale": constants.RATIONALE_PREFIX}
@@ -90,9 +91,21 @@ class RunDescription:
         vocabulary: VocabularyDescription,
         selection: str | None = None,
     ) -> RunDescription:
-        """The description of a run of ours; `selection` is the hash of what SELECTION chose."""
+        """The description of a run of ours; `selection` is the hash of what SELECTION chose.
+
+        Raises:
+          UserError: a trimmed vocabulary is another student's.
+        """
+        student = config.student.architecture()
+        if is_trimmed(vocabulary) and vocabulary["size"] != student.vocab_size:
+            raise UserError(
+                f"VOCABULARY_FILE={config.data.vocabulary_file!r} is trimmed to "
+                f"{vocabulary['size']} ids, the student {config.student.name} embeds "
+                f"{student.vocab_size}: row by row they are one; set STUDENT_OVERRIDES = "
+                f"{{'vocab_size': {vocabulary['size']}}}"
+            )
         made = cls(
-            student=config.student.architecture(),
+            student=student,
             vocabulary=vocabulary,
             mixture=config.data.mixture_or_task_name,
             task_feature_lengths=config.batch.task_feature_lengths,
@@ -110,8 +123,9 @@ class RunDescription:
     def to_json(self) -> dict[str, object]:
         """JSON-able, `from_json` reads it back, equal."""
         shared = {"decoder_starts": dict(self.decoder_starts)} if self.shares_encoder else {}
+        is_later = bool(shared) or is_trimmed(self.vocabulary)
         return {
-            "format_version": SHARED_ENCODER_VERSION if shared else FORMAT_VERSION,
+            "format_version": LATER_FORMAT_VERSION if is_later else FORMAT_VERSION,
             **shared,
             "student": self.student.to_dict(),
             "vocabulary": dict(self.vocabulary),

@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from distill_sbs.cli import command_line, interrupts, terminal
+from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
+from distill_sbs.cli.progress import show_progress
 from distill_sbs.cli.run_main import run_main
+from distill_sbs.data.sentencepiece_model import TRIMMED_FILE
 from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 from distill_sbs.serving.served_folder import FLOAT32, QUANTIZATIONS
 from distill_sbs.serving.served_folder import FORMS as SERVED_FORMS
 
 if TYPE_CHECKING:
-    from distill_sbs.convert.write import ConversionResult
+    import numpy as np
+
+    from distill_sbs.convert.write import ChooseKept, ConversionResult
+    from distill_sbs.data.sentencepiece_model import VocabularyDescription
 
 DESCRIPTION = (
     "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs, or exports it for"
@@ -105,6 +110,33 @@ def _define_flags(values: flags.FlagValues) -> None:
         "How --to=ctranslate2 and --to=onnx store weights; int8 also multiplies by them so.",
         flag_values=values,
     )
+    flags.DEFINE_list(
+        "trim_vocabulary",
+        None,
+        "For --to=native: names of prepared datasets, tasks or mixtures. The embedding and the head"
+        " keep rows for the pieces that occur in them alone; other texts are refused.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "restore_vocabulary",
+        None,
+        "Of an --input whose vocabulary was trimmed: the checkpoint that it was trimmed from, whose"
+        " rows stand in for those that were taken out.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "With --trim_vocabulary: folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR,"
+        " else ~/.cache/distill_sbs.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "task_file",
+        [],
+        "With --trim_vocabulary: a registration file of your own; repeatable.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "Replaces --output.", flag_values=values)
 
 
@@ -129,9 +161,51 @@ def _check_flags(values: flags.FlagValues) -> None:
         raise UserError(f"--notokenizer: --to={values.to} carries its vocabulary; leave it out")
     if values.vocabulary_file and values.to == "t5x":
         raise UserError("--vocabulary_file has no effect with --to=t5x, which carries none")
+    if values.trim_vocabulary is not None:
+        if values.to != "native":
+            raise UserError(
+                f"--trim_vocabulary with --to={values.to}: only --to=native has a form for it"
+            )
+        if values.restore_vocabulary:
+            raise UserError(
+                "--trim_vocabulary and --restore_vocabulary undo one another; give one of them"
+            )
+        if not all(name.strip() for name in values.trim_vocabulary or [""]):
+            raise UserError("--trim_vocabulary names no dataset; give --trim_vocabulary=cqa, say")
+    elif values.data_dir is not None or values.task_file:
+        raise UserError("--data_dir and --task_file have no effect without --trim_vocabulary")
 
 
-def print_summary(done: ConversionResult, output: str) -> None:
+def _make_chooser(values: flags.FlagValues) -> ChooseKept | None:
+    """What reads the data of `--trim_vocabulary`; None where nothing is trimmed."""
+    if values.trim_vocabulary is None:
+        return None
+
+    def choose_kept(vocabulary: VocabularyDescription, rows: int) -> np.ndarray:
+        quiet_tensorflow.import_tensorflow()
+        from distill_sbs.data import occurring_pieces, registration, trimmed_ids
+        from distill_sbs.data.sentencepiece_model import read_model
+
+        occurring_pieces.use_whole_data(values.data_dir)
+        registration.load_task_files(values.task_file)
+        tasks = occurring_pieces.find_tasks([name.strip() for name in values.trim_vocabulary])
+        total = occurring_pieces.count_rows(tasks)
+        with show_progress("looking for pieces", total) as advance:
+            found = occurring_pieces.find_pieces(tasks, vocabulary, advance)
+        model = read_model(vocabulary)
+        assert model is not None
+        kept = trimmed_ids.choose_kept(model, found, rows)
+        terminal.say(
+            f"{len(found):,} pieces of {vocabulary['size']:,} occur in "
+            f"{', '.join(task.name for task in tasks)}; the student keeps {len(kept):,} of "
+            f"{rows:,} rows"
+        )
+        return kept
+
+    return choose_kept
+
+
+def print_summary(done: ConversionResult, output: str, is_trimmed: bool = False) -> None:
     """Prints what was written, with the memory that this process took at most."""
     table = terminal.make_table()
     table.add_column()
@@ -144,6 +218,12 @@ def print_summary(done: ConversionResult, output: str) -> None:
     terminal.add_row(table, "peak memory", f"{peak_memory_mib():,.0f} MiB")
     terminal.make_console().print(table)
     terminal.say(f"written to {output}")
+    if is_trimmed:
+        file = os.path.join(output, TRIMMED_FILE)
+        terminal.say(
+            f"train it with VOCABULARY_FILE = {file!r} and STUDENT_OVERRIDES = "
+            f"{{'vocab_size': {done.vocabulary_ids}}}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,12 +253,14 @@ def _work(argv: Sequence[str]) -> int | None:
             license=values.license,
             quantization=values.quantization,
             overwrite=values.overwrite,
+            choose_kept=_make_chooser(values),
+            restore_vocabulary=values.restore_vocabulary,
         )
     except (Interrupted, KeyboardInterrupt) as error:
         terminal.say(f"interrupted: {values.output} is as it was before", stderr=True)
         return 128 + int(error.args[0] if error.args else signal.SIGINT)
     interrupts.change_message(f"{values.output} is written")
-    print_summary(done, values.output)
+    print_summary(done, values.output, values.trim_vocabulary is not None)
     return None
 
 

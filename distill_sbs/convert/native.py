@@ -24,6 +24,7 @@ from distill_sbs import constants
 from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
+from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.model.config import MOST_LAYERS, T5Config
@@ -57,8 +58,8 @@ class NativeSource(ParameterSource):
         # Whole files, although tensors are read one by one: a sum is of a file.
         steps.check_step(folder)
         self.location = str(folder)
-        self.description = steps.read_description(folder)
-        self.vocabulary = self.description.vocabulary
+        self.description: RunDescription = steps.read_description(folder)
+        self.vocabulary: VocabularyDescription = self.description.vocabulary
         self.config = self.description.student
         self._stored = orbax_adapter.list_stored(folder)
         for path, stored in self._stored.items():
@@ -89,6 +90,13 @@ class NativeSource(ParameterSource):
 
     def check(self, config: T5Config) -> None:
         """See `ParameterSource`; compares what else the checkpoint states of its student."""
+        own = self.config.vocab_size
+        if sentencepiece_model.is_trimmed(self.vocabulary) and config.vocab_size != own:
+            raise UserError(
+                f"{self.location} has a trimmed vocabulary of {own} ids, expected "
+                f"{config.vocab_size}; set STUDENT_OVERRIDES = {{'vocab_size': {own}}}, and "
+                f"VOCABULARY_FILE to the {sentencepiece_model.TRIMMED_FILE} that convert wrote"
+            )
         super().check(config)
         check_computation(self, config)
 
@@ -159,6 +167,9 @@ def write_native(
         pathlib.Path(output).rmdir()  # orbax makes it
     try:
         orbax_adapter.write_step(output, params, description, advance)
+        if sentencepiece_model.is_trimmed(description.vocabulary):
+            content = sentencepiece_model.write_trimmed(description.vocabulary)
+            (steps.absolute(output) / sentencepiece_model.TRIMMED_FILE).write_text(content)
     except BaseException:  # an interruption, too
         _remove_unfinished(output)
         raise

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.data.sentencepiece_model import VocabularyDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription, is_trimmed
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.parameters import list_parameters
@@ -54,6 +54,7 @@ class ParameterSource(abc.ABC):
       description: what a checkpoint of ours says of itself; None in other forms.
       decoder_starts: the decoder's first input token by task, of a student of ours in another form
         that shares its encoder; None: a prefix of the input tells the task.
+      absent_ids: of a whole vocabulary what the student was trained without, and must not say.
       warnings: what was taken for granted and the user should know, a sentence each.
     """
 
@@ -62,6 +63,7 @@ class ParameterSource(abc.ABC):
     vocabulary: VocabularyDescription | None = None
     description: RunDescription | None = None
     decoder_starts: Mapping[str, int] | None = None
+    absent_ids: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -154,8 +156,15 @@ def check_vocabulary(source: ParameterSource, vocabulary: VocabularyDescription)
     """A vocabulary must fit into the embedding.
 
     Raises:
-      UserError: it has more pieces than the embedding has rows.
+      UserError: it has more pieces than the embedding has rows, or is one of a trimmed student of
+        another size.
     """
+    rows = source.config.vocab_size
+    if is_trimmed(vocabulary) and vocabulary["size"] != rows:
+        raise UserError(
+            f"the vocabulary is trimmed to {vocabulary['size']:,} ids, {source.location} embeds "
+            f"{rows:,}; is it another student's? --vocabulary_file names it"
+        )
     if vocabulary["size"] > source.config.vocab_size:
         raise UserError(
             f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "

@@ -17,8 +17,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from etils import epath
 
 from distill_sbs import files
@@ -26,7 +27,8 @@ from distill_sbs.cli import signals
 from distill_sbs.cli.progress import show_values
 from distill_sbs.config import DROPOUT_OPTIONS
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
-from distill_sbs.convert.source import ParameterSource
+from distill_sbs.convert.source import ParameterSource, check_vocabulary
+from distill_sbs.convert.trimming import RestoredSource, check_can_trim, trim_source
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError, describe_disk_error
@@ -59,14 +61,19 @@ class ConversionResult(NamedTuple):
     Attributes:
       tensors: how many, layers one by one.
       parameters: values in all of them.
+      vocabulary_ids: of the embedding, V.
       bytes: of the output's files; None on gs://.
       seconds: that it took.
     """
 
     tensors: int
     parameters: int
+    vocabulary_ids: int
     bytes: int | None
     seconds: float
+
+
+ChooseKept: TypeAlias = Callable[[VocabularyDescription, int], np.ndarray]
 
 
 class Interrupted(Exception):
@@ -87,8 +94,26 @@ def convert_checkpoint(
     license: str | None = None,
     quantization: str = FLOAT32,
     overwrite: bool = False,
+    choose_kept: ChooseKept | None = None,
+    restore_vocabulary: str | None = None,
 ) -> ConversionResult:
     """Converts; every argument is the flag of its name (`location` is `--input`, `form` `--from`).
+
+    Args:
+      location: `--input`.
+      output: `--output`.
+      to: `--to`.
+      form: `--from`.
+      vocabulary_file: `--vocabulary_file`.
+      student: `--student`.
+      dtype: `--dtype`.
+      with_tokenizer: `--tokenizer`.
+      scan_layers: `--scan_layers`.
+      license: `--license`.
+      overwrite: `--overwrite`.
+      choose_kept: of `--trim_vocabulary`: from the whole vocabulary and the rows of the embedding
+        to the ids that are kept, int32 [N], ascending.
+      restore_vocabulary: `--restore_vocabulary`.
 
     Raises:
       UserError: something given cannot work, or the disk is full or read-only; `output` is as it
@@ -104,6 +129,14 @@ def convert_checkpoint(
     vocabulary = sentencepiece_model.describe(vocabulary_file) if vocabulary_file else None
     source = open_source(location, form)
     source.check(_expect(student, source.config) if student else source.config)
+    if choose_kept is not None:
+        whole = check_can_trim(source, vocabulary or source.vocabulary)
+        check_vocabulary(source, whole)
+        source = trim_source(source, whole, choose_kept(whole, source.config.vocab_size))
+        vocabulary = source.vocabulary
+    if restore_vocabulary is not None:
+        source = RestoredSource(source, open_source(restore_vocabulary))
+    _check_exportable(source, to)
     sizes = [math.prod(parameter.shape) for parameter in list_parameters(source.config)]
     with (
         _Interruptions().listen() as interruptions,
@@ -138,7 +171,8 @@ def convert_checkpoint(
                 f"--output={output} cannot be written ({cause}); it is as it was before"
             ) from None
     seconds = time.monotonic() - started
-    return ConversionResult(len(sizes), sum(sizes), _measure(output), seconds)
+    ids = source.config.vocab_size
+    return ConversionResult(len(sizes), sum(sizes), ids, _measure(output), seconds)
 
 
 def _write(
@@ -190,6 +224,17 @@ def _write(
 
         write_native(
             source, folder, vocabulary=vocabulary, scan_layers=scan_layers, advance=advance
+        )
+
+
+def _check_exportable(source: ParameterSource, to: str) -> None:
+    """Other forms than ours have no trimmed vocabularies."""
+    vocabulary = source.vocabulary
+    if to != NATIVE and vocabulary is not None and sentencepiece_model.is_trimmed(vocabulary):
+        raise UserError(
+            f"{source.location} has a trimmed vocabulary of {vocabulary['size']:,} ids, which "
+            f"{FORM_NAMES[to]} has no form for; name the checkpoint that it was trimmed from, whose"
+            " rows it gets back: --restore_vocabulary=CHECKPOINT"
         )
 
 

@@ -13,6 +13,7 @@ import sentencepiece
 
 from distill_sbs import constants
 from distill_sbs.data.sentencepiece_model import BYTE_IDS, VocabularyDescription, read_model
+from distill_sbs.data.trimmed_ids import TrimmedIds
 
 # Natural-language-inference inputs carry the end token between premise and hypothesis, written
 # as this text in the records (the published implementation joins them with tokenizer.eos_token).
@@ -73,6 +74,29 @@ class ByteTokenizer:
         return content.decode("utf-8", errors="ignore")
 
 
+class TrimmedTokenizer:
+    """Tokens of a trimmed SentencePiece model.
+
+    Args:
+      ids: which pieces have an id.
+    """
+
+    def __init__(self, ids: TrimmedIds) -> None:
+        self._ids = ids
+
+    def encode(self, text: str, /) -> Sequence[int]:
+        """Token ids of a text [S], without an end token.
+
+        Raises:
+          UncoveredTextError: a piece of it has none.
+        """
+        return self._ids.encode_covered(text)
+
+    def decode(self, ids: Iterable[int], /) -> str:
+        """The text of token ids [L], up to the first end token."""
+        return self._ids.decode(_cut_behind_end(list(ids)))
+
+
 def _cut_behind_end(ids: Sequence[int]) -> list[int]:
     ids = list(ids)
     return ids[: ids.index(constants.EOS_ID) + 1] if constants.EOS_ID in ids else ids
@@ -84,6 +108,8 @@ def from_description(description: VocabularyDescription) -> Tokenizer:
     Raises:
       UserError: the description's checksum does not match its content.
     """
+    if (trimmed := TrimmedIds.of(description)) is not None:
+        return TrimmedTokenizer(trimmed)
     model = read_model(description)
     return ByteTokenizer() if model is None else SentencePieceTokenizer(model)
 

@@ -68,10 +68,9 @@ class PieceCounter:
 
     def __init__(self, vocabulary_file: str) -> None:
         self.name = vocabulary_file
-        path = sentencepiece_model.check_path(vocabulary_file)
+        model = sentencepiece_model.read_model(sentencepiece_model.describe(vocabulary_file))
         self._processor = None
-        if path is not None:
-            model = sentencepiece_model.read_file(path)
+        if model is not None:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             ids = self._processor.EncodeAsIds("a\nb")
             self._keeps_line_breaks = "\n" in self._processor.DecodeIds(ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import sentencepiece
 import seqio
 import tensorflow as tf
@@ -20,6 +21,8 @@ from distill_sbs.data import settings
 from distill_sbs.data.sentencepiece_model import BYTES, EMBEDDED, describe
 from distill_sbs.data.tokenizer import SEPARATOR, encode_text
 from distill_sbs.data.tokenizer_json import is_tokenizer_json
+from distill_sbs.data.trimmed_ids import TrimmedIds
+from distill_sbs.errors import UserError
 
 __all__ = [
     "BYTES",
@@ -27,9 +30,11 @@ __all__ = [
     "SEPARATOR",
     "ConfiguredVocabulary",
     "StoredVocabulary",
+    "TrimmedVocabulary",
     "describe",
     "encode_text",
     "encode_text_tf",
+    "find_trimmed",
     "from_description",
     "load",
 ]
@@ -45,9 +50,18 @@ def load(vocabulary_file: str | None) -> seqio.Vocabulary:
     path = files.check_path(vocabulary_file)
     if path is None:
         return seqio.ByteVocabulary()
+    if files.is_trimmed_file(path):
+        return from_description(describe(path))
     if is_tokenizer_json(path):
         return StoredVocabulary(files.read_file(path))
     return seqio.SentencePieceVocabulary(path)
+
+
+def find_trimmed(loaded: seqio.Vocabulary) -> TrimmedIds | None:
+    """Which pieces have an id, where a vocabulary is trimmed; of a configured one, the chosen's."""
+    if isinstance(loaded, ConfiguredVocabulary):
+        loaded = loaded.loaded
+    return loaded.ids if isinstance(loaded, TrimmedVocabulary) else None
 
 
 def _has_sentinels(loaded: seqio.Vocabulary) -> bool:
@@ -73,46 +87,52 @@ class ConfiguredVocabulary(seqio.Vocabulary):
         super().__init__(extra_ids=sentinels)
 
     @property
-    def _loaded(self) -> seqio.Vocabulary:
+    def loaded(self) -> seqio.Vocabulary:
+        """The vocabulary that is meant at present."""
         chosen = settings.current()
         return chosen.vocabulary or load(chosen.vocabulary_file)
 
     @property
     def bos_id(self) -> int | None:
         """None: T5 has no token for the beginning."""
-        return self._loaded.bos_id
+        return self.loaded.bos_id
 
     @property
     def eos_id(self) -> int | None:
         """The end token, 1."""
-        return self._loaded.eos_id
+        return self.loaded.eos_id
 
     @property
     def unk_id(self) -> int | None:
         """The token of what the vocabulary cannot write, 2."""
-        return self._loaded.unk_id
+        return self.loaded.unk_id
 
     @property
     def _base_vocab_size(self) -> int:
-        loaded = self._loaded
+        loaded = self.loaded
+        if self.extra_ids and isinstance(loaded, TrimmedVocabulary):
+            raise UserError(
+                "a trimmed vocabulary has no sentinels, which tasks of span corruption put in the "
+                "place of what they take out; pretrain with the whole vocabulary, then trim"
+            )
         has_own = self.extra_ids and _has_sentinels(loaded)
         return loaded.vocab_size - (self.extra_ids if has_own else 0)
 
     def _encode(self, s: str) -> Sequence[int]:
-        return self._loaded.encode(s)
+        return self.loaded.encode(s)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._loaded.decode(ids)
+        return self.loaded.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        return self._loaded.encode_tf(s)
+        return self.loaded.encode_tf(s)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        return self._loaded.decode_tf(ids)
+        return self.loaded.decode_tf(ids)
 
     def __eq__(self, other: object) -> bool:
         # T5X compares the data's vocabulary with the model's, which may be loaded already.
-        return isinstance(other, ConfiguredVocabulary) or bool(self._loaded == other)
+        return isinstance(other, ConfiguredVocabulary) or bool(self.loaded == other)
 
     def __hash__(self) -> int:
         return hash(ConfiguredVocabulary)
@@ -179,6 +199,64 @@ class StoredVocabulary(seqio.SentencePieceVocabulary):
         return hash(self._content)
 
 
+class TrimmedVocabulary(seqio.Vocabulary):
+    """A SentencePiece vocabulary of which only some pieces have an id.
+
+    In TensorFlow's graphs a piece without one becomes an id beyond all others, which whoever reads
+    the whole split refuses (`trimmed_ids.check_covered`), for a graph cannot count.
+
+    Args:
+      model: the serialised SentencePiece model, whole.
+      ids: which pieces have an id.
+    """
+
+    def __init__(self, model: bytes, ids: TrimmedIds) -> None:
+        super().__init__()
+        self.ids = ids
+        self._whole = StoredVocabulary(model)
+
+    @property
+    def bos_id(self) -> int | None:
+        """None: T5 has no token for the beginning."""
+        return None
+
+    @property
+    def eos_id(self) -> int | None:
+        """The end token, 1."""
+        return constants.EOS_ID
+
+    @property
+    def unk_id(self) -> int | None:
+        """The token of what the model cannot write."""
+        return int(self.ids.table[self._whole.unk_id])
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.ids.size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return self.ids.encode_covered(s)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.ids.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.constant(self.ids.table), self._whole.encode_tf(s))
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return self._whole.decode_tf(tf.gather(tf.constant(self.ids.kept), ids))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TrimmedVocabulary)
+            and self._whole == other._whole
+            and bool(np.array_equal(self.ids.kept, other.ids.kept))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._whole, self.ids.kept.tobytes()))
+
+
 def from_description(description: files.VocabularyDescription) -> seqio.Vocabulary:
     """The described vocabulary, out of the description alone: no file is read or written.
 
@@ -186,4 +264,7 @@ def from_description(description: files.VocabularyDescription) -> seqio.Vocabula
       UserError: the description's checksum does not match its content.
     """
     model = files.read_model(description)
+    trimmed = TrimmedIds.of(description)
+    if model is not None and trimmed is not None:
+        return TrimmedVocabulary(model, trimmed)
     return seqio.ByteVocabulary() if model is None else StoredVocabulary(model)

@@ -19,8 +19,9 @@ from distill_sbs.checkpoint import orbax_adapter, steps
 from distill_sbs.checkpoint.description import RunDescription
 from distill_sbs.data import tokenizer as tokenizers
 from distill_sbs.distributed import processes, sharding
+from distill_sbs.errors import UserError
 from distill_sbs.inference import batch_decoder
-from distill_sbs.model import scoring
+from distill_sbs.model import label_trie, scoring
 from distill_sbs.model.network import Transformer, initial_parameters
 from distill_sbs.model.parameters import Params
 
@@ -109,6 +110,46 @@ class Student:
             advance,
         )
         return np.array(rows).reshape(-1, packed.labels)
+
+    def choose(
+        self,
+        inputs: Sequence[np.ndarray],
+        labels: Sequence[str],
+        batch_size: int = 128,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[str]:
+        """The label that greedy decoding says where it can say nothing else, for each input.
+
+        Args:
+          inputs: token ids, as `tokens` gives them.
+          labels: the candidates.
+          batch_size: inputs at a time.
+          advance: told how many more inputs are done.
+
+        Raises:
+          UserError: two labels are the same to the vocabulary.
+        """
+        devices = sharding.data_parallelism(self.mesh)
+        try:
+            trie = label_trie.build_trie([self._label_tokens(label) for label in labels])
+        except label_trie.IndistinctLabelsError as error:
+            first, second = (labels[place] for place in error.places)
+            raise UserError(
+                f"labels {first!r} and {second!r} are the same tokens to the student, or one "
+                "begins with the other and its end, expected labels that differ; leave one out"
+            ) from None
+        run = jax.jit(
+            lambda params, tokens: label_trie.decode_labels(self.model, params, tokens, trie),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+        places = batch_decoder.map_batches(
+            functools.partial(run, self.params),
+            inputs,
+            -(-batch_size // devices) * devices,
+            self.mesh,
+            advance,
+        )
+        return [labels[int(place)] for place in places]
 
     def _label_tokens(self, label: str) -> np.ndarray:
         ids = tokenizers.encode_text(self.tokenizer, label)

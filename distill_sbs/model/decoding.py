@@ -19,13 +19,13 @@ from distill_sbs import constants
 from distill_sbs.model import attention
 from distill_sbs.model.config import T5Config
 from distill_sbs.model.network import KeysAndValues, Transformer, make_empty_past
-from distill_sbs.model.parameters import Params, find_axes
+from distill_sbs.model.parameters import Params, PyTree, find_axes
 
 # What is added to the log-probability of a hypothesis that must not be chosen (transformers).
 EXCLUDED = -1e9
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """What a step needs and no step changes."""
 
     params: Params
@@ -53,18 +53,39 @@ def _gather_once(params: Params, config: T5Config) -> Params:
 
 def _prepare(
     model: Transformer, params: Params, tokens: jax.Array, hypotheses: int, length: int
-) -> tuple[_Encoded, KeysAndValues]:
+) -> tuple[Encoded, KeysAndValues]:
     """Runs the encoder; returns what steps need, and an empty past of `length` positions."""
-    encoded = model.apply({"params": params}, tokens, method="encode")
+    encoded: PyTree = model.apply({"params": params}, tokens, method="encode")
+    return prepare_decoder(model, params, encoded, tokens, hypotheses, length)
+
+
+def prepare_decoder(
+    model: Transformer,
+    params: Params,
+    encoded: jax.Array,
+    tokens: jax.Array,
+    hypotheses: int,
+    length: int,
+) -> tuple[Encoded, KeysAndValues]:
+    """What `take_step` needs, and an empty past of `length` positions.
+
+    Args:
+      model: the student; of its parameters the decoder's, embedding and head are used.
+      params: its parameters.
+      encoded: encoder states [B, S, D].
+      tokens: the encoder's, int32 [B, S], which say where it is padding.
+      hypotheses: of each row, G.
+      length: of the longest output, L.
+    """
     params = _gather_once(params, model.config)
     cross = model.apply({"params": params}, encoded, method="project_encoded")
     past = make_empty_past(model.config, tokens.shape[0] * hypotheses, length)
-    return _Encoded(params, cross, (tokens > 0)[:, None, None, :]), past
+    return Encoded(params, cross, (tokens > 0)[:, None, None, :]), past
 
 
-def _step(
+def take_step(
     model: Transformer,
-    encoded: _Encoded,
+    encoded: Encoded,
     past: KeysAndValues,
     tokens: jax.Array,
     position: jax.Array,
@@ -121,7 +142,7 @@ def greedy_decode(
         return (state.position < max_decode_tokens) & ~jnp.all(state.ended)
 
     def advance(state: State) -> State:
-        logits, past = _step(
+        logits, past = take_step(
             model,
             encoded,
             state.past,
@@ -225,7 +246,9 @@ def beam_decode(
             state.running, jnp.maximum(state.position - 1, 0), axis=2, keepdims=False
         )
         last = jnp.where(state.position == 0, start_id, last)
-        logits, past = _step(model, encoded, state.past, last, state.position, max_decode_tokens)
+        logits, past = take_step(
+            model, encoded, state.past, last, state.position, max_decode_tokens
+        )
         scores = jax.nn.log_softmax(logits) + state.running_scores[:, :, None]  # [B, G, V]
 
         # Twice as many as beams: should the first G all end, G remain to go on with.

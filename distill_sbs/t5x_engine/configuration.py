@@ -137,7 +137,12 @@ def prepared_mixture(
             "python -m distill_sbs.train"
         )
     registration.prepare_missing(mixture)
-    vocabulary.load(vocabulary_file)
+    if vocabulary.find_trimmed(vocabulary.load(vocabulary_file)) is not None:
+        raise UserError(
+            f"VOCABULARY_FILE={vocabulary_file!r} is trimmed, and T5X does not refuse texts that "
+            "it does not cover; give the whole SentencePiece model, or train with python -m "
+            "distill_sbs.train"
+        )
     return name
 
 

@@ -254,6 +254,48 @@ def test_evaluate_scores_the_labels_of_training(
 
 
 @pytest.mark.slow
+def test_labels_alone_are_decoded(
+    model_dir: pathlib.Path,
+    tiny_data: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"--checkpoint={model_dir}", f"--data_dir={tiny_data}", "--constrain_labels"]
+    output = tmp_path / "said.jsonl"
+    assert evaluate.main(["evaluate", *arguments, f"--output={output}"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["labels"] == sorted(f"yes {number}" for number in range(40))
+    said = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
+    assert len(said) == 8 and set(said) <= set(told["labels"])
+    assert told["accuracy"] == sum(each == f"yes {n}" for n, each in enumerate(said)) / 8
+    for wrong, message in (
+        ("--score", "--score and --constrain_labels are two ways to choose"),
+        ("--beam_size=2", "--beam_size=2 has no effect with --constrain_labels"),
+        ("--mixture_or_task=tiny_joint_gpt", "--constrain_labels: the answers of tiny_joint_gpt"),
+    ):
+        assert evaluate.main(["evaluate", *arguments, wrong]) == 2
+        assert message in capsys.readouterr().err
+
+    lines, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines.write_text("".join(f'{{"input": "question {number}"}}\n' for number in range(8)))
+    asked = [f"--checkpoint={model_dir}", f"--input={lines}", f"--output={answers}"]
+    labels = [f"--label={each}" for each in told["labels"]]
+    assert infer.main(["infer", *asked, *labels]) == 0
+    # The same labels, the same student, the same inputs.
+    assert [json.loads(line)["prediction"] for line in answers.read_text().splitlines()] == said
+    answers.unlink()
+    for wrongs, message in (
+        (["--label=a", "--label=b", "--task=rationale"], "only labels are chosen among labels"),
+        (["--label=a", "--label=b", "--beam_size=4"], "--beam_size=4 has no effect with --label"),
+        (["--label=a", "--label= "], "--label= is empty, expected a label such as"),
+        (["--label=b", "--label=a", "--label=b"], "labels 'b' and 'b' are the same tokens"),
+    ):
+        assert infer.main(["infer", *asked, *wrongs]) == 2
+        assert message in capsys.readouterr().err
+        assert not answers.exists()
+
+
+@pytest.mark.slow
 def test_evaluate_writes_what_was_said(
     model_dir: pathlib.Path, tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys
 ) -> None:

@@ -38,7 +38,7 @@ def world(monkeypatch):
         return jnp.asarray(table)[tokens], cache
 
     monkeypatch.setattr(decoding, "_prepare", prepare)
-    monkeypatch.setattr(decoding, "_step", step)
+    monkeypatch.setattr(decoding, "take_step", step)
     return steps
 
 

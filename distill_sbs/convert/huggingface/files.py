@@ -302,7 +302,7 @@ def write_huggingface(
     except ValueError as error:
         raise UserError(f"{source.location}: {error}") from None
     said = source.description
-    generation = {
+    generation: dict[str, object] = {
         "decoder_start_token_id": values["decoder_start_token_id"],
         "eos_token_id": values["eos_token_id"],
         "pad_token_id": values["pad_token_id"],
@@ -312,6 +312,9 @@ def write_huggingface(
     if said and said.shares_encoder:
         generation["decoder_start_token_id"] = said.decoder_starts["label"]
         generation[STARTS_KEY] = dict(said.decoder_starts)
+    if source.absent_ids:
+        # Their rows are as they were before training, which never said that they are wrong.
+        generation["suppress_tokens"] = list(source.absent_ids)
     files: dict[str, bytes] = {}
     if with_tokenizer:
         vocabulary = vocabulary or source.vocabulary

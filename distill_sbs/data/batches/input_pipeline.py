@@ -19,12 +19,13 @@ import seqio
 import tensorflow as tf
 
 from distill_sbs import constants
-from distill_sbs.data import registration, settings
+from distill_sbs.data import registration, settings, vocabulary
 from distill_sbs.data.batches import layout, pairs, token_cache
 from distill_sbs.data.batches.sampler import MixtureSampler, Position, TokenisedTask
 from distill_sbs.data.batches.share import Share
 from distill_sbs.data.records import soft_labels
 from distill_sbs.data.tasks import texts as text_source
+from distill_sbs.data.trimmed_ids import check_covered
 from distill_sbs.errors import UserError
 
 T = TypeVar("T")
@@ -83,7 +84,8 @@ def tokenise(
       passes: how often the split is read, of a pretraining task.
 
     Raises:
-      UserError: the split holds no example of this task.
+      UserError: the split holds no example of this task, or pieces that a trimmed vocabulary does
+        not have.
     """
     # A pretraining task cuts its texts to measure, and has nothing that they were made from. What a
     # piece holds depends on the texts beside it, so every process reads all of them.
@@ -167,6 +169,7 @@ def tokenise(
             f"task {task.name!r} has no example in split {split!r}: the prepared records hold no "
             "label or no rationale for it; prepare them with the teacher's outputs"
         )
+    _check_covered(task, split, places, sequences)
     count = len(sequences)
     return TokenisedTask(
         task.name,
@@ -177,6 +180,21 @@ def tokenise(
         cut_targets / count,
         indices=places,
     )
+
+
+def _check_covered(
+    task: seqio.Task, split: str, places: np.ndarray, sequences: Sequence[layout.Sequence2Sequence]
+) -> None:
+    """Refuses what a trimmed vocabulary does not cover; of a whole one there is nothing to ask."""
+    for name in (constants.INPUTS, constants.TARGETS):
+        trimmed = vocabulary.find_trimmed(task.output_features[name].vocabulary)
+        if trimmed is not None:
+            check_covered(
+                trimmed,
+                (getattr(each, name) for each in sequences),
+                f"{task.name}, split {split}, {name}",
+                lambda number: f"row {places[number]} of its records",
+            )
 
 
 def _read_soft_targets(batch: Mapping[str, tf.RaggedTensor]) -> Iterator[layout.SoftTargets]:
