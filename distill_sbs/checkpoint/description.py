@@ -185,7 +185,7 @@ class RunDescription:
                 decoder_starts=check_starts(
                     values["decoder_starts"], values["student"]["vocab_size"]
                 )
-                if version >= SHARED_ENCODER_VERSION
+                if "decoder_starts" in values
                 else dict(constants.DECODER_STARTS),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

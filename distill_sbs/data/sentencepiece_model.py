@@ -55,13 +55,12 @@ class VocabularyDescription(TypedDict):
 
 
 def check_path(vocabulary_file: str | None) -> str | None:
-    """The path of a SentencePiece model, a `tokenizer.json` or a trimmed vocabulary; None for bytes.
+    """The path of a model, a `tokenizer.json` or a trimmed vocabulary; None for bytes.
 
     Raises:
       UserError: no vocabulary is named, the file is missing, or it is neither a SentencePiece model
         with padding 0 and end-of-sequence 1, which T5 takes for granted, nor trimmed from one; or a
         `tokenizer.json` that amounts to none (`tokenizer_json.read_model`).
-    """
     """
     if not vocabulary_file:
         raise UserError(
@@ -86,8 +85,6 @@ def _check_model(content: bytes, vocabulary_file: str) -> None:
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
         ids = (model.pad_id(), model.eos_id())
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(
             f"VOCABULARY_FILE={vocabulary_file!r} is no SentencePiece model: {error}"
