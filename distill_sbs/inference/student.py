@@ -22,6 +22,7 @@ from distill_sbs.distributed import processes, sharding
 from distill_sbs.errors import UserError
 from distill_sbs.inference import batch_decoder
 from distill_sbs.model import label_trie, scoring
+from distill_sbs.model.config import T5GemmaConfig
 from distill_sbs.model.network import Transformer, initial_parameters
 from distill_sbs.model.parameters import Params
 
@@ -131,7 +132,8 @@ class Student:
         """
         devices = sharding.data_parallelism(self.mesh)
         try:
-            trie = label_trie.build_trie([self._label_tokens(label) for label in labels])
+            tokens = [self._label_tokens(label) for label in labels]
+            trie = label_trie.build_trie(tokens, self._label_start())
         except label_trie.IndistinctLabelsError as error:
             first, second = (labels[place] for place in error.places)
             raise UserError(
@@ -150,6 +152,14 @@ class Student:
             advance,
         )
         return [labels[int(place)] for place in places]
+
+    def _label_start(self) -> int:
+        """The token that the decoder starts a label from, as the student embeds it."""
+        start = self.description.decoder_starts["label"]
+        config = self.model.config
+        if start == constants.PAD_ID and isinstance(config, T5GemmaConfig):
+            return config.start_id  # token 0 stands for it in batches
+        return start
 
     def _label_tokens(self, label: str) -> np.ndarray:
         ids = tokenizers.encode_text(self.tokenizer, label)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_sbs import constants
-from distill_sbs.model.config import T5Config
+from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.decoding import prepare_decoder, take_step
 from distill_sbs.model.network import KeysAndValues, Transformer
 from distill_sbs.model.parameters import Params, PyTree
@@ -42,6 +42,7 @@ class LabelTrie(NamedTuple):
       children: int32 [N, C], the node behind each; -1 where there are fewer than C.
       labels: int32 [N], the one label that is left there; -1 where there are several.
       depth: the most tokens that are chosen before one label is left.
+      start: the place in `vocabulary` of the token that the decoder starts from.
     """
 
     vocabulary: np.ndarray
@@ -49,6 +50,7 @@ class LabelTrie(NamedTuple):
     children: np.ndarray
     labels: np.ndarray
     depth: int
+    start: int
 
 
 class IndistinctLabelsError(ValueError):
@@ -63,8 +65,8 @@ class IndistinctLabelsError(ValueError):
         self.places = (first, second)
 
 
-def build_trie(labels: Sequence[np.ndarray]) -> LabelTrie:
-    """The trie of labels [L], end tokens included.
+def build_trie(labels: Sequence[np.ndarray], start_id: int = constants.PAD_ID) -> LabelTrie:
+    """The trie of labels [L], end tokens included, behind the decoder's start token.
 
     Raises:
       ValueError: there is none, or one without tokens.
@@ -87,7 +89,7 @@ def build_trie(labels: Sequence[np.ndarray]) -> LabelTrie:
             nodes.append({})
             among.append([each for each in left if rows[each][position] == token])
             depths.append(position + 1)
-    known = sorted({constants.PAD_ID}.union(*nodes))
+    known = sorted({constants.PAD_ID, start_id}.union(*nodes))
     vocabulary = np.full(-(-len(known) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE, constants.PAD_ID)
     vocabulary[: len(known)] = known
     width = max(1, *map(len, nodes))
@@ -97,7 +99,22 @@ def build_trie(labels: Sequence[np.ndarray]) -> LabelTrie:
         tokens[number, : len(node)] = np.searchsorted(known, list(node))
         children[number, : len(node)] = list(node.values())
     left_there = np.array([each[0] if len(each) == 1 else -1 for each in among], np.int32)
-    return LabelTrie(vocabulary.astype(np.int32), tokens, children, left_there, max(depths))
+    return LabelTrie(
+        vocabulary.astype(np.int32),
+        tokens,
+        children,
+        left_there,
+        max(depths),
+        int(np.searchsorted(known, start_id)),
+    )
+
+
+def _know_tokens(config: T5Config, trie: LabelTrie) -> T5Config:
+    """The architecture of a student that knows the tokens of a trie alone, by their places."""
+    small = dataclasses.replace(config, vocab_size=len(trie.vocabulary))
+    if isinstance(small, T5GemmaConfig):  # no place is an image's end
+        return dataclasses.replace(small, start_id=max(trie.start, 1), end_of_image_id=2**24)
+    return small
 
 
 def _keep_tokens(params: Params, config: T5Config, tokens: np.ndarray) -> Params:
@@ -107,7 +124,8 @@ def _keep_tokens(params: Params, config: T5Config, tokens: np.ndarray) -> Params
     if not config.logits_via_embedding:
         kernel = decoder["logits_dense"]["kernel"][:, tokens]  # [D, U]
         decoder = {**decoder, "logits_dense": {"kernel": kernel}}
-    return {**params, "token_embedder": {"embedding": embedding}, "decoder": decoder}
+    embedder = {**params["token_embedder"], "embedding": embedding}
+    return {**params, "token_embedder": embedder, "decoder": decoder}
 
 
 def decode_labels(
@@ -129,7 +147,7 @@ def decode_labels(
         jnp.asarray(each) for each in (trie.tokens, trie.children, trie.labels)
     )
     encoded: PyTree = model.apply({"params": params}, encoder_input_tokens, method="encode")
-    small = Transformer(dataclasses.replace(model.config, vocab_size=len(trie.vocabulary)))
+    small = Transformer(_know_tokens(model.config, trie))
     kept = _keep_tokens(params, model.config, trie.vocabulary)
     needed, past = prepare_decoder(
         small, kept, encoded, encoder_input_tokens, 1, max(trie.depth, 1)
@@ -164,5 +182,6 @@ def decode_labels(
             past,
         )
 
-    start = State(jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32), past)
+    root = jnp.zeros(rows, jnp.int32)
+    start = State(jnp.int32(0), jnp.full(rows, trie.start, jnp.int32), root, past)
     return labels[jax.lax.while_loop(unfinished, advance, start).node]

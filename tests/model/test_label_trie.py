@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,12 +75,16 @@ def test_labels_that_are_none() -> None:
     assert caught.value.places == (1, 0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def all_logits(model: Transformer, params: Params, targets: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def all_logits(
+    model: Transformer, params: Params, targets: jax.Array, start_id: int = 0
+) -> jax.Array:
     """Logits [B, T, V] where every target is preceded by the others, by the network's usual way."""
     batch = {
         "encoder_input_tokens": INPUTS,
-        "decoder_input_tokens": jnp.pad(targets[:, :-1], [(0, 0), (1, 0)]),
+        "decoder_input_tokens": jnp.pad(
+            targets[:, :-1], [(0, 0), (1, 0)], constant_values=start_id
+        ),
         "decoder_target_tokens": targets,
     }
     hidden = losses.decoder_states(model, params, batch)
@@ -87,17 +92,31 @@ def all_logits(model: Transformer, params: Params, targets: jax.Array) -> jax.Ar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fields", [{}, {"scan_layers": True}, {"logits_via_embedding": True}])
-def test_every_choice_is_the_likeliest_of_what_goes_on(fields: dict[str, object]) -> None:
-    model, params = model_examples.student(3, **fields)
-    trie = label_trie.build_trie(LABELS)
+@pytest.mark.parametrize(
+    ("make", "fields", "start_id"),
+    [
+        (model_examples.student, {}, 0),
+        (model_examples.student, {"scan_layers": True}, 45),
+        (model_examples.student, {"logits_via_embedding": True}, 6),
+        (model_examples.t5gemma, {}, 2),
+    ],
+)
+def test_every_choice_is_the_likeliest_of_what_goes_on(
+    make: Callable[..., tuple[Transformer, Params]], fields: dict[str, object], start_id: int
+) -> None:
+    model, params = make(3, **fields)
+    trie = label_trie.build_trie(LABELS, start_id)
+    assert trie.vocabulary[trie.start] == start_id
     decode = jax.jit(lambda params, tokens: label_trie.decode_labels(model, params, tokens, trie))
     said = np.asarray(decode(params, INPUTS)).tolist()
     longest = max(map(len, LABELS))
     logits = np.stack(
         [
             all_logits(
-                model, params, np.broadcast_to(np.pad(e, (0, longest - len(e))), (24, longest))
+                model,
+                params,
+                np.broadcast_to(np.pad(e, (0, longest - len(e))), (24, longest)),
+                start_id,
             )
             for e in LABELS
         ]
