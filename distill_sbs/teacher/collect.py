@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -87,6 +89,15 @@ class Outcome:
     seconds: float = 0.0
 
 
+def _is_loop_running() -> bool:
+    """Whether this thread runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class Extraction:
     """One run; `run` does it.
 
@@ -126,6 +137,7 @@ class Extraction:
         self._told_trouble = False
         self._put_by: list[ResponseRow] = []
         self._error: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, examples: Iterator[Example]) -> Outcome:
         """Asks about `examples`, except those whose answers are there.
@@ -135,12 +147,27 @@ class Extraction:
         """
         started = time.monotonic()
         try:
-            asyncio.run(self._run(self._pending(examples)))
+            if _is_loop_running():
+                self._run_beside(examples)
+            else:
+                asyncio.run(self._run(self._pending(examples)))
         finally:
             self.outcome.seconds = time.monotonic() - started
         if self._error is not None:
             raise self._error
         return self.outcome
+
+    def _run_beside(self, examples: Iterator[Example]) -> None:
+        """Runs in a thread of its own: in this one another loop runs, as in a notebook."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(asyncio.run, self._run(self._pending(examples)))
+            while True:
+                try:
+                    done.result()
+                    return
+                except KeyboardInterrupt:
+                    if self._loop is not None:
+                        self._loop.call_soon_threadsafe(self._on_signal, signal.SIGINT)
 
     def _pending(self, examples: Iterator[Example]) -> Iterator[tuple[Example, int]]:
         for example in examples:
@@ -154,8 +181,10 @@ class Extraction:
 
     async def _run(self, pending: Iterator[tuple[Example, int]]) -> None:
         self._since = time.monotonic()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        self._loop = loop = asyncio.get_running_loop()
+        # Python lets the main thread alone handle signals.
+        is_main = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if is_main else ()
         for number in signals:
             loop.add_signal_handler(number, self._on_signal, number)
         self._workers = [

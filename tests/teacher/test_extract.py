@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import json
 import os
@@ -9,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -214,6 +216,35 @@ def test_sigterm_waits_for_what_is_in_flight(folder: pathlib.Path) -> None:
         assert len(read_rows(out)) == len(read_rows(log))
         assert run(folder, server.url) == 0
         assert server.stop()["answers"] == 20
+
+
+# ---------------------------------- notebooks --------------------------------
+
+
+def test_where_a_loop_runs_already(folder: pathlib.Path) -> None:
+    async def cell(url: str) -> int:
+        return run(folder, url)
+
+    with running(folder / "answers.jsonl") as server:
+        assert asyncio.run(cell(server.url)) == 0
+    rows = read_rows(folder / "out.jsonl")
+    assert {row["id"]: row["label"] for row in rows} == expected_labels(20)
+
+
+@pytest.mark.slow
+def test_an_interrupted_cell_keeps_what_was_answered(folder: pathlib.Path) -> None:
+    async def cell(url: str) -> int:
+        loop = asyncio.get_running_loop()
+        loop.remove_signal_handler(signal.SIGINT)  # a kernel leaves it to Python
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return run(folder, url, "--max_in_flight=2")
+
+    with running(folder / "answers.jsonl", "--seconds=0.4") as server:
+        assert asyncio.run(cell(server.url)) == 130
+        assert 0 < len(read_rows(folder / "out.jsonl")) < 20
+        assert run(folder, server.url) == 0
+    assert len(read_rows(folder / "out.jsonl")) == 20
 
 
 # ---------------------------------- budget -----------------------------------

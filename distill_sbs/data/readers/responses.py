@@ -186,7 +186,8 @@ class AnswerIndex:
     ) -> None:
         self.paths = list(paths)
         self._files: list[BinaryIO] = []
-        self._table = sqlite3.connect(":memory:")
+        # One thread at a time asks it; in a notebook that is not the one that made it.
+        self._table = sqlite3.connect(":memory:", check_same_thread=False)
         self._table.execute("CREATE TABLE answers (id, sample, file, offset, input_hash)")
         self._table.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", self._rows(on_row))
         self._table.execute("CREATE INDEX by_id ON answers (id)")
