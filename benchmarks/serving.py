@@ -7,7 +7,8 @@ Enters: what `evaluate --output` wrote (inputs with their prefix and gold labels
 folders of `convert --to=ctranslate2` or `--to=onnx`. Leaves: a table in Markdown on standard
 output. Each is measured in a process of its own, in turn, several times; the median of these is
 written. A batch of one is answered input by input; throughput is that of the whole test set at a
-batch size of 32. Labels alone are timed, from text to text.
+batch size of 32. Labels alone are timed, from text to text, by the clock and by the processors'
+time, which says more where others compute beside.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ _INPUTS = flags.DEFINE_string("inputs", None, "Of evaluate --output.", required=
 _DATASET = flags.DEFINE_string("dataset", "wordproblems", "Whose answers are scored how.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes for each.")
 _SINGLE = flags.DEFINE_integer("single", 200, "Inputs answered one by one.")
+_THREADS = flags.DEFINE_list("threads", ["1", "2"], "Of the exports' libraries, one after another.")
 _MEASURE = flags.DEFINE_string("measure", None, "Internal: what this process measures.")
 
 _PREFIX = "predict: "
 _BATCH_SIZE = 32
 _WARM = 8
+_PASSES = 3
 
 Answer = Callable[[Sequence[str], str, int], list[str]]
 
@@ -43,12 +46,12 @@ def read_rows(path: str) -> list[dict[str, str]]:
     return [{**row, "input": row["input"].removeprefix(_PREFIX)} for row in rows]
 
 
-def open_student(folder: str) -> Answer:
+def open_student(folder: str, threads: int) -> Answer:
     """What answers (texts, task, batch size): JAX for a run, else the export's own library."""
     if (pathlib.Path(folder) / "student.json").exists():
         from distill_sbs.serving.answering import Answerer
 
-        answerer = Answerer(folder)
+        answerer = Answerer(folder, threads)
         return lambda texts, task, size: [each.text for each in answerer.answer(texts, task, size)]
     from distill_sbs.inference.student import Student
 
@@ -57,29 +60,37 @@ def open_student(folder: str) -> Answer:
     return lambda texts, task, size: student.answer(texts, task, decoders[size])
 
 
-def measure(folder: str, texts: Sequence[str], single: int) -> dict[str, object]:
+def measure(folder: str, threads: int, texts: Sequence[str], single: int) -> dict[str, object]:
     """Answers and times of one."""
     started = time.monotonic()
-    answer = open_student(folder)
+    answer = open_student(folder, threads)
     answer(texts[:_WARM], "label", 1)
     loaded = time.monotonic() - started
     labels = answer(texts, "label", _BATCH_SIZE)  # warms every width
-    alone = []
-    for text in [*texts[:single], *texts[:single]]:
-        began = time.perf_counter()
-        answer([text], "label", 1)
-        alone.append(time.perf_counter() - began)
-    alone = sorted(alone[single:])  # the first time round compiles, with JAX
-    began = time.perf_counter()
-    again = answer(texts, "label", _BATCH_SIZE)
-    took = time.perf_counter() - began
-    assert again == labels
+    alone: list[float] = []
+    for _ in range(2):  # the first time round compiles, with JAX
+        alone.clear()
+        of_processors = time.process_time()
+        for text in texts[:single]:
+            began = time.perf_counter()
+            answer([text], "label", 1)
+            alone.append(time.perf_counter() - began)
+        of_processors = time.process_time() - of_processors
+    alone.sort()
+    together: list[tuple[float, float]] = []
+    for _ in range(_PASSES):
+        began = time.perf_counter(), time.process_time()
+        assert answer(texts, "label", _BATCH_SIZE) == labels
+        together.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    took, took_of_processors = (statistics.median(each) for each in zip(*together, strict=True))
     return {
         "labels": labels,
         "rationales": answer(texts, "rationale", _BATCH_SIZE),
         "p50": 1000 * alone[len(alone) // 2],
         "p95": 1000 * alone[int(0.95 * len(alone))],
         "throughput": len(texts) / took,
+        "processor_alone": 1000 * of_processors / single,
+        "processor_together": 1000 * took_of_processors / len(texts),
         "loaded": loaded,
     }
 
@@ -97,15 +108,21 @@ def main(arguments: Sequence[str]) -> None:
     rows = read_rows(_INPUTS.value)
     texts = [row["input"] for row in rows]
     if _MEASURE.value:
-        print(json.dumps(measure(_MEASURE.value, texts, _SINGLE.value)))
+        threads = int(_THREADS.value[0])
+        print(json.dumps(measure(_MEASURE.value, threads, texts, _SINGLE.value)))
         return
     run, *folders = arguments[1:]
-    found: dict[str, list[dict]] = {folder: [] for folder in (run, *folders)}
+    every = [(run, "all"), *((folder, n) for folder in folders for n in _THREADS.value)]
+    found: dict[tuple[str, str], list[dict]] = {each: [] for each in every}
     for _ in range(_ROUNDS.value):
-        for folder, measured in found.items():
+        for (folder, threads), measured in found.items():
             command = [sys.executable, __file__, f"--measure={folder}", f"--inputs={_INPUTS.value}"]
             done = subprocess.run(
-                [*command, f"--single={_SINGLE.value}"],
+                [
+                    *command,
+                    f"--single={_SINGLE.value}",
+                    f"--threads={threads if threads != 'all' else 0}",
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
@@ -119,14 +136,15 @@ def main(arguments: Sequence[str]) -> None:
 
     registration.load_task_files()
     is_correct = registration.DATASETS[_DATASET.value].is_correct
-    reference = found[run][0]
+    reference = found[every[0]][0]
     print(f"{len(texts)} inputs, {len(os.sched_getaffinity(0))} processors, load average "
           f"{os.getloadavg()[0]:.1f}")  # fmt: skip
     print(
-        "| | same labels | same rationales | accuracy | p50 | p95 | inputs/s at 32 | start | size |"
+        "| | threads | same labels | same rationales | accuracy | p50 | p95 | processors | "
+        "inputs/s at 32 | processors | start | size |"
     )
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for folder, measured in found.items():
+    print("| --- |" + " ---: |" * 11)
+    for (folder, threads), measured in found.items():
         same = {
             name: sum(
                 one == other for one, other in zip(measured[0][name], reference[name], strict=True)
@@ -139,13 +157,16 @@ def main(arguments: Sequence[str]) -> None:
         )
         values = {
             name: statistics.median(each[name] for each in measured)
-            for name in ("p50", "p95", "throughput", "loaded")
+            for name in measured[0]
+            if name not in ("labels", "rationales")
         }
         size = "" if folder == run else f"{size_of(folder):.2f} MiB"
         print(
-            f"| {pathlib.PurePath(folder).name} | {same['labels']} | {same['rationales']} | "
-            f"{right / len(rows):.1%} | {values['p50']:.2f} ms | {values['p95']:.2f} ms | "
-            f"{values['throughput']:.0f} | {values['loaded']:.1f} s | {size} |"
+            f"| {pathlib.PurePath(folder).name} | {threads} | {same['labels']} | "
+            f"{same['rationales']} | {right / len(rows):.1%} | {values['p50']:.2f} ms | "
+            f"{values['p95']:.2f} ms | {values['processor_alone']:.2f} ms | "
+            f"{values['throughput']:.0f} | {values['processor_together']:.2f} ms | "
+            f"{values['loaded']:.1f} s | {size} |"
         )
 
 

@@ -13,7 +13,7 @@ Enters: what an entry point does. Leaves: its exit status.
 | 75 | another process of the run died: start all of them again |
 | 130 | interrupted (Ctrl-C); a second Ctrl-C ends at once |
 | 141 | whoever read the output stopped reading it (`… | head`); nothing is said |
-| 143 | SIGTERM; `train` saved first |
+| 143 | SIGTERM; `train` saved first, `serve` has answered all |
 """
 
 from __future__ import annotations

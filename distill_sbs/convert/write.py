@@ -121,11 +121,11 @@ def convert_checkpoint(
       Interrupted: Ctrl-C or SIGTERM came; so it is then.
     """
     started = time.monotonic()
-    check_output(output, location, overwrite)
     if to in SERVED_FORMS:
         from distill_sbs.convert.for_serving import check_libraries
 
         check_libraries(to, output)
+    check_output(output, location, overwrite)
     vocabulary = sentencepiece_model.describe(vocabulary_file) if vocabulary_file else None
     source = open_source(location, form)
     source.check(_expect(student, source.config) if student else source.config)

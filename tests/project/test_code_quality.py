@@ -234,6 +234,14 @@ def test_infer_reaches_no_tensorflow() -> None:
     assert chains(["distill_sbs.infer"], TENSORFLOW_SIDE) == []
 
 
+def test_serving_needs_neither_side() -> None:
+    modules = [name for name in imports() if belongs(name, "distill_sbs.serving")]
+    assert "distill_sbs.serving.application" in modules
+    banned = JAX_SIDE | TENSORFLOW_SIDE | {"torch", "transformers"}
+    assert chains([*modules, "distill_sbs.serve"], banned) == []
+    assert chains(modules, {"gin"}) == []
+
+
 def test_only_the_t5x_engine_imports_t5x() -> None:
     users = {
         name
