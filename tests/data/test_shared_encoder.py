@@ -188,3 +188,20 @@ def test_which_mixtures_can_share(tiny_settings) -> None:
             UserError, match=f"MIXTURE_OR_TASK_NAME='{name}' does not pair them .* SHARED_ENCODER ="
         ):
             registration.check_pairs(registration.get_mixture_or_task(name), False)
+
+
+def test_rows_of_shared_pairs_are_not_too_long() -> None:
+    # 64 pairs of CQA's lengths: shorter rows cost less attention, and a few more positions.
+    random = np.random.default_rng(0)
+    batches = [
+        np.maximum(random.normal([45, 35], [9, 7], (64, 2)).round(), 2).astype(int)
+        for _ in range(16)
+    ]
+    longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
+    few, more = (
+        layout.choose_layout(batches, longest, 1, 0.009, padding, in_pairs=True).usual
+        for padding in (layout.PADDING, layout.SHARED_PADDING)
+    )
+    assert more.rows > few.rows
+    assert more.cost(0.009) < 0.9 * few.cost(0.009)
+    assert more.positions < 1.05 * few.positions

@@ -416,12 +416,14 @@ def lay_out_tasks(
         sequences, position = looked_at.draw(position, batch_size // together)
         batches.append(layout.measure(sequences, together))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
+    shared_encoder = any(task.shared_encoder for task in tasks)
+    padding = layout.SHARED_PADDING if shared_encoder else layout.PADDING
     chosen = layout.choose_layout(
-        batches, longest, row_multiple, attention_cost, in_pairs=together > 1
+        batches, longest, row_multiple, attention_cost, padding, in_pairs=together > 1
     )
     if soft_tokens := max(task.soft_tokens() for task in tasks):
         chosen = chosen.add_soft_labels(soft_tokens)
-    if any(task.shared_encoder for task in tasks):
+    if shared_encoder:
         chosen = chosen.share_encoder()
     drawn = [each for task in tasks for each in (task, task.partner) if each is not None]
     return TrainingData(MixtureSampler(tasks, rates, seed), batch_size, chosen, drawn)

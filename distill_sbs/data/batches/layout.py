@@ -222,6 +222,11 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
 
 # Where a student's own is not given.
 ATTENTION_COST = 0.001
+# The mean share of padded positions that is good enough.
+PADDING = 0.045
+# Pairs that share their inputs are long in targets and few in number: for the smaller share they
+# would lie in half as many rows, twice as long, whose attention costs more than it saves.
+SHARED_PADDING = 0.08
 
 _SEQUENCES_LAID_OUT = 4096
 
@@ -246,7 +251,7 @@ def choose_layout(
     longest: np.ndarray,
     row_multiple: int,
     attention_cost: float = ATTENTION_COST,
-    padding: float = 0.045,
+    padding: float = PADDING,
     in_pairs: bool = False,
 ) -> Layout:
     """Chooses the rows in which the batches of a run cost least, with little padding.
