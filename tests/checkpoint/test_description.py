@@ -246,7 +246,7 @@ def test_converted_checkpoints_of_the_first_version() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "here has checkpoint format 3, expected one of"),
+        ({"format_version": 4}, "here has checkpoint format 4, expected one of"),
         ({"format_version": None}, "here has checkpoint format None"),
         ({"student": {"emb_dims": 3}}, "emb_dim"),
         ({"student": {"num_encoder_layers": 10**9}}, "num_encoder_layers"),
