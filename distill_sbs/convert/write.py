@@ -32,7 +32,7 @@ from distill_sbs.convert.trimming import RestoredSource, check_can_trim, trim_so
 from distill_sbs.data import sentencepiece_model
 from distill_sbs.data.sentencepiece_model import VocabularyDescription
 from distill_sbs.errors import UserError, describe_disk_error
-from distill_sbs.model.config import T5Config, named_config
+from distill_sbs.model.config import T5Config, T5GemmaConfig, named_config
 from distill_sbs.model.parameters import list_parameters
 from distill_sbs.serving.served_folder import CTRANSLATE2, FLOAT32, ONNX
 from distill_sbs.serving.served_folder import FORMS as SERVED_FORMS
@@ -228,13 +228,31 @@ def _write(
 
 
 def _check_exportable(source: ParameterSource, to: str) -> None:
-    """Other forms than ours have no trimmed vocabularies."""
+    """Refuses a student that a form cannot hold: trimmed ones, and others where it is served.
+
+    Raises:
+      UserError: so it is.
+    """
     vocabulary = source.vocabulary
     if to != NATIVE and vocabulary is not None and sentencepiece_model.is_trimmed(vocabulary):
         raise UserError(
             f"{source.location} has a trimmed vocabulary of {vocabulary['size']:,} ids, which "
             f"{FORM_NAMES[to]} has no form for; name the checkpoint that it was trimmed from, whose"
             " rows it gets back: --restore_vocabulary=CHECKPOINT"
+        )
+    if to not in SERVED_FORMS:
+        return
+    if isinstance(source.config, T5GemmaConfig):
+        raise UserError(
+            f"--to={to}: {source.location} is a T5Gemma 2, which {FORM_NAMES[to]} is not written "
+            "for here; export it with --to=hf"
+        )
+    said = source.description
+    if source.decoder_starts is not None or (said is not None and said.shares_encoder):
+        raise UserError(
+            f"--to={to}: {source.location} shares its encoder: the decoder's first token tells "
+            "label from rationale, which a server does not choose; export it with --to=hf, or train"
+            " with SHARED_ENCODER = False"
         )
 
 
