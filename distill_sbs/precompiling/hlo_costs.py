@@ -101,34 +101,62 @@ class Program:
         """The costs of one run."""
         return self._costs_of(self._entry)
 
+    def list_operations(self) -> Iterator[tuple[Instruction, float, Costs]]:
+        """Every instruction that costs something, how often it runs, and what one run costs."""
+        yield from self._operations_of(self._entry, 1.0)
+
     # ---------------------------------- walking ----------------------------------
+
+    def _operations_of(
+        self, name: str, times: float
+    ) -> Iterator[tuple[Instruction, float, Costs]]:
+        computation = self._computations[name]
+        for each in computation.values():
+            calls = self._calls(each)
+            if calls is None:
+                yield each, times, self._instruction_costs(computation, each)
+            else:
+                for called, turns in calls:
+                    yield from self._operations_of(called, times * turns)
 
     def _computation_costs(self, name: str) -> Costs:
         total = Costs()
         computation = self._computations[name]
         for each in computation.values():
-            if each.opcode == "while":
-                turns = self._trip_count(each)
-                if turns is None:
-                    total.unknown_loops += 1
-                for called in each.list_called("body", "condition"):
-                    total.add(self._costs_of(called), 1 if self._loops_once else turns or 1)
-            elif each.opcode in ("call", "async-start"):
-                for called in each.list_called():
-                    total.add(self._costs_of(called))
-            elif each.opcode == "conditional":
-                branches = [
-                    self._costs_of(called) for called in each.list_called("branch_computations")
-                ]
-                total.add(max(branches, key=lambda costs: costs.matrix_flops, default=Costs()))
-            else:
-                total.matrix_flops += self._matrix_flops(computation, each)
-                self._add_collectives(total, computation, each)
-                if each.opcode not in _FREE and not each.opcode.endswith("-done"):
-                    for array, size in self._traffic(computation, each):
-                        total.accessed_bytes += size
-                        total.memory_bytes += size if array.in_main_memory else 0
+            calls = self._calls(each)
+            if calls is None:
+                total.add(self._instruction_costs(computation, each))
+                continue
+            if each.opcode == "while" and self._trip_count(each) is None:
+                total.unknown_loops += 1
+            for called, turns in calls:
+                total.add(self._costs_of(called), turns)
         return total
+
+    def _calls(self, each: Instruction) -> list[tuple[str, float]] | None:
+        """The computations that run in its place, and how often; None for one that costs itself."""
+        if each.opcode == "while":
+            turns = 1 if self._loops_once else self._trip_count(each) or 1
+            return [(called, turns) for called in each.list_called("body", "condition")]
+        if each.opcode in ("call", "async-start"):
+            return [(called, 1) for called in each.list_called()]
+        if each.opcode == "conditional":
+            branches = each.list_called("branch_computations")
+            # One of them runs: the one with most arithmetic.
+            most = max(
+                branches, key=lambda name: self._costs_of(name).matrix_flops, default=None
+            )
+            return [(most, 1)] if most is not None else []
+        return None
+
+    def _instruction_costs(self, computation: dict[str, Instruction], each: Instruction) -> Costs:
+        costs = Costs(matrix_flops=self._matrix_flops(computation, each))
+        self._add_collectives(costs, computation, each)
+        if each.opcode not in _FREE and not each.opcode.endswith("-done"):
+            for array, size in self._traffic(computation, each):
+                costs.accessed_bytes += size
+                costs.memory_bytes += size if array.in_main_memory else 0
+        return costs
 
     def _trip_count(self, loop: Instruction) -> int | None:
         known = re.search(r'known_trip_count[^0-9]{0,20}"(\d+)"', loop.attributes)
