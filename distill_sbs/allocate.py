@@ -204,6 +204,7 @@ def _allocate(
         registration.prepare_missing(each)
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    sharding.check_attention(checked.run.architecture.attention, mesh)
     schedule = optimizers.make_schedule(config.optimizer, run.train_steps)
     update = optimizers.make_optimizer(config.optimizer, run.train_steps)
 

@@ -77,6 +77,7 @@ def precompile(
         devices, chip = chips.slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, devices, config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    sharding.check_attention(architecture.attention, mesh)
     steps = max(_SCHEDULE_STEPS, config.optimizer.warmup_steps + 1)
     update = optimizers.make_optimizer(config.optimizer, steps)
 

@@ -42,6 +42,7 @@ _FREE_FIELDS = (
     "float32_attention_logits",
     "scan_layers",
     "remat_policy",
+    "attention",
 )
 
 

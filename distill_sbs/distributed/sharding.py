@@ -178,6 +178,19 @@ def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None
         )
 
 
+def check_attention(attention: str, mesh: Mesh) -> None:
+    """Raises UserError where a kernel that is not for these devices is to train a student.
+
+    Elsewhere the kernel is interpreted, which is right, and too slow to train with.
+    """
+    platform = mesh.devices.flat[0].platform
+    if attention == "fused" and platform != "tpu":
+        raise UserError(
+            "STUDENT_OVERRIDES has 'attention': 'fused', which is a kernel for TPUs; these devices "
+            f"are of the kind {platform!r}; leave it out, or use 'xla'"
+        )
+
+
 def _spec(
     axes: Sequence[str | None],
     shape: Sequence[int],

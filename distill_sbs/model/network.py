@@ -22,6 +22,7 @@ from flax import linen as nn
 
 from distill_sbs.model.attention import RelativePositionBias, gather_parameter
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.fused_attention import ATTENDED, spread_bias
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
     DecoderLayer,
@@ -30,6 +31,7 @@ from distill_sbs.model.layers import (
     RootMeanSquareNorm,
     fan_in_truncated,
 )
+from distill_sbs.model.masks import Mask, make_mask
 from distill_sbs.model.parameters import Params, PyTree
 
 # Keys and values, each [rows, H, length, head_dim]: a pair a layer in a list, or one pair of stacks
@@ -43,15 +45,17 @@ def _layer_stack(
     deterministic: bool,
     length: int,
     hidden: jax.Array,
-    *shared: jax.Array,
+    *shared: PyTree,
 ) -> jax.Array:
     """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
     rates = None if deterministic else config.residual_rates(length)
     if config.remat_policy != "none":
-        policies = {
-            "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-            "full": None,
-        }
+        keep = jax.checkpoint_policies
+        minimal = keep.checkpoint_dots_with_no_batch_dims
+        if config.attention == "fused":
+            attended = keep.save_only_these_names(ATTENDED)
+            minimal = keep.save_from_both_policies(minimal, attended)
+        policies = {"minimal": minimal, "full": None}
         layer_class = nn.remat(
             layer_class,
             prevent_cse=not config.scan_layers,  # inside a scan XLA cannot undo it anyway
@@ -81,11 +85,13 @@ class Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
-        """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
+    def __call__(self, embedded: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
+        """Embedded [B, S, D], mask of [B, 1, S, S] -> [B, S, D]."""
         config = self.config
         positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
         bias = RelativePositionBias(config, True, name="relpos_bias")(positions, positions)
+        if config.attention == "fused":
+            bias = spread_bias(bias)
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             EncoderLayer, config, deterministic, config.num_encoder_layers, hidden, bias, mask
@@ -164,14 +170,16 @@ class Decoder(nn.Module):
         self,
         embedded: jax.Array,
         encoded: jax.Array,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_mask: Mask,
+        cross_mask: Mask,
         deterministic: bool,
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
         config = self.config
         positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
         bias = RelativePositionBias(config, False, name="relpos_bias")(positions, positions)
+        if config.attention == "fused":
+            bias = spread_bias(bias)
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
         hidden = _layer_stack(
             DecoderLayer,
@@ -264,50 +272,6 @@ def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:
     return [(empty, empty) for _ in range(config.num_decoder_layers)]
 
 
-def encoder_attention_mask(tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """Bool [B, 1, S, S]: real tokens see real tokens of their own segment."""
-    return _attention_mask(tokens > 0, tokens > 0, segment_ids, segment_ids)
-
-
-def decoder_attention_mask(
-    target_tokens: jax.Array, segment_ids: jax.Array | None = None
-) -> jax.Array:
-    """Bool [B, 1, T, T]: real targets see real targets of their segment, up to themselves."""
-    real = target_tokens > 0
-    positions = jnp.arange(target_tokens.shape[1])
-    causal = positions[:, None] >= positions[None, :]
-    return _attention_mask(real, real, segment_ids, segment_ids) & causal
-
-
-def cross_attention_mask(
-    target_tokens: jax.Array,
-    input_tokens: jax.Array,
-    decoder_segment_ids: jax.Array | None = None,
-    encoder_segment_ids: jax.Array | None = None,
-) -> jax.Array:
-    """Bool [B, 1, T, S]: real targets see the real inputs of their segment."""
-    return _attention_mask(
-        target_tokens > 0, input_tokens > 0, decoder_segment_ids, encoder_segment_ids
-    )
-
-
-def _attention_mask(
-    query_real: jax.Array,
-    key_real: jax.Array,
-    query_segments: jax.Array | None,
-    key_segments: jax.Array | None,
-) -> jax.Array:
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError(
-            "segment ids were given for only one of encoder and decoder; packed rows need "
-            "encoder_segment_ids and decoder_segment_ids, other rows neither"
-        )
-    mask = query_real[:, :, None] & key_real[:, None, :]
-    if query_segments is not None and key_segments is not None:
-        mask &= query_segments[:, :, None] == key_segments[:, None, :]
-    return mask[:, None]
-
-
 class Transformer(nn.Module):
     """The whole student. `apply({"params": params}, ..., method="encode")` and so on."""
 
@@ -326,7 +290,8 @@ class Transformer(nn.Module):
         enable_dropout: bool = False,
     ) -> jax.Array:
         """Tokens int32 [B, S] (0: padding) -> encoder states [B, S, D]."""
-        mask = encoder_attention_mask(encoder_input_tokens, encoder_segment_ids)
+        tokens, segments = encoder_input_tokens, encoder_segment_ids
+        mask = make_mask(self.config, tokens, tokens, segments, segments)
         embedded = self.token_embedder(encoder_input_tokens)
         return self.encoder(embedded, mask, not enable_dropout)
 
@@ -344,9 +309,10 @@ class Transformer(nn.Module):
 
         encoded is [B, S, D], from `encode`; the encoder's tokens only say where it is padding.
         """
-        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
-        cross_mask = cross_attention_mask(
-            decoder_target_tokens, encoder_input_tokens, decoder_segment_ids, encoder_segment_ids
+        targets, segments = decoder_target_tokens, decoder_segment_ids
+        self_mask = make_mask(self.config, targets, targets, segments, segments, causal=True)
+        cross_mask = make_mask(
+            self.config, targets, encoder_input_tokens, segments, encoder_segment_ids
         )
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
@@ -360,8 +326,9 @@ class Transformer(nn.Module):
         decoder_segment_ids: jax.Array,
     ) -> jax.Array:
         """As `decoder_hidden`, of several targets in a row, which all answer its one input."""
-        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
-        cross_mask = cross_attention_mask(decoder_target_tokens, encoder_input_tokens)
+        targets, segments = decoder_target_tokens, decoder_segment_ids
+        self_mask = make_mask(self.config, targets, targets, segments, segments, causal=True)
+        cross_mask = make_mask(self.config, targets, encoder_input_tokens)
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, True)
 

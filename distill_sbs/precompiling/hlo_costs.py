@@ -37,6 +37,11 @@ _FREE = {
     "async-start",
     "async-update",
 }
+# Custom calls of the TPU compiler that name memory and move nothing.
+_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# What a Pallas kernel says of itself.
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -53,7 +58,8 @@ class Costs:
 
     Attributes:
       matrix_flops: floating-point operations of matrix products and convolutions, a multiplication
-        and an addition being two. Elementwise work, which other units do, is not in it.
+        and an addition being two. Elementwise work, which other units do, is not in it. Of a
+        Pallas kernel, which nothing can look into, what it says of itself.
       memory_bytes: bytes read from and written to main memory: every instruction's operands and
         results that lie there. What a fusion keeps inside, and arrays that the compiler put into
         memory on the chip, do not count.
@@ -107,9 +113,7 @@ class Program:
 
     # ---------------------------------- walking ----------------------------------
 
-    def _operations_of(
-        self, name: str, times: float
-    ) -> Iterator[tuple[Instruction, float, Costs]]:
+    def _operations_of(self, name: str, times: float) -> Iterator[tuple[Instruction, float, Costs]]:
         computation = self._computations[name]
         for each in computation.values():
             calls = self._calls(each)
@@ -143,16 +147,16 @@ class Program:
         if each.opcode == "conditional":
             branches = each.list_called("branch_computations")
             # One of them runs: the one with most arithmetic.
-            most = max(
-                branches, key=lambda name: self._costs_of(name).matrix_flops, default=None
-            )
+            most = max(branches, key=lambda name: self._costs_of(name).matrix_flops, default=None)
             return [(most, 1)] if most is not None else []
         return None
 
     def _instruction_costs(self, computation: dict[str, Instruction], each: Instruction) -> Costs:
         costs = Costs(matrix_flops=self._matrix_flops(computation, each))
         self._add_collectives(costs, computation, each)
-        if each.opcode not in _FREE and not each.opcode.endswith("-done"):
+        target = _TARGET.search(each.attributes) if each.opcode == "custom-call" else None
+        free = each.opcode in _FREE or (target is not None and target[1] in _FREE_TARGETS)
+        if not free and not each.opcode.endswith("-done"):
             for array, size in self._traffic(computation, each):
                 costs.accessed_bytes += size
                 costs.memory_bytes += size if array.in_main_memory else 0
@@ -222,6 +226,9 @@ class Program:
         if each.opcode == "convolution":
             left, right = (computation[name].arrays[0].dimensions for name in each.operands[:2])
             return _convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
+        kernel = _KERNEL_FLOPS.search(each.attributes) if each.opcode == "custom-call" else None
+        if kernel:
+            return float(kernel[1])
         if each.opcode == "custom-call" and re.search(
             r'target="[^"]*(gemm|matmul)', each.attributes
         ):
