@@ -42,8 +42,10 @@ SUBLANES = 8
 QUERY_BLOCK = 256
 # As `attention.MASKED_LOGIT`.
 _MASKED_LOGIT = -1e10
-# Of memory on the chip; what the kernel takes at 1,024 x 1,024 positions is about half of it.
+# Memory on the chip that the kernel may use, of 128 MiB. Two heads' biases and their gradients,
+# each there twice, take 72 MiB of it for rows of the longest kind.
 _VMEM_BYTES = 100 * 2**20
+LONGEST_ROW = 1536
 
 
 # ---------------------------------- the mesh ---------------------------------

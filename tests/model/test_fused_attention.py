@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_examples import batch, packed, student
+from model_examples import SMALL, batch, packed, student
 
+from distill_sbs.config import BatchConfig, ObjectiveConfig
+from distill_sbs.distributed import sharding
+from distill_sbs.errors import UserError
 from distill_sbs.model import attention, losses, masks
 from distill_sbs.model.fused_attention import fused_attention
 
@@ -120,13 +125,29 @@ def test_a_student_computes_the_same(scan_layers, remat_policy):
     )
 
 
-@pytest.mark.slow
+def test_long_rows_are_refused_before_anything_is_compiled():
+    chip = types.SimpleNamespace(platform="tpu")
+    mesh = types.SimpleNamespace(devices=np.array([chip]))
+    fused = dataclasses.replace(SMALL, attention="fused")
+
+    def check(student, inputs, **objective):
+        lengths = {"inputs": inputs, "targets": 128}
+        batches = BatchConfig(task_feature_lengths=lengths, batch_size=8)
+        sharding.check_attention(student, batches, ObjectiveConfig(**objective), mesh)
+
+    check(fused, 1536)
+    check(SMALL, 4096)
+    with pytest.raises(UserError, match="rows of 1,600 tokens.* takes 1,536 at most; use 'xla'"):
+        check(fused, 800, mutual_information_weight=0.1)
+
+
+@pytest.mark.campaign
 def test_eight_devices_compute_what_one_does():
     finished = subprocess.run(
         [sys.executable, str(TESTS / "helpers" / "fused_meshes.py")],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == ["8x1", "4x2", "same"]
