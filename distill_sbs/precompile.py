@@ -184,6 +184,7 @@ def precompile(
         "model_flops": model_flops * per_chip / len(devices),
         "mfu_bound": None,
         "compile_seconds": round(step.compile_seconds, 1),
+        "compile_processor_seconds": round(step.processor_seconds, 1),
         "refusal": step.refusal,
         "unreadable": step.unreadable,
         "operations": step.describe_operations(operations, per_chip),

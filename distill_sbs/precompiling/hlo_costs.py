@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from distill_sbs.precompiling.convolutions import convolution_flops
 from distill_sbs.precompiling.hlo_text import Array, Computations, Instruction, read_program
 
 # These name buffers, or stand for work that is counted elsewhere.
@@ -174,8 +175,28 @@ class Program:
                     for operand in each.operands:
                         constant = self._constant(computation, each, operand)
                         if constant is not None:
-                            return constant
+                            return -(-constant // self._step(loop, computation, each))
         return None
+
+    def _step(self, loop: Instruction, condition: dict[str, Instruction], test: Instruction) -> int:
+        """By how much a loop's counter rises a turn.
+
+        By 2 where the compiler wrote two turns of a product and its collective into one.
+        """
+        counters = [condition[name] for name in test.operands if name in condition]
+        places = [re.search(r"\bindex=(\d+)", each.attributes) for each in counters]
+        place = next((int(found[1]) for found in places if found), None)
+        for name in loop.list_called("body") if place is not None else ():
+            body = self._computations[name]
+            root = next((each for each in body.values() if each.is_root), None)
+            if root is None or root.opcode != "tuple" or place >= len(root.operands):
+                continue
+            raised = body.get(root.operands[place])
+            for operand in raised.operands if raised is not None and raised.opcode == "add" else ():
+                step = self._constant(body, raised, operand)
+                if step:
+                    return step
+        return 1
 
     def _constant(
         self, computation: dict[str, Instruction], each: Instruction, operand: str
@@ -225,7 +246,7 @@ class Program:
             return 2.0 * result * math.prod(left[axis] for axis in axes)
         if each.opcode == "convolution":
             left, right = (computation[name].arrays[0].dimensions for name in each.operands[:2])
-            return _convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
+            return convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
         kernel = _KERNEL_FLOPS.search(each.attributes) if each.opcode == "custom-call" else None
         if kernel:
             return float(kernel[1])
@@ -335,70 +356,6 @@ def _group_size(attributes: str) -> int:
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     first = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     return len(first[1].split(",")) if first else 0
-
-
-def _convolution_flops(
-    left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], attributes: str
-) -> float:
-    """Twice the multiplications of a convolution that meet data and not its padding.
-
-    The TPU compiler writes matrix products as convolutions, their batch dimensions as windows that
-    are mostly padding and dilation, so those must not count.
-    """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-    if labels is None:
-        return 0.0
-    left_labels, right_labels, result_labels = labels.groups()
-    flops = 2.0 * result[result_labels.index("b")] * result[result_labels.index("f")]
-    flops *= right[right_labels.index("i")]  # already a group's share of the input features
-    window = re.search(r"window=\{([^{}]*)\}", attributes)
-    fields = dict(re.findall(r"\b(\w++)=([\dx_\-]+)", window[1])) if window else {}
-    spatial = [label for label in left_labels if label.isdigit()]
-    for label in spatial:
-        number = int(label)
-
-        def of(field: str, default: str, number: int = number) -> str:
-            parts = fields[field].split("x") if field in fields else []
-            return parts[number] if number < len(parts) else default
-
-        flops *= _meetings(
-            inputs=left[left_labels.index(label)],
-            window=int(of("size", str(right[right_labels.index(label)]))),
-            outputs=result[result_labels.index(label)],
-            stride=int(of("stride", "1")),
-            low_padding=int(of("pad", "0_0").split("_")[0]),
-            input_dilation=int(of("lhs_dilate", "1")),
-            window_dilation=int(of("rhs_dilate", "1")),
-        )
-    return flops
-
-
-@functools.cache
-def _meetings(
-    inputs: int,
-    window: int,
-    outputs: int,
-    stride: int,
-    low_padding: int,
-    input_dilation: int,
-    window_dilation: int,
-) -> int:
-    """How many pairs of output and window position meet an input of one spatial dimension."""
-    count = 0
-    last = (inputs - 1) * input_dilation
-    for tap in range(window):
-        offset = tap * window_dilation - low_padding
-        # Outputs o with 0 <= o·stride + offset <= last, on the dilated input's own positions.
-        first = max(0, -(offset // stride) if offset < 0 else 0)
-        highest = min(outputs - 1, (last - offset) // stride)
-        if input_dilation == 1:
-            count += max(0, highest - first + 1)
-        else:
-            count += sum(
-                (output * stride + offset) % input_dilation == 0
-                for output in range(first, highest + 1)
-            )
-    return count
 
 
 def _asynchronous_part(each: Instruction) -> str | None:

@@ -113,6 +113,7 @@ class Precompilation(CostFigures):
       model_flops: what the student's arithmetic takes, without what is computed anew.
       mfu_bound: the most of the chip's arithmetic that can be of use, 0 to 1.
       compile_seconds: of the compiler.
+      compile_processor_seconds: of the processor, on all cores; 0 where nothing was compiled.
       refusal: its words, where the program does not fit.
       unreadable: why nothing was counted, where it was not.
       operations: of the training step, those that access most bytes; as many as were asked for.
@@ -142,6 +143,7 @@ class Precompilation(CostFigures):
     model_flops: float
     mfu_bound: float | None
     compile_seconds: float
+    compile_processor_seconds: float
     refusal: str | None
     unreadable: str | None
     operations: list[Operation]
@@ -155,6 +157,7 @@ class Report:
 
     Attributes:
       compile_seconds: the time it took, tracing included.
+      processor_seconds: the processor's time for it, on all cores, whatever else they did.
       argument_bytes: its inputs: parameters, optimizer state, batch.
       temporary_bytes: activations, gradients, and whatever else lives only inside.
       output_bytes: its results that do not take an input's place.
@@ -178,6 +181,7 @@ class Report:
     contributors: tuple[Contributor, ...] = ()
     xla_flops: float = 0.0
     xla_bytes: float = 0.0
+    processor_seconds: float = 0.0
     needed_bytes: float | None = None
     refusal: str | None = None
     unreadable: str | None = None
@@ -257,7 +261,7 @@ def compile_report(
     Raises:
       Exception: any error of the compiler but one for want of memory.
     """
-    start = time.monotonic()
+    start, start_of_processor = time.monotonic(), time.process_time()
     try:
         compiled = lower().compile()
     except Exception as error:  # JaxRuntimeError; its class is not public in every version
@@ -266,6 +270,7 @@ def compile_report(
         needed = needed_bytes(str(error))
         return Report(time.monotonic() - start, needed_bytes=needed, refusal=_first_line(error))
     seconds = time.monotonic() - start
+    processor_seconds = time.process_time() - start_of_processor
     memory = compiled.memory_analysis()
     assert memory is not None
     analysis = compiled.cost_analysis() or {}
@@ -287,6 +292,7 @@ def compile_report(
         code_bytes=memory.generated_code_size_in_bytes,
         costs=Program(text).costs() if text is not None else None,
         contributors=tuple(list_contributors(text)) if text is not None else (),
+        processor_seconds=processor_seconds,
         xla_flops=float(analysis.get("flops", 0.0)),
         xla_bytes=float(analysis.get("bytes accessed", 0.0)),
         unreadable=unreadable,

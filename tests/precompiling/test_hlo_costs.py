@@ -309,9 +309,9 @@ def test_sizes_of_arrays() -> None:
     ],
 )
 def test_padding_of_a_convolution_is_no_work(attributes, left, right, result, pairs) -> None:
-    from distill_sbs.precompiling.hlo_costs import _convolution_flops
+    from distill_sbs.precompiling.convolutions import convolution_flops
 
-    flops = _convolution_flops(
+    flops = convolution_flops(
         (2, 3, *left), (3, 5, *right), (2, 5, *result), attributes + ", dim_labels=bf0_io0->bf0"
     )
     assert flops == 2 * 2 * 3 * 5 * pairs
@@ -355,6 +355,24 @@ def test_a_kernel_says_its_flops_and_a_view_moves_nothing() -> None:
     costs = Program(KERNEL_PROGRAM).costs()
     assert costs.matrix_flops == 3 * 5000
     assert costs.memory_bytes == 3 * 2 * 4096 + 3 * 4096
+
+
+def test_a_counter_that_rises_by_two_makes_half_the_turns() -> None:
+    """As in loops of products and their collectives, two of which are a turn; no count is known."""
+    program = KERNEL_PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    program = program.replace(
+        "  ROOT %goes_on = pred[] constant(true)",
+        "  %turn.1 = s32[] get-tuple-element(%state.1), index=0\n"
+        "  %bound = s32[] constant(7)\n"
+        "  ROOT %goes_on = pred[] compare(%turn.1, %bound), direction=LT",
+    )
+    assert "known_trip_count" not in program
+    assert Program(program).costs().matrix_flops == 7 * 5000
+    by_two = program.replace(
+        "tuple(%turn, %attended)",
+        "tuple(%raised, %attended)\n  %two = s32[] constant(2)\n  %raised = s32[] add(%turn, %two)",
+    )
+    assert Program(by_two).costs().matrix_flops == 4 * 5000
 
 
 def test_which_operations_move_most_bytes() -> None:
