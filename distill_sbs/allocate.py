@@ -195,6 +195,7 @@ def _allocate(
         registration.prepare_missing(each)
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    sharding.check_attention(checked.run.architecture, config.batch, config.objective, mesh)
     schedule = optimizers.make_schedule(config.optimizer, run.train_steps)
     update = optimizers.make_optimizer(config.optimizer, run.train_steps)
 
@@ -206,9 +207,8 @@ def _allocate(
             f"MIXTURE_OR_TASK_NAME={config.data.mixture_or_task_name!r} has no validation split, "
             "and nothing tells what an interval was worth; choose another"
         )
-    evaluated = frozenset[bytes]().union(
-        *(overlap.fingerprints(each.input_texts) for each in splits.values())
-    )
+    seen = (overlap.fingerprints(each.input_texts) for each in splits.values())
+    evaluated = frozenset[bytes]().union(*seen)
     log: run_log.RunLog | None = None
 
     def ask(dataset: str, split: str, examples: Sequence[Example]) -> dict[str, TeacherOutput]:

@@ -37,6 +37,7 @@ def precompile(
     *,
     decoding: bool = True,
     program_folder: pathlib.Path | None = None,
+    operations: int = 0,
 ) -> Precompilation:
     """Compiles, and returns what `--json` prints; sizes and times are of one chip and one step.
 
@@ -48,6 +49,8 @@ def precompile(
       config: the options that shape a run's programs.
       decoding: whether the decoding step is compiled once the training step is known to fit.
       program_folder: where the programs' texts go.
+      operations: how many of the training step's operations are listed, those that access most
+        bytes first.
 
     Raises:
       UserError: something given cannot work; nothing was compiled.
@@ -79,6 +82,7 @@ def precompile(
         devices, chip = chips.slice_devices(topology)
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, devices, config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    sharding.check_attention(architecture, config.batch, config.objective, mesh)
     steps = max(_SCHEDULE_STEPS, config.optimizer.warmup_steps + 1)
     update = optimizers.make_optimizer(config.optimizer, steps)
 
@@ -184,8 +188,10 @@ def precompile(
         "model_flops": model_flops * per_chip / len(devices),
         "mfu_bound": None,
         "compile_seconds": round(step.compile_seconds, 1),
+        "compile_processor_seconds": round(step.processor_seconds, 1),
         "refusal": step.refusal,
         "unreadable": step.unreadable,
+        "operations": step.describe_operations(operations, per_chip),
         "decode": None,
         "advice": [],
     }
@@ -224,6 +230,13 @@ def _define_flags(values: flags.FlagValues) -> None:
         "Compiles the decoding step too, where the training step fits.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "operations",
+        0,
+        "So many operations of the training step are listed, those that access most bytes.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "programs",
         None,
@@ -246,6 +259,7 @@ def main(configuration: command_line.Configuration[PrecompileConfig]) -> int:
         configuration.config,
         decoding=bool(configuration.flags["decoding"]),
         program_folder=pathlib.Path(programs) if programs else None,
+        operations=configuration.flags["operations"],
     )
     as_json = bool(configuration.flags["json"])
     printing.print_table(result, to_standard_error=as_json)

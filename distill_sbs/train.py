@@ -235,6 +235,7 @@ def _train(
     processes.run_first_then_others(lambda: registration.prepare_missing(mixture))
     mesh = sharding.make_mesh(config.mesh.num_model_partitions, num_slices=config.mesh.num_slices)
     sharding.check_batch_size(batch_size, num_microbatches, mesh)
+    sharding.check_attention(checked.architecture, batch_config, config.objective, mesh)
     schedule = optimizers.make_schedule(config.optimizer, train_steps)
     update = optimizers.make_optimizer(config.optimizer, train_steps)
     folder = epath.Path(model_dir)

@@ -52,6 +52,7 @@ _FREE_FIELDS = (
     "float32_attention_logits",
     "scan_layers",
     "remat_policy",
+    "attention",
 )
 
 

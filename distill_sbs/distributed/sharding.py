@@ -23,7 +23,10 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_sbs.config import BatchConfig, ObjectiveConfig
 from distill_sbs.errors import UserError
+from distill_sbs.model.config import T5Config
+from distill_sbs.model.fused_attention import LONGEST_ROW
 from distill_sbs.model.parameters import Params, PyTree, find_logical_axes
 
 if TYPE_CHECKING:
@@ -178,6 +181,32 @@ def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None
         raise UserError(
             f"BATCH_SIZE={batch_size} is not a multiple of {devices} devices{microbatches}; "
             f"use {mend}"
+        )
+
+
+def check_attention(
+    student: T5Config, batch: BatchConfig, objective: ObjectiveConfig, mesh: Mesh
+) -> None:
+    """Whether a student's attention can be trained on these devices, with rows so long.
+
+    Other devices than TPUs interpret the kernel of fused attention, which is right, and too slow.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if student.attention != "fused":
+        return
+    platform = mesh.devices.flat[0].platform
+    if platform != "tpu":
+        raise UserError(
+            "STUDENT_OVERRIDES has 'attention': 'fused', which is a kernel for TPUs; these devices "
+            f"are of the kind {platform!r}; leave it out, or use 'xla'"
+        )
+    longest = max(batch.task_feature_lengths.values()) * (2 if objective.in_pairs else 1)
+    if longest > LONGEST_ROW:
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS makes rows of {longest:,} tokens, and STUDENT_OVERRIDES has "
+            f"'attention': 'fused', whose kernel takes {LONGEST_ROW:,} at most; use 'xla'"
         )
 
 

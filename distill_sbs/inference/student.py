@@ -72,6 +72,9 @@ class Student:
         shapes = jax.eval_shape(lambda: initial_parameters(config, jax.random.key(0)))
         abstract = sharding.abstract_parameters(mesh, shapes, fsdp)
         params = orbax_adapter.restore_parameters(step_folder, abstract)
+        if jax.default_backend() != "tpu":
+            # Parameters are the same, and the kernel would be interpreted here.
+            config = dataclasses.replace(config, attention="xla")
         return cls(description, Transformer(config), params, loaded, mesh, str(step_folder))
 
     def decoder(self, batch_size: int = 128, beam_size: int = 1) -> batch_decoder.Decoder:

@@ -20,6 +20,8 @@ import numpy as np
 from flax import linen as nn
 
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.fused_attention import fused_attention
+from distill_sbs.model.masks import Mask, Visibility
 
 # Added to no logit but put in its place: softmax gives exactly 0 beside any visible key, and a
 # row that sees no key at all (padding) becomes uniform instead of NaN.
@@ -265,14 +267,45 @@ class MultiHeadAttention(nn.Module):
         joined = attended.swapaxes(1, 2).reshape(batch, length, heads * width)
         return self.out(joined)
 
+    def _attend_fused(
+        self,
+        inputs: jax.Array,
+        source: jax.Array,
+        bias: jax.Array | None,
+        visibility: Visibility,
+        deterministic: bool,
+    ) -> jax.Array:
+        """`__call__` by the kernel, which takes heads side by side, as projections have them."""
+        config = self.config
+        axes = ("batch", "length", "heads")
+        query, key, value = (
+            nn.with_logical_constraint(projected, axes)
+            for projected in (self.query(inputs), self.key(source), self.value(source))
+        )
+        if not deterministic and config.dropout_rate > 0.0:
+            # One draw for all queries of a row: what drops a weight may as well drop the value.
+            shape = (value.shape[0], config.num_heads, 1, value.shape[1])
+            multiplier = dropout_multiplier(
+                self.make_rng("dropout"), config.dropout_rate, shape, config.dtype
+            )
+            multiplier = multiplier[:, :, 0].swapaxes(1, 2)  # [B, K, H]
+            value = value * jnp.repeat(multiplier, config.head_dim, axis=-1)
+        attended = fused_attention(query, key, value, bias, visibility, config.head_dim)
+        return self.out(nn.with_logical_constraint(attended, axes))
+
     def __call__(
         self,
         inputs: jax.Array,
         source: jax.Array,
         bias: jax.Array | None,
-        mask: jax.Array | None,
+        mask: Mask | None,
         deterministic: bool,
     ) -> jax.Array:
-        """Inputs [B, Q, D], source [B, K, D], bias and mask as above -> [B, Q, D]."""
+        """Inputs [B, Q, D], source [B, K, D], bias and mask as above -> [B, Q, D].
+
+        With a `Visibility` in the mask's place, the kernel does it; the bias is `spread_bias`'s.
+        """
+        if isinstance(mask, Visibility):
+            return self._attend_fused(inputs, source, bias, mask, deterministic)
         key, value = self.project_key_value(source)
         return self.attend(self.project_query(inputs), key, value, bias, mask, deterministic)

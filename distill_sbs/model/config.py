@@ -21,6 +21,7 @@ from distill_sbs.dtypes import COMPUTE_DTYPES
 from distill_sbs.errors import nearest_names
 
 REMAT_POLICIES = ("none", "minimal", "full")
+ATTENTION_KINDS = ("xla", "fused")
 RESIDUAL_DROPOUT_SCHEDULES = ("linear", "constant")
 # Names of activation functions that a feed-forward block may use ('linear' is the identity).
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
@@ -75,7 +76,10 @@ class T5Config:
       scan_layers: store layers stacked along a leading axis and loop over them in one compiled
         body (fast compilation), instead of one parameter tree and one body a layer.
       remat_policy: what the backward pass recomputes: 'none' keeps all activations, 'minimal'
-        keeps the outputs of the weight products, 'full' keeps only each layer's input.
+        keeps the outputs of the weight products (and of fused attention), 'full' keeps only each
+        layer's input.
+      attention: 'xla' leaves attention over whole rows to the compiler; 'fused' does it in one
+        kernel for TPUs (`model.fused_attention`), logits and softmax in float32.
 
     Raises:
       ValueError: a value that no model can have, named with what is allowed.
@@ -101,6 +105,7 @@ class T5Config:
     float32_attention_logits: bool = True
     scan_layers: bool = False
     remat_policy: str = "none"
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         # gin and JSON bring lists; a frozen config must hash.
@@ -137,6 +142,17 @@ class T5Config:
                 raise _refusal(name, getattr(self, name), "True or False")
         _check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         _check_choice("remat_policy", self.remat_policy, REMAT_POLICIES)
+        _check_choice("attention", self.attention, ATTENTION_KINDS)
+        if self.attention == "fused" and not self.float32_attention_logits:
+            raise ValueError(
+                "T5Config.attention='fused' with float32_attention_logits=False: the kernel has "
+                "float32 logits; leave float32_attention_logits out, or use attention='xla'"
+            )
+        if self.attention == "fused" and self.relative_attention_per_layer:
+            raise ValueError(
+                "T5Config.attention='fused' with relative_attention_per_layer=True: the kernel has "
+                "one bias for all layers; use attention='xla'"
+            )
         schedule = self.residual_dropout_schedule
         _check_choice("residual_dropout_schedule", schedule, RESIDUAL_DROPOUT_SCHEDULES)
         if not isinstance(self.mlp_activations, tuple) or len(self.mlp_activations) not in (1, 2):
@@ -286,6 +302,7 @@ _T5GEMMA_LEAST = {
 _T5GEMMA_ALWAYS = {
     "mlp_activations": ("gelu", "linear"),
     "logits_via_embedding": True,
+    "attention": "xla",
     "relative_attention_per_layer": False,
     "scan_layers": False,
 }

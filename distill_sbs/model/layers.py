@@ -23,6 +23,7 @@ from distill_sbs.model.attention import (
     dropout_multiplier,
 )
 from distill_sbs.model.config import T5Config
+from distill_sbs.model.masks import Mask
 
 HIDDEN_AXES = ("batch", "length", "embed")
 
@@ -112,7 +113,7 @@ class EncoderLayer(nn.Module):
         self,
         inputs: jax.Array,
         bias: jax.Array | None,
-        mask: jax.Array,
+        mask: Mask,
         residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Inputs [B, S, D], bias [1, H, S, S], mask [B, 1, S, S] -> (outputs, None).
@@ -162,8 +163,8 @@ class DecoderLayer(nn.Module):
         inputs: jax.Array,
         encoded: jax.Array,
         bias: jax.Array | None,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_mask: Mask,
+        cross_mask: Mask,
         residual_rate: jax.Array | None = None,
     ) -> tuple[jax.Array, None]:
         """Inputs [B, T, D], encoded [B, S, D], bias [1, H, T, T] -> (outputs [B, T, D], None).

@@ -23,6 +23,7 @@ from flax import linen as nn
 from distill_sbs.model import t5gemma
 from distill_sbs.model.attention import RelativePositionBias, gather_parameter
 from distill_sbs.model.config import T5Config, T5GemmaConfig
+from distill_sbs.model.fused_attention import ATTENDED, spread_bias
 from distill_sbs.model.layers import (
     HIDDEN_AXES,
     DecoderLayer,
@@ -31,6 +32,7 @@ from distill_sbs.model.layers import (
     RootMeanSquareNorm,
     fan_in_truncated,
 )
+from distill_sbs.model.masks import Mask, make_mask
 from distill_sbs.model.parameters import Params, PyTree
 
 # Keys and values, each [rows, H, length, head_dim]: a pair a layer in a list, or one pair of stacks
@@ -44,15 +46,17 @@ def _layer_stack(
     deterministic: bool,
     length: int,
     hidden: jax.Array,
-    *shared: jax.Array | None,
+    *shared: PyTree,
 ) -> jax.Array:
     """Runs `length` layers on `hidden`; `shared` goes to every one. Called inside a module."""
     rates = None if deterministic else config.residual_rates(length)
     if config.remat_policy != "none":
-        policies = {
-            "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-            "full": None,
-        }
+        keep = jax.checkpoint_policies
+        minimal = keep.checkpoint_dots_with_no_batch_dims
+        if config.attention == "fused":
+            attended = keep.save_only_these_names(ATTENDED)
+            minimal = keep.save_from_both_policies(minimal, attended)
+        policies = {"minimal": minimal, "full": None}
         layer_class = nn.remat(
             layer_class,
             prevent_cse=not config.scan_layers,  # inside a scan XLA cannot undo it anyway
@@ -84,7 +88,7 @@ def _shared_bias(config: T5Config, bidirectional: bool, length: int) -> jax.Arra
     bias: jax.Array = RelativePositionBias(config, bidirectional, name="relpos_bias")(
         positions, positions
     )
-    return bias
+    return spread_bias(bias) if config.attention == "fused" else bias
 
 
 class Encoder(nn.Module):
@@ -93,8 +97,8 @@ class Encoder(nn.Module):
     config: T5Config
 
     @nn.compact
-    def __call__(self, embedded: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
-        """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
+    def __call__(self, embedded: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
+        """Embedded [B, S, D], mask of [B, 1, S, S] -> [B, S, D]."""
         config = self.config
         bias = _shared_bias(config, True, embedded.shape[1])
         hidden = Dropout(config.dropout_rate)(embedded, deterministic)
@@ -175,8 +179,8 @@ class Decoder(nn.Module):
         self,
         embedded: jax.Array,
         encoded: jax.Array,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_mask: Mask,
+        cross_mask: Mask,
         deterministic: bool,
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
@@ -277,50 +281,6 @@ def make_empty_past(config: T5Config, rows: int, length: int) -> KeysAndValues:
     return [(empty, empty) for _ in range(config.num_decoder_layers)]
 
 
-def encoder_attention_mask(tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
-    """Bool [B, 1, S, S]: real tokens see real tokens of their own segment."""
-    return _attention_mask(tokens > 0, tokens > 0, segment_ids, segment_ids)
-
-
-def decoder_attention_mask(
-    target_tokens: jax.Array, segment_ids: jax.Array | None = None
-) -> jax.Array:
-    """Bool [B, 1, T, T]: real targets see real targets of their segment, up to themselves."""
-    real = target_tokens > 0
-    positions = jnp.arange(target_tokens.shape[1])
-    causal = positions[:, None] >= positions[None, :]
-    return _attention_mask(real, real, segment_ids, segment_ids) & causal
-
-
-def cross_attention_mask(
-    target_tokens: jax.Array,
-    input_tokens: jax.Array,
-    decoder_segment_ids: jax.Array | None = None,
-    encoder_segment_ids: jax.Array | None = None,
-) -> jax.Array:
-    """Bool [B, 1, T, S]: real targets see the real inputs of their segment."""
-    return _attention_mask(
-        target_tokens > 0, input_tokens > 0, decoder_segment_ids, encoder_segment_ids
-    )
-
-
-def _attention_mask(
-    query_real: jax.Array,
-    key_real: jax.Array,
-    query_segments: jax.Array | None,
-    key_segments: jax.Array | None,
-) -> jax.Array:
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError(
-            "segment ids were given for only one of encoder and decoder; packed rows need "
-            "encoder_segment_ids and decoder_segment_ids, other rows neither"
-        )
-    mask = query_real[:, :, None] & key_real[:, None, :]
-    if query_segments is not None and key_segments is not None:
-        mask &= query_segments[:, :, None] == key_segments[:, None, :]
-    return mask[:, None]
-
-
 def _make_parts(
     config: T5Config,
 ) -> tuple[
@@ -347,7 +307,8 @@ class Transformer(nn.Module):
         enable_dropout: bool = False,
     ) -> jax.Array:
         """Tokens int32 [B, S] (0: padding) -> encoder states [B, S, D]."""
-        mask = encoder_attention_mask(encoder_input_tokens, encoder_segment_ids)
+        tokens, segments = encoder_input_tokens, encoder_segment_ids
+        mask = make_mask(self.config, tokens, tokens, segments, segments)
         embedded = self.token_embedder(encoder_input_tokens)
         return self.encoder(embedded, mask, not enable_dropout)
 
@@ -366,13 +327,11 @@ class Transformer(nn.Module):
 
         encoded is [B, S, D], from `encode`; the encoder's tokens only say where it is padding.
         """
-        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
-        sources = decoder_source_segment_ids
-        cross_mask = cross_attention_mask(
-            decoder_target_tokens,
-            encoder_input_tokens,
-            decoder_segment_ids if sources is None else sources,
-            encoder_segment_ids,
+        targets, segments = decoder_target_tokens, decoder_segment_ids
+        sources = segments if decoder_source_segment_ids is None else decoder_source_segment_ids
+        self_mask = make_mask(self.config, targets, targets, segments, segments, causal=True)
+        cross_mask = make_mask(
+            self.config, targets, encoder_input_tokens, sources, encoder_segment_ids
         )
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, not enable_dropout)
@@ -386,8 +345,9 @@ class Transformer(nn.Module):
         decoder_segment_ids: jax.Array,
     ) -> jax.Array:
         """As `decoder_hidden`, of several targets in a row, which all answer its one input."""
-        self_mask = decoder_attention_mask(decoder_target_tokens, decoder_segment_ids)
-        cross_mask = cross_attention_mask(decoder_target_tokens, encoder_input_tokens)
+        targets, segments = decoder_target_tokens, decoder_segment_ids
+        self_mask = make_mask(self.config, targets, targets, segments, segments, causal=True)
+        cross_mask = make_mask(self.config, targets, encoder_input_tokens)
         embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(embedded, encoded, self_mask, cross_mask, True)
 

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from distill_sbs.precompiling.convolutions import convolution_flops
 from distill_sbs.precompiling.hlo_text import Array, Computations, Instruction, read_program
 
 # These name buffers, or stand for work that is counted elsewhere.
@@ -37,6 +38,11 @@ _FREE = {
     "async-start",
     "async-update",
 }
+# Custom calls of the TPU compiler that name memory and move nothing.
+_FREE_TARGETS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+# What a Pallas kernel says of itself.
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -53,7 +59,8 @@ class Costs:
 
     Attributes:
       matrix_flops: floating-point operations of matrix products and convolutions, a multiplication
-        and an addition being two. Elementwise work, which other units do, is not in it.
+        and an addition being two. Elementwise work, which other units do, is not in it. Of a
+        Pallas kernel, which nothing can look into, what it says of itself.
       memory_bytes: bytes read from and written to main memory: every instruction's operands and
         results that lie there. What a fusion keeps inside, and arrays that the compiler put into
         memory on the chip, do not count.
@@ -101,34 +108,60 @@ class Program:
         """The costs of one run."""
         return self._costs_of(self._entry)
 
+    def list_operations(self) -> Iterator[tuple[Instruction, float, Costs]]:
+        """Every instruction that costs something, how often it runs, and what one run costs."""
+        yield from self._operations_of(self._entry, 1.0)
+
     # ---------------------------------- walking ----------------------------------
+
+    def _operations_of(self, name: str, times: float) -> Iterator[tuple[Instruction, float, Costs]]:
+        computation = self._computations[name]
+        for each in computation.values():
+            calls = self._calls(each)
+            if calls is None:
+                yield each, times, self._instruction_costs(computation, each)
+            else:
+                for called, turns in calls:
+                    yield from self._operations_of(called, times * turns)
 
     def _computation_costs(self, name: str) -> Costs:
         total = Costs()
         computation = self._computations[name]
         for each in computation.values():
-            if each.opcode == "while":
-                turns = self._trip_count(each)
-                if turns is None:
-                    total.unknown_loops += 1
-                for called in each.list_called("body", "condition"):
-                    total.add(self._costs_of(called), 1 if self._loops_once else turns or 1)
-            elif each.opcode in ("call", "async-start"):
-                for called in each.list_called():
-                    total.add(self._costs_of(called))
-            elif each.opcode == "conditional":
-                branches = [
-                    self._costs_of(called) for called in each.list_called("branch_computations")
-                ]
-                total.add(max(branches, key=lambda costs: costs.matrix_flops, default=Costs()))
-            else:
-                total.matrix_flops += self._matrix_flops(computation, each)
-                self._add_collectives(total, computation, each)
-                if each.opcode not in _FREE and not each.opcode.endswith("-done"):
-                    for array, size in self._traffic(computation, each):
-                        total.accessed_bytes += size
-                        total.memory_bytes += size if array.in_main_memory else 0
+            calls = self._calls(each)
+            if calls is None:
+                total.add(self._instruction_costs(computation, each))
+                continue
+            if each.opcode == "while" and self._trip_count(each) is None:
+                total.unknown_loops += 1
+            for called, turns in calls:
+                total.add(self._costs_of(called), turns)
         return total
+
+    def _calls(self, each: Instruction) -> list[tuple[str, float]] | None:
+        """The computations that run in its place, and how often; None for one that costs itself."""
+        if each.opcode == "while":
+            turns = 1 if self._loops_once else self._trip_count(each) or 1
+            return [(called, turns) for called in each.list_called("body", "condition")]
+        if each.opcode in ("call", "async-start"):
+            return [(called, 1) for called in each.list_called()]
+        if each.opcode == "conditional":
+            branches = each.list_called("branch_computations")
+            # One of them runs: the one with most arithmetic.
+            most = max(branches, key=lambda name: self._costs_of(name).matrix_flops, default=None)
+            return [(most, 1)] if most is not None else []
+        return None
+
+    def _instruction_costs(self, computation: dict[str, Instruction], each: Instruction) -> Costs:
+        costs = Costs(matrix_flops=self._matrix_flops(computation, each))
+        self._add_collectives(costs, computation, each)
+        target = _TARGET.search(each.attributes) if each.opcode == "custom-call" else None
+        free = each.opcode in _FREE or (target is not None and target[1] in _FREE_TARGETS)
+        if not free and not each.opcode.endswith("-done"):
+            for array, size in self._traffic(computation, each):
+                costs.accessed_bytes += size
+                costs.memory_bytes += size if array.in_main_memory else 0
+        return costs
 
     def _trip_count(self, loop: Instruction) -> int | None:
         known = re.search(r'known_trip_count[^0-9]{0,20}"(\d+)"', loop.attributes)
@@ -142,8 +175,28 @@ class Program:
                     for operand in each.operands:
                         constant = self._constant(computation, each, operand)
                         if constant is not None:
-                            return constant
+                            return -(-constant // self._step(loop, computation, each))
         return None
+
+    def _step(self, loop: Instruction, condition: dict[str, Instruction], test: Instruction) -> int:
+        """By how much a loop's counter rises a turn.
+
+        By 2 where the compiler wrote two turns of a product and its collective into one.
+        """
+        counters = [condition[name] for name in test.operands if name in condition]
+        places = [re.search(r"\bindex=(\d+)", each.attributes) for each in counters]
+        place = next((int(found[1]) for found in places if found), None)
+        for name in loop.list_called("body") if place is not None else ():
+            body = self._computations[name]
+            root = next((each for each in body.values() if each.is_root), None)
+            if root is None or root.opcode != "tuple" or place >= len(root.operands):
+                continue
+            raised = body.get(root.operands[place])
+            for operand in raised.operands if raised is not None and raised.opcode == "add" else ():
+                step = self._constant(body, raised, operand)
+                if step:
+                    return step
+        return 1
 
     def _constant(
         self, computation: dict[str, Instruction], each: Instruction, operand: str
@@ -193,7 +246,10 @@ class Program:
             return 2.0 * result * math.prod(left[axis] for axis in axes)
         if each.opcode == "convolution":
             left, right = (computation[name].arrays[0].dimensions for name in each.operands[:2])
-            return _convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
+            return convolution_flops(left, right, each.arrays[0].dimensions, each.attributes)
+        kernel = _KERNEL_FLOPS.search(each.attributes) if each.opcode == "custom-call" else None
+        if kernel:
+            return float(kernel[1])
         if each.opcode == "custom-call" and re.search(
             r'target="[^"]*(gemm|matmul)', each.attributes
         ):
@@ -300,70 +356,6 @@ def _group_size(attributes: str) -> int:
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     first = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     return len(first[1].split(",")) if first else 0
-
-
-def _convolution_flops(
-    left: tuple[int, ...], right: tuple[int, ...], result: tuple[int, ...], attributes: str
-) -> float:
-    """Twice the multiplications of a convolution that meet data and not its padding.
-
-    The TPU compiler writes matrix products as convolutions, their batch dimensions as windows that
-    are mostly padding and dilation, so those must not count.
-    """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-    if labels is None:
-        return 0.0
-    left_labels, right_labels, result_labels = labels.groups()
-    flops = 2.0 * result[result_labels.index("b")] * result[result_labels.index("f")]
-    flops *= right[right_labels.index("i")]  # already a group's share of the input features
-    window = re.search(r"window=\{([^{}]*)\}", attributes)
-    fields = dict(re.findall(r"\b(\w++)=([\dx_\-]+)", window[1])) if window else {}
-    spatial = [label for label in left_labels if label.isdigit()]
-    for label in spatial:
-        number = int(label)
-
-        def of(field: str, default: str, number: int = number) -> str:
-            parts = fields[field].split("x") if field in fields else []
-            return parts[number] if number < len(parts) else default
-
-        flops *= _meetings(
-            inputs=left[left_labels.index(label)],
-            window=int(of("size", str(right[right_labels.index(label)]))),
-            outputs=result[result_labels.index(label)],
-            stride=int(of("stride", "1")),
-            low_padding=int(of("pad", "0_0").split("_")[0]),
-            input_dilation=int(of("lhs_dilate", "1")),
-            window_dilation=int(of("rhs_dilate", "1")),
-        )
-    return flops
-
-
-@functools.cache
-def _meetings(
-    inputs: int,
-    window: int,
-    outputs: int,
-    stride: int,
-    low_padding: int,
-    input_dilation: int,
-    window_dilation: int,
-) -> int:
-    """How many pairs of output and window position meet an input of one spatial dimension."""
-    count = 0
-    last = (inputs - 1) * input_dilation
-    for tap in range(window):
-        offset = tap * window_dilation - low_padding
-        # Outputs o with 0 <= o·stride + offset <= last, on the dilated input's own positions.
-        first = max(0, -(offset // stride) if offset < 0 else 0)
-        highest = min(outputs - 1, (last - offset) // stride)
-        if input_dilation == 1:
-            count += max(0, highest - first + 1)
-        else:
-            count += sum(
-                (output * stride + offset) % input_dilation == 0
-                for output in range(first, highest + 1)
-            )
-    return count
 
 
 def _asynchronous_part(each: Instruction) -> str | None:

@@ -20,6 +20,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 _ARRAY = re.compile(r"\b([a-z]\w*+)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(")
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(calls|body|condition|to_apply|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
@@ -57,7 +58,10 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: what it makes, of which operands, calling which computations."""
+    """One line of a computation: what it makes, of which operands, calling which computations.
+
+    `source` says what it was in the traced program, by JAX's own path; "" where that is not known.
+    """
 
     name: str
     arrays: tuple[Array, ...]
@@ -66,6 +70,7 @@ class Instruction:
     attributes: str
     is_root: bool
     literal: str
+    source: str = ""
 
     def list_called(self, *kinds: str) -> list[str]:
         """Names of the computations that it calls, by the attributes `kinds`; by any without."""
@@ -117,6 +122,7 @@ def _read_instruction(line: str) -> Instruction | None:
         return None
     close = _find_closing(arguments)
     inside, attributes = arguments[:close], arguments[close + 1 :]
+    source = _SOURCE.search(attributes)
     # Metadata may hold any text, and most of the bytes.
     attributes = re.sub(r"metadata=\{[^{}]*\}", "", attributes)
     return Instruction(
@@ -130,6 +136,7 @@ def _read_instruction(line: str) -> Instruction | None:
         attributes=attributes,
         is_root=is_root,
         literal=inside.strip() if opcode.strip() in ("constant", "parameter") else "",
+        source=source[1] if source else "",
     )
 
 

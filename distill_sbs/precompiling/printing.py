@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich.table import Table
+
 from distill_sbs.cli import terminal
 from distill_sbs.precompiling.chips import GIB
-from distill_sbs.precompiling.report import Precompilation
+from distill_sbs.precompiling.report import Operation, Precompilation
 
 _WIDTH_OFF_TERMINAL = 110  # a file need not fold it
 
@@ -34,6 +36,24 @@ def _scale(value: float, unit: str) -> str:
 
 def _milliseconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds * 1e3:,.2f} ms"
+
+
+def _operations_table(operations: list[Operation]) -> Table:
+    table = terminal.make_table(
+        *("operation", "runs", "FLOPs", "accessed", "in HBM"),
+        title="operations of the training step that access most bytes",
+        right_from=1,
+    )
+    for each in operations:
+        terminal.add_row(
+            table,
+            each["name"],
+            f"{each['runs']:,.0f}",
+            _scale(each["flops"], "FLOP"),
+            _scale(each["bytes_accessed"], "B"),
+            _scale(each["hbm_bytes_accessed"], "B"),
+        )
+    return table
 
 
 def print_table(result: Precompilation, to_standard_error: bool = False) -> None:
@@ -117,6 +137,8 @@ def print_table(result: Precompilation, to_standard_error: bool = False) -> None
     if not console.is_terminal:
         console.width = _WIDTH_OFF_TERMINAL
     console.print(table)
+    if result["operations"]:
+        console.print(_operations_table(result["operations"]))
     lines = []
     for each in (result, decode):
         if each and each.get("refusal"):

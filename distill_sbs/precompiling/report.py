@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from distill_sbs.precompiling.chips import GIB, Chip
+from distill_sbs.precompiling.contributors import Contributor, list_contributors
 from distill_sbs.precompiling.hlo_costs import Costs, Program
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ class CostFigures(TypedDict, total=False):
     roofline_seconds: float
     step_seconds_at_least: float
     limited_by: str
+
+
+class Operation(TypedDict):
+    """What the operations of one name cost, of one chip, as often as they run.
+
+    Attributes:
+      name: where the traced program has them.
+      runs: how often they run.
+      flops, bytes_accessed, hbm_bytes_accessed: as in `CostFigures`.
+    """
+
+    name: str
+    runs: float
+    flops: float
+    bytes_accessed: float
+    hbm_bytes_accessed: float
 
 
 class DecodingStep(CostFigures):
@@ -96,8 +113,10 @@ class Precompilation(CostFigures):
       model_flops: what the student's arithmetic takes, without what is computed anew.
       mfu_bound: the most of the chip's arithmetic that can be of use, 0 to 1.
       compile_seconds: of the compiler.
+      compile_processor_seconds: of the processor, on all cores; 0 where nothing was compiled.
       refusal: its words, where the program does not fit.
       unreadable: why nothing was counted, where it was not.
+      operations: of the training step, those that access most bytes; as many as were asked for.
       decode: the decoding step; None where it was not compiled.
       advice: options to set where something does not fit, the likeliest remedy first.
     """
@@ -124,8 +143,10 @@ class Precompilation(CostFigures):
     model_flops: float
     mfu_bound: float | None
     compile_seconds: float
+    compile_processor_seconds: float
     refusal: str | None
     unreadable: str | None
+    operations: list[Operation]
     decode: DecodingStep | None
     advice: list[str]
 
@@ -136,11 +157,13 @@ class Report:
 
     Attributes:
       compile_seconds: the time it took, tracing included.
+      processor_seconds: the processor's time for it, on all cores, whatever else they did.
       argument_bytes: its inputs: parameters, optimizer state, batch.
       temporary_bytes: activations, gradients, and whatever else lives only inside.
       output_bytes: its results that do not take an input's place.
       code_bytes: the program itself.
       costs: see `hlo_costs.Costs`; None where it does not fit, or cannot be read.
+      contributors: see `contributors`; none where there are no costs.
       xla_flops, xla_bytes: XLA's own count, which takes every loop's body once.
       needed_bytes: where the compiler refused for want of memory, what it said it needed.
       refusal: its words.
@@ -155,8 +178,10 @@ class Report:
     output_bytes: int = 0
     code_bytes: int = 0
     costs: Costs | None = None
+    contributors: tuple[Contributor, ...] = ()
     xla_flops: float = 0.0
     xla_bytes: float = 0.0
+    processor_seconds: float = 0.0
     needed_bytes: float | None = None
     refusal: str | None = None
     unreadable: str | None = None
@@ -180,6 +205,19 @@ class Report:
                 "program": self.code_bytes * times,
             }
         return {**parts, "total": self.total_bytes * times}
+
+    def describe_operations(self, count: int, times: int) -> list[Operation]:
+        """The operations that access most bytes, `count` of them, of `times` devices."""
+        return [
+            {
+                "name": each.name,
+                "runs": each.runs,
+                "flops": each.costs.matrix_flops * times,
+                "bytes_accessed": each.costs.accessed_bytes * times,
+                "hbm_bytes_accessed": each.costs.memory_bytes * times,
+            }
+            for each in self.contributors[:count]
+        ]
 
     def describe_costs(self, chip: Chip | None) -> CostFigures:
         """FLOPs, traffic and the times that follow from them, of one chip; {} where not counted."""
@@ -223,7 +261,7 @@ def compile_report(
     Raises:
       Exception: any error of the compiler but one for want of memory.
     """
-    start = time.monotonic()
+    start, start_of_processor = time.monotonic(), time.process_time()
     try:
         compiled = lower().compile()
     except Exception as error:  # JaxRuntimeError; its class is not public in every version
@@ -232,6 +270,7 @@ def compile_report(
         needed = needed_bytes(str(error))
         return Report(time.monotonic() - start, needed_bytes=needed, refusal=_first_line(error))
     seconds = time.monotonic() - start
+    processor_seconds = time.process_time() - start_of_processor
     memory = compiled.memory_analysis()
     assert memory is not None
     analysis = compiled.cost_analysis() or {}
@@ -252,6 +291,8 @@ def compile_report(
         output_bytes=max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         code_bytes=memory.generated_code_size_in_bytes,
         costs=Program(text).costs() if text is not None else None,
+        contributors=tuple(list_contributors(text)) if text is not None else (),
+        processor_seconds=processor_seconds,
         xla_flops=float(analysis.get("flops", 0.0)),
         xla_bytes=float(analysis.get("bytes accessed", 0.0)),
         unreadable=unreadable,

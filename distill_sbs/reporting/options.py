@@ -31,7 +31,10 @@ _OWN = {
     "STUDENT_OVERRIDES",
 }
 # Fields of T5Config that change no parameter; a run that differs in them has the same student.
-_NO_SHAPE = ("dtype", "scan_layers", "remat_policy", "float32_attention_logits", *DROPOUT_OPTIONS)
+_NO_SHAPE = (
+    *("dtype", "scan_layers", "remat_policy", "attention", "float32_attention_logits"),
+    *DROPOUT_OPTIONS,
+)
 
 
 def convert(bindings: Iterable[Binding]) -> dict[str, object]:

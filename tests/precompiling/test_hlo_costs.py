@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from distill_sbs.precompiling.contributors import list_contributors
 from distill_sbs.precompiling.hlo_costs import Program
 from distill_sbs.precompiling.hlo_text import Array
 from distill_sbs.precompiling.report import compile_report
@@ -82,6 +83,7 @@ import json
 import jax, jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
 from distill_sbs.precompiling.report import compile_report
+from distill_sbs.precompiling.contributors import list_contributors
 from distill_sbs.precompiling.hlo_costs import Program
 
 def costs(function, given, left):
@@ -307,12 +309,80 @@ def test_sizes_of_arrays() -> None:
     ],
 )
 def test_padding_of_a_convolution_is_no_work(attributes, left, right, result, pairs) -> None:
-    from distill_sbs.precompiling.hlo_costs import _convolution_flops
+    from distill_sbs.precompiling.convolutions import convolution_flops
 
-    flops = _convolution_flops(
+    flops = convolution_flops(
         (2, 3, *left), (3, 5, *right), (2, 5, *result), attributes + ", dim_labels=bf0_io0->bf0"
     )
     assert flops == 2 * 2 * 3 * 5 * pairs
+
+
+KERNEL_PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%body (state: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %state = (s32[], f32[8,128]{1,0}) parameter(0)
+  %turn = s32[] get-tuple-element(%state), index=0
+  %x = f32[8,128]{1,0} get-tuple-element(%state), index=1
+  %buffer = f32[64,128]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %attended = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"TUzvUgF9","cost_estimate":{"flops":"5000",\
+"transcendentals":"10"}}}, metadata={op_name="jit(step)/transpose(jvp(Transformer.hidden))/\
+Transformer.encode/encoder/while/body/closed_call/checkpoint/rematted_computation/layers/attention/\
+fused_attention/pallas_call" stack_frame_id=1}
+  ROOT %next = (s32[], f32[8,128]{1,0}) tuple(%turn, %attended)
+}
+
+%condition (state: (s32[], f32[8,128])) -> pred[] {
+  %state.1 = (s32[], f32[8,128]{1,0}) parameter(0)
+  ROOT %goes_on = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x.1 = f32[8,128]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[8,128]{1,0}) tuple(%zero, %x.1)
+  %loop = (s32[], f32[8,128]{1,0}) while(%first), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %last = f32[8,128]{1,0} get-tuple-element(%loop), index=1
+  ROOT %sum = f32[8,128]{1,0} add(%last, %last), metadata={op_name="jit(step)/add"}
+}
+"""
+
+
+def test_a_kernel_says_its_flops_and_a_view_moves_nothing() -> None:
+    """Three turns of a kernel on 4 KiB, read and written; a sum of two such arrays."""
+    costs = Program(KERNEL_PROGRAM).costs()
+    assert costs.matrix_flops == 3 * 5000
+    assert costs.memory_bytes == 3 * 2 * 4096 + 3 * 4096
+
+
+def test_a_counter_that_rises_by_two_makes_half_the_turns() -> None:
+    """As in loops of products and their collectives, two of which are a turn; no count is known."""
+    program = KERNEL_PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    program = program.replace(
+        "  ROOT %goes_on = pred[] constant(true)",
+        "  %turn.1 = s32[] get-tuple-element(%state.1), index=0\n"
+        "  %bound = s32[] constant(7)\n"
+        "  ROOT %goes_on = pred[] compare(%turn.1, %bound), direction=LT",
+    )
+    assert "known_trip_count" not in program
+    assert Program(program).costs().matrix_flops == 7 * 5000
+    by_two = program.replace(
+        "tuple(%turn, %attended)",
+        "tuple(%raised, %attended)\n  %two = s32[] constant(2)\n  %raised = s32[] add(%turn, %two)",
+    )
+    assert Program(by_two).costs().matrix_flops == 4 * 5000
+
+
+def test_which_operations_move_most_bytes() -> None:
+    kernel, total = list_contributors(KERNEL_PROGRAM)
+    assert (kernel.name, kernel.runs) == (
+        "again encoder/layers/attention/fused_attention/pallas_call",
+        3,
+    )
+    assert (kernel.costs.accessed_bytes, kernel.costs.matrix_flops) == (24576, 15000)
+    assert (total.name, total.runs, total.costs.accessed_bytes) == ("add", 1, 12288)
 
 
 def test_text_that_is_no_program() -> None:

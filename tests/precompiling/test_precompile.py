@@ -133,11 +133,15 @@ def test_devices_at_hand() -> None:
     done = run(
         *SMALL,
         "--json",
+        "--operations=3",
         JAX_PLATFORMS="cpu",
         XLA_FLAGS="--xla_force_host_platform_device_count=4",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    most = [each["bytes_accessed"] for each in result["operations"]]
+    assert len(most) == 3 and most == sorted(most, reverse=True)
+    assert "operations of the training step" in done.stderr
     assert result["devices"] == 4
     assert result["mesh"] == {"slice": 1, "data": 4, "model": 1}
     assert result["fits"] is None
@@ -174,6 +178,8 @@ def test_pairs_are_laid_out_as_the_run_would() -> None:
         (["--gin.BATCH_SIZE=0"], "BATCH_SIZE=0; expected a whole number"),
         (["--gin.STUDENT='t5_1_1_bas'"], "t5_1_1_base"),
         (["--gin.TOPOLOGI='v5e:2x4'"], "unknown macro TOPOLOGI; did you mean TOPOLOGY?"),
+        ([SMALL[2][:-1] + ", 'attention': 'fused'}"], "kernel for TPUs; these devices are"),
+        ([SMALL[2][:-1] + ", 'attention': 'fuse'}"], "did you mean 'fused'?"),
     ],
 )
 def test_errors_are_one_line_and_status_2(arguments: list[str], message: str) -> None:
