@@ -166,7 +166,9 @@ def _hash(model: bytes, kept: bytes = b"") -> str:
 
 def is_trimmed_file(vocabulary_file: str) -> bool:
     """Whether a path is meant as that of a trimmed vocabulary: by its name."""
-    return vocabulary_file.endswith(".json")
+    return vocabulary_file.endswith(".json") and not tokenizer_json.is_tokenizer_json(
+        vocabulary_file
+    )
 
 
 def is_trimmed(description: VocabularyDescription) -> bool:
