@@ -10,6 +10,7 @@ it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 from typing import NotRequired, TypedDict
@@ -22,13 +23,15 @@ from distill_sbs import constants, json_lines, resources
 from distill_sbs.data import tokenizer_json
 from distill_sbs.errors import SourceError, UserError
 
+# What convert --trim_vocabulary calls a vocabulary, and in how many bytes of it its format stands.
+TRIMMED_FILE, _BEGINNING = "vocabulary.json", 200
+
 BYTES = "bytes"
 EMBEDDED = "embedded"
 
 BYTE_IDS = 259  # padding, end, unknown, and every byte
 
 # What `convert --trim_vocabulary` writes beside a student, for VOCABULARY_FILE.
-TRIMMED_FILE = "vocabulary.json"
 _TRIMMED_FORMAT = 1
 
 # Of ids as they are stored.
@@ -165,10 +168,17 @@ def _hash(model: bytes, kept: bytes = b"") -> str:
 
 
 def is_trimmed_file(vocabulary_file: str) -> bool:
-    """Whether a path is meant as that of a trimmed vocabulary: by its name."""
-    return vocabulary_file.endswith(".json") and not tokenizer_json.is_tokenizer_json(
-        vocabulary_file
-    )
+    """Whether a path is that of a trimmed vocabulary: by its name, or by how the file begins.
+
+    Any other JSON is taken for a `tokenizer.json`.
+    """
+    if not vocabulary_file.endswith(tokenizer_json.SUFFIX):
+        return False
+    if vocabulary_file.rpartition("/")[2] == TRIMMED_FILE:
+        return True
+    with contextlib.suppress(OSError), epath.Path(vocabulary_file).open("rb") as file:
+        return b'"format_version"' in file.read(_BEGINNING)
+    return False
 
 
 def is_trimmed(description: VocabularyDescription) -> bool:
