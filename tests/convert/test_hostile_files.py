@@ -283,7 +283,8 @@ def test_torch_files_that_are_no_state(tmp_path: pathlib.Path) -> None:
         ("tokenizer_config.json", b"[" * 200_000, "nested too deeply"),
         ("tokenizer_config.json", b"[]", "holds a list; expected a JSON object"),
         ("tokenizer_config.json", b'{"tokenizer_class": ["ByT5Tokenizer"]}', "no vocabulary"),
-        ("tokenizer.json", b"[" * 200_000, "no vocabulary"),  # never read
+        ("tokenizer.json", b"[" * 200_000, "nested too deeply"),
+        ("tokenizer.json", b"[]", "kind None, expected 'Unigram'"),
     ],
 )
 def test_tokenizers_that_are_none(

@@ -93,6 +93,26 @@ def test_a_folder_with_nothing_else_has_it(tmp_path: pathlib.Path) -> None:
     assert base64.b64decode(described["model_base64"]) == files["spiece.model"]
 
 
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_t5_s_own(tmp_path: pathlib.Path, source_dir: pathlib.Path) -> None:
+    file = source_dir.parent / "vocab" / "spiece.model"
+    if not file.exists():
+        pytest.skip(f"T5's vocabulary is not at {file}")
+    expected = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    (tmp_path / "tokenizer.json").write_text(
+        huggingface_tokenizer._make_pipeline(expected, 100).to_str()
+    )
+    content = tokenizer_json.read_model(str(tmp_path / "tokenizer.json"))
+    found = sentencepiece_model_pb2.ModelProto.FromString(content)
+    assert len(found.pieces) == 32000
+    assert [each.SerializeToString() for each in found.pieces] == [
+        each.SerializeToString() for each in expected.pieces
+    ]
+    table = expected.normalizer_spec.precompiled_charsmap
+    assert found.normalizer_spec.precompiled_charsmap == table
+
+
 def lower(values: Any) -> None:
     steps = [values["normalizer"], {"type": "Lowercase"}]
     values["normalizer"] = {"type": "Sequence", "normalizers": steps}

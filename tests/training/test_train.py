@@ -318,3 +318,18 @@ def test_a_signal_while_a_step_is_logged_is_acted_on_in_the_next(
         tiny_run(eval_period=4)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.slow
+def test_a_t5gemma_trains_and_answers(tiny_run, tmp_path: pathlib.Path) -> None:
+    of_t5gemma = {"num_kv_heads": 1, "query_scale_dim": 8, "sliding_window": 4}
+    tiny_run(student="t5gemma2_270m", student_overrides={**STUDENT, **of_t5gemma})
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if "loss" in json.loads(line)
+    ]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    student = Student.load(str(tmp_path / "run"))
+    assert student.description.student.num_kv_heads == 1
+    assert len(student.answer(["question 1", "question 2"])) == 2
