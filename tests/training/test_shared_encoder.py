@@ -111,7 +111,10 @@ def largest_difference(one: Any, other: Any) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shape", "microbatches"), [("packed", 2), ("a pair a row", 1)])
+@pytest.mark.parametrize(
+    ("shape", "microbatches"),
+    [("packed", 2), pytest.param("a pair a row", 1, marks=pytest.mark.campaign)],
+)
 def test_loss_and_gradients_are_those_of_one_sequence_at_a_time(
     shape: str, microbatches: int
 ) -> None:
