@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import served_students
 from browser import Browser, find_browser
+from packaging.requirements import Requirement
 from served_students import TEXTS, Server, serve
 from source_examples import V1_0
 
@@ -264,14 +265,19 @@ def test_the_server_needs_what_the_dockerfile_installs(exported: Answerer) -> No
     text = (served_students.quickstart_runs.ROOT / "Dockerfile").read_text()
     listed = re.search(r"-c /source/constraints.txt \\\n((?:.*\\\n)*.*)\n", text)
     assert listed
-    pending, installed = listed[1].replace("\\", "").replace("'", "").split(), {"distill_sbs"}
+    pending = listed[1].replace("\\", "").replace("'", "").split()
     assert len(pending) > 8
+    installed = {"distill_sbs"}
     while pending:
-        name = re.match(r"[\w.-]+", pending.pop())[0]
-        if name not in installed:
-            installed.add(name)
-            found = importlib.metadata.requires(name) or []
-            pending += [each for each in found if "extra ==" not in each or "epath" in each]
+        needed = Requirement(pending.pop())
+        extra = {"extra": next(iter(needed.extras), "")}
+        if needed.name not in installed:
+            installed.add(needed.name)
+            pending += [
+                line.partition(";")[0]
+                for line in importlib.metadata.requires(needed.name) or []
+                if not (marker := Requirement(line).marker) or marker.evaluate(extra)
+            ]
     installed |= {importlib.metadata.metadata(name)["Name"] for name in installed}
     program = (
         "import importlib.metadata, sys\n"
