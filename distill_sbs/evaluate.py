@@ -229,8 +229,8 @@ def _make_page(
 ) -> str:
     """The page on all answers; the student explains those that are shown."""
     from distill_sbs.data import registration
-    from distill_sbs.reporting import answers as reported
     from distill_sbs.reporting import page
+    from distill_sbs.reporting import right_and_wrong as reported
 
     is_correct = registration.dataset_of(task).is_correct
     postprocess = task.postprocess_fn or (lambda text, **_: text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from distill_sbs.reporting import answers, page
-from distill_sbs.reporting.answers import Answer
+from distill_sbs.reporting import page, right_and_wrong
+from distill_sbs.reporting.right_and_wrong import Answer
 
 
 def said(label: str, answer: str, **more: str) -> Answer:
@@ -16,7 +16,7 @@ def cells(table) -> list[list[object]]:
 
 def test_each_label_is_counted_by_what_was_said() -> None:
     every = [said("yes", "yes")] * 3 + [said("yes", "no"), said("no", "no"), said("no", "perhaps")]
-    document = answers.make_document("It.", {"accuracy": 4 / 6}, every, [], None)
+    document = right_and_wrong.make_document("It.", {"accuracy": 4 / 6}, every, [], None)
     metrics, confusion = document.tables
     assert cells(metrics) == [["accuracy", 4 / 6]]
     assert [column.title for column in confusion.columns] == [
@@ -32,25 +32,28 @@ def test_each_label_is_counted_by_what_was_said() -> None:
 def test_what_counts_as_the_label_stands_under_it() -> None:
     """Another way of writing the label, which the dataset takes for right."""
     every = [Answer("1 + 2?", "( 1 + 2 )", "(1+2)", True)]
-    (_, confusion) = answers.make_document("It.", {}, every, [], None).tables
+    (_, confusion) = right_and_wrong.make_document("It.", {}, every, [], None).tables
     assert cells(confusion) == [["( 1 + 2 )", 1, 1.0]]
 
 
 def test_open_labels_have_no_table() -> None:
-    every = [said(f"name {number}", "x") for number in range(answers.MOST_LABELS + 1)]
-    assert [table.name for table in answers.make_document("It.", {}, every, [], None).tables] == [
-        "metrics"
-    ]
+    every = [said(f"name {number}", "x") for number in range(right_and_wrong.MOST_LABELS + 1)]
+    assert [
+        table.name for table in right_and_wrong.make_document("It.", {}, every, [], None).tables
+    ] == ["metrics"]
 
 
 def test_ten_right_and_ten_wrong_ones_are_shown_with_both_rationales() -> None:
     is_right = [number % 3 == 0 for number in range(60)]
-    shown = answers.choose_shown(is_right)
+    shown = right_and_wrong.choose_shown(is_right)
     assert sum(is_right[number] for number in shown) == 10 == len(shown) - 10
-    assert shown == answers.choose_shown(is_right) == sorted(shown)
-    assert answers.choose_shown([False, True]) == [0, 1] and answers.choose_shown([]) == []
+    assert shown == right_and_wrong.choose_shown(is_right) == sorted(shown)
+    assert (
+        right_and_wrong.choose_shown([False, True]) == [0, 1]
+        and right_and_wrong.choose_shown([]) == []
+    )
     every = [said("a", "a", rationale="<b>mine</b>", teacher_rationale="theirs"), said("a", "b")]
-    document = answers.make_document("It.", {}, every, [0, 1], "palm")
+    document = right_and_wrong.make_document("It.", {}, every, [0, 1], "palm")
     wrong, right = document.tables[2:]
     assert (wrong.title, right.title) == ("Wrong answers", "Right answers")
     assert cells(right) == [["is it a?", "a", "a", "<b>mine</b>", "theirs"]]
