@@ -111,6 +111,8 @@ class Theirs:
                 use_cache=False,
             )
         )
+        # Or encoder and decoder would have tables of their own.
+        model.set_input_embeddings(model.shared)
         state = {
             name: torch.from_numpy(np.array(value))
             for name, value in state_of_tree(weights, config).items()

@@ -186,13 +186,17 @@ class Program:
         counters = [condition[name] for name in test.operands if name in condition]
         places = [re.search(r"\bindex=(\d+)", each.attributes) for each in counters]
         place = next((int(found[1]) for found in places if found), None)
-        for name in loop.list_called("body") if place is not None else ():
+        if place is None:
+            return 1
+        for name in loop.list_called("body"):
             body = self._computations[name]
             root = next((each for each in body.values() if each.is_root), None)
             if root is None or root.opcode != "tuple" or place >= len(root.operands):
                 continue
             raised = body.get(root.operands[place])
-            for operand in raised.operands if raised is not None and raised.opcode == "add" else ():
+            if raised is None or raised.opcode != "add":
+                continue
+            for operand in raised.operands:
                 step = self._constant(body, raised, operand)
                 if step:
                     return step
