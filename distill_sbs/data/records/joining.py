@@ -29,6 +29,7 @@ from distill_sbs.errors import UserError, did_you_mean
 
 # Of the cycle in which rationales go round.
 _SHUFFLE_SEED = 0
+_RECORDS_AT_ONCE = 512
 
 # (rows done): moves a progress bar.
 Advance = Callable[[int], None]
@@ -99,8 +100,9 @@ def _read_example(feature: tfrecords.FeatureMap, teachers: Sequence[str]) -> Exa
 
 def _records(data_dir: epath.PathLike, dataset: str, split: str) -> Iterator[tf.train.Example]:
     files = tfrecords.split_files(data_dir, dataset, split)
-    for serialized in tf.data.TFRecordDataset(files).as_numpy_iterator():
-        yield tf.train.Example.FromString(serialized)
+    # One by one, each costs more than it takes to parse it.
+    for batch in tf.data.TFRecordDataset(files).batch(_RECORDS_AT_ONCE).as_numpy_iterator():
+        yield from map(tf.train.Example.FromString, batch)
 
 
 def _text(feature: tfrecords.FeatureMap, key: str) -> str | None:
