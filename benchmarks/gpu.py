@@ -35,6 +35,7 @@ from parity_state import state_of_tree
 
 from distill_sbs import constants
 from distill_sbs.config import ObjectiveConfig, OptimizerConfig
+from distill_sbs.convert.huggingface import settings
 from distill_sbs.distributed import sharding
 from distill_sbs.model import flops
 from distill_sbs.model.config import T5Config, named_config
@@ -94,23 +95,10 @@ class Theirs:
     def __init__(self, config: T5Config, weights: Any, batch: dict[str, np.ndarray]) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = config.dtype == "bfloat16"
-        model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
-                vocab_size=config.vocab_size,
-                d_model=config.emb_dim,
-                d_kv=config.head_dim,
-                d_ff=config.mlp_dim,
-                num_layers=config.num_encoder_layers,
-                num_decoder_layers=config.num_decoder_layers,
-                num_heads=config.num_heads,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu",
-                tie_word_embeddings=False,
-                pad_token_id=constants.PAD_ID,
-                decoder_start_token_id=constants.PAD_ID,
-                use_cache=False,
-            )
-        )
+        values = transformers.T5Config(**settings.make_settings(config), use_cache=False)
+        # transformers 5 sets it for every T5, and v1.1 has a projection of its own.
+        values.tie_word_embeddings = config.logits_via_embedding
+        model = transformers.T5ForConditionalGeneration(values)
         # Or encoder and decoder would have tables of their own.
         model.set_input_embeddings(model.shared)
         state = {
