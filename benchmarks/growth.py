@@ -1,7 +1,7 @@
 """How time and memory grow: a step, a start, a checkpoint; measurements, and a figure of them.
 
     python benchmarks/growth.py --output=build/growth [--parts=step,start,checkpoint]
-    python benchmarks/growth.py --output=build/growth --figure=docs/images/growth.png
+    python benchmarks/growth.py --output=build/growth --figure=build/growth/growth.png
 
 Enters: nothing; the data are made up. Leaves: a line of OUTPUT/growth.jsonl for each measurement,
 as it is made (what is there is not measured again), or the figure. All of it on one core, and in

@@ -115,12 +115,14 @@ def answer(
     student = Student.load(checkpoint, num_model_partitions)
     is_first = processes.is_first()
     with show_progress("answering", len(rows), silent=not is_first) as advance:
-        inputs = [student.tokens(text, task) for _, text in rows]
+        texts = [text for _, text in rows]
         outputs: list[np.ndarray] = []
         if labels:
+            inputs = [student.tokens(text, task) for text in texts]
             answers = student.choose(inputs, labels, batch_size, advance)
         else:
-            outputs = student.decoder(batch_size, beam_size)(student.params, inputs, advance)
+            decoder = student.decoder(batch_size, beam_size)
+            outputs = student.decode(texts, task, decoder, advance)
             answers = [student.text(tokens) for tokens in outputs]
     if not is_first:
         return

@@ -23,7 +23,7 @@ from flax import linen as nn
 from distill_sbs.model.attention import MASKED_LOGIT, Dense, dropout_multiplier
 from distill_sbs.model.config import T5GemmaConfig
 from distill_sbs.model.layers import HIDDEN_AXES, Dropout, FeedForward
-from distill_sbs.model.masks import Mask
+from distill_sbs.model.masks import Mask, Visibility
 from distill_sbs.model.parameters import Params, PyTree
 
 # Cosines and sines, each float32 [..., length, head_dim / 2]; they broadcast to heads.
@@ -339,7 +339,7 @@ class Encoder(nn.Module):
     def __call__(self, embedded: jax.Array, mask: Mask, deterministic: bool) -> jax.Array:
         """Embedded [B, S, D], mask bool [B, 1, S, S] -> [B, S, D]."""
         config = self.config
-        assert isinstance(mask, jax.Array)  # its attention is never fused
+        assert not isinstance(mask, Visibility)  # its attention is never fused
         # Positions in the row: what a query and a key make of them depends on their difference.
         positions = jnp.arange(embedded.shape[1], dtype=jnp.int32)
         masks = mask, mask & encoder_window(config, embedded.shape[1])
@@ -366,7 +366,7 @@ class Decoder(nn.Module):
     ) -> jax.Array:
         """Embedded [B, T, D], encoded [B, S, D], masks [B, 1, T, T], [B, 1, T, S] -> [B, T, D]."""
         config = self.config
-        assert isinstance(self_mask, jax.Array) and isinstance(cross_mask, jax.Array)
+        assert not isinstance(self_mask, Visibility) and not isinstance(cross_mask, Visibility)
         places = jnp.arange(embedded.shape[1])
         masks = self_mask, self_mask & decoder_window(config, places, places)
         # Positions in a sequence: the encoder's keys have none, so that a query's own counts. It
