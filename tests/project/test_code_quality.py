@@ -96,6 +96,10 @@ def test_any_is_rare() -> None:
     assert aliases == ["PyTree"]  # JAX has no type for trees
 
 
+# What an export and a server need, and not everybody has.
+LIBRARIES_OF_EXTRAS = ("ctranslate2", "onnx", "onnxruntime", "starlette", "torch", "uvicorn")
+
+
 # ---------------------------------- imports ----------------------------------
 
 
@@ -312,10 +316,6 @@ def test_imports_go_in_no_circle() -> None:
 
 
 @pytest.mark.slow
-# What an export and a server need, and not everybody has.
-LIBRARIES_OF_EXTRAS = ("ctranslate2", "onnx", "onnxruntime", "starlette", "torch", "uvicorn")
-
-
 def test_model_side_imports_without_tensorflow() -> None:
     modules = [*model_side(), "distill_sbs.infer"]
     program = (
