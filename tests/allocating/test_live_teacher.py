@@ -30,6 +30,8 @@ LIVE = {
     "generation_tokens": 300,
 }
 
+RATIONALES = {**LIVE, "capabilities": {"rationale": "tiny_rationale_asked"}, "budget_tokens": 1800}
+
 
 def answer(split: str, i: int) -> str:
     return "I have no idea." if i % 10 == 9 else f"It is {split} {i}. The answer is ( {i} + 1 )."
@@ -51,11 +53,10 @@ def served(tmp_path: pathlib.Path, monkeypatch) -> Iterator[teacher_server.Serve
 
 
 @pytest.mark.slow
-def test_asked_within_the_budget_once_and_the_same_from_its_file(
-    make_config: Any, tmp_path: pathlib.Path, served: teacher_server.Server, monkeypatch
+def test_asked_within_the_budget_and_once(
+    make_config: Any, tmp_path: pathlib.Path, served: teacher_server.Server
 ) -> None:
-    options = {**LIVE, "capabilities": {"rationale": "tiny_rationale_asked"}, "budget_tokens": 1800}
-    summary = allocate(make_config(**options))
+    summary = allocate(make_config(**RATIONALES))
     answered = teacher_server.read_rows(tmp_path / "served.jsonl")
     of_training = teacher_server.read_rows(tmp_path / "run" / ANSWERS)
     of_validation = teacher_server.read_rows(tmp_path / "run" / "teacher/tiny_validation.jsonl")
@@ -71,11 +72,18 @@ def test_asked_within_the_budget_once_and_the_same_from_its_file(
     assert 100 < paid <= 300
     history = read_history(str(tmp_path / "run" / HISTORY_FILE))
     assert sum(each.generated for each in history.intervals) == paid
-    # With its answers at hand the run needs no teacher, and is the same to the bit.
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+def test_with_its_answers_at_hand_a_run_needs_no_teacher_and_is_the_same(
+    make_config: Any, tmp_path: pathlib.Path, served: teacher_server.Server, monkeypatch
+) -> None:
+    summary = allocate(make_config(**RATIONALES))
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # nobody listens
     again = tmp_path / "again"
     shutil.copytree(tmp_path / "run" / "teacher", again / "teacher")
-    assert allocate(make_config(**options, model_dir=str(again))) == summary
+    assert allocate(make_config(**RATIONALES, model_dir=str(again))) == summary
     assert (again / HISTORY_FILE).read_bytes() == (tmp_path / "run" / HISTORY_FILE).read_bytes()
     assert_same_parameters(tmp_path / "run", again)
 

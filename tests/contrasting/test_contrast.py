@@ -80,6 +80,7 @@ def read_bytes(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.campaign
 def test_from_two_students_to_a_tuned_one(
     pair: Pair, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_flags_that_have_no_effect(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_student_is_trimmed_trained_asked_and_restored(
     tiny_data: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture

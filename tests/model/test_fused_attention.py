@@ -99,6 +99,7 @@ def test_results_and_gradients_are_those_without_the_kernel(queries, keys, heads
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize(("scan_layers", "remat_policy"), [(True, "minimal"), (False, "none")])
 def test_a_student_computes_the_same(scan_layers, remat_policy):

@@ -127,6 +127,7 @@ def test_another_option_is_refused(whole: pathlib.Path, data: pathlib.Path, caps
     assert "holds the results of another run (LEARNING_RATE: 0.001 there, 0.5 now)" in said
 
 
+@pytest.mark.campaign
 def test_a_run_that_fails_is_told_and_stops_no_other(
     tmp_path: pathlib.Path, data: pathlib.Path, capsys
 ) -> None:

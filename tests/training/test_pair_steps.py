@@ -106,6 +106,7 @@ def test_packed_equals_unpacked_and_microbatched(microbatches: int) -> None:
     assert largest_difference(packed, plain) < 1e-5
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["own", pytest.param("shared", marks=pytest.mark.campaign)])
 def test_eight_devices_equal_one_and_only_sums_cross_rows(inputs: str) -> None:
