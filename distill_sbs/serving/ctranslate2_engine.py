@@ -12,9 +12,9 @@ import ctranslate2
 
 from distill_sbs import constants, json_lines
 from distill_sbs.errors import DamagedError
-from distill_sbs.serving.served_folder import ServedStudent
+from distill_sbs.serving.served_folder import CTRANSLATE2, NETWORK_FILES, ServedStudent
 
-VOCABULARY_FILE = "shared_vocabulary.json"
+_MODEL_FILE, _, VOCABULARY_FILE = NETWORK_FILES[CTRANSLATE2]
 
 
 class CTranslate2Engine:
@@ -35,7 +35,7 @@ class CTranslate2Engine:
                 folder, device="cpu", inter_threads=1, intra_threads=threads
             )
         except (RuntimeError, ValueError) as error:
-            raise DamagedError(os.path.join(folder, "model.bin"), error) from None
+            raise DamagedError(os.path.join(folder, _MODEL_FILE), error) from None
 
     def decode(self, rows: Sequence[Sequence[int]], max_batch_size: int) -> list[list[int]]:
         """See `engines.Engine`."""

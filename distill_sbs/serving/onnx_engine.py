@@ -13,9 +13,9 @@ import onnxruntime
 
 from distill_sbs import constants
 from distill_sbs.errors import DamagedError
-from distill_sbs.serving.served_folder import ServedStudent
+from distill_sbs.serving.served_folder import NETWORK_FILES, ONNX, ServedStudent
 
-ENCODER_FILE, DECODER_FILE = "encoder.onnx", "decoder.onnx"
+ENCODER_FILE, DECODER_FILE = NETWORK_FILES[ONNX]
 # What goes into the graphs and comes out of them. A state is a layer's keys or values.
 INPUT_IDS, MASK, TOKEN, NEXT = "input_ids", "attention_mask", "token", "next_token"
 PAST, PRESENT, CROSS = "past", "present", "cross"

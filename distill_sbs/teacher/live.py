@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from distill_sbs.cli import signals
 from distill_sbs.data.dataset import Example, TeacherOutput
 from distill_sbs.data.readers import responses
 from distill_sbs.data.readers.request_description import RequestDescription
@@ -108,7 +109,7 @@ class LiveTeacher:
         outcome = None
         try:
             if wanted:
-                with _signals_kept():
+                with signals.keep_handlers((signal.SIGINT, signal.SIGTERM)), _keep_wakeup():
                     outcome = Extraction(
                         prompt, parameters, endpoint, journal, budget, Settings(), on_trouble=tell
                     ).run(iter(wanted))
@@ -164,13 +165,10 @@ def _in_words_of_a_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Signals do afterwards what they did before: asyncio takes them over, and gives none back."""
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    wakeup = signal.set_wakeup_fd(-1)
+def _keep_wakeup() -> Iterator[None]:
+    """Whoever signals wake is woken afterwards too: asyncio takes that over for itself."""
+    before = signal.set_wakeup_fd(-1)
     try:
         yield
     finally:
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)

@@ -99,7 +99,10 @@ def _read_example(feature: tfrecords.FeatureMap, teachers: Sequence[str]) -> Exa
 
 
 def _records(data_dir: epath.PathLike, dataset: str, split: str) -> Iterator[tf.train.Example]:
-    files = tfrecords.split_files(data_dir, dataset, split)
+    return _read_files(tfrecords.split_files(data_dir, dataset, split))
+
+
+def _read_files(files: Sequence[str]) -> Iterator[tf.train.Example]:
     # One by one, each costs more than it takes to parse it.
     for batch in tf.data.TFRecordDataset(files).batch(_RECORDS_AT_ONCE).as_numpy_iterator():
         yield from map(tf.train.Example.FromString, batch)
@@ -346,8 +349,7 @@ def _rewrite(
             for shard in shards:
                 path = partial / epath.Path(shard).name
                 with tf.io.TFRecordWriter(str(path)) as writer:
-                    for serialized in tf.data.TFRecordDataset(shard).as_numpy_iterator():
-                        record = tf.train.Example.FromString(serialized)
+                    for record in _read_files([shard]):
                         feature = record.features.feature
                         example = _read_example(feature, others)
                         output, state = finders[split](example)
