@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from distill_sbs import files
-from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, flag_groups, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.progress import show_progress
 from distill_sbs.cli.run_main import run_main
@@ -63,56 +63,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         " else ~/.cache/distill_sbs.",
         flag_values=values,
     )
-    flags.DEFINE_enum(
-        "mode",
-        "curated",
-        list(MODES),
-        "For comparisons: 'unfiltered' asks no rule, 'homogeneous' takes one stratum, 'random' any"
-        " examples.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("seed", 0, "Of what is taken among equals.", flag_values=values)
-    flags.DEFINE_list(
-        "strata",
-        ["dataset", "label", "question"],
-        "What a stratum is made of: dataset, label, question, or what a task file registered.",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "temperature",
-        3.0,
-        "τ: a stratum of n examples gives in proportion to n^(1/τ); 1: as they are.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "prefer",
-        "score",
-        list(PREFERENCES),
-        "Within a stratum: the highest score, or the greatest distance of what is taken.",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "least_score", 0.0, "Lower scores are dropped; the share of soft rules.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "rationale_words",
-        ["3", "128"],
-        "Fewest and most words of a rationale.",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "least_overlap",
-        Limits.least_overlap,
-        "Share of a rationale's words that stand in the input.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "most_repeats",
-        Limits.most_repeats,
-        "How often the same four words may follow each other in a rationale.",
-        flag_values=values,
-    )
-    flags.DEFINE_list("without_rules", [], "Rules that are not asked.", flag_values=values)
     flags.DEFINE_string(
         "dropped", None, "A JSONL file for every dropped example, its rule and the reason.",
         flag_values=values,
@@ -127,6 +77,61 @@ def _define_flags(values: flags.FlagValues) -> None:
         "dry_run", False, "Chooses and shows what it would be, and writes nothing.",
         flag_values=values,
     )  # fmt: skip
+    with flag_groups.group(values, "What is taken"):
+        flags.DEFINE_enum(
+            "mode",
+            "curated",
+            list(MODES),
+            "For comparisons: 'unfiltered' asks no rule, 'homogeneous' takes one stratum,"
+            " 'random' any examples.",
+            flag_values=values,
+        )
+        flags.DEFINE_integer("seed", 0, "Of what is taken among equals.", flag_values=values)
+        flags.DEFINE_list(
+            "strata",
+            ["dataset", "label", "question"],
+            "What a stratum is made of: dataset, label, question, or what a task file registered.",
+            flag_values=values,
+        )
+        flags.DEFINE_float(
+            "temperature",
+            3.0,
+            "τ: a stratum of n examples gives in proportion to n^(1/τ); 1: as they are.",
+            flag_values=values,
+        )
+        flags.DEFINE_enum(
+            "prefer",
+            "score",
+            list(PREFERENCES),
+            "Within a stratum: the highest score, or the greatest distance of what is taken.",
+            flag_values=values,
+        )
+    with flag_groups.group(values, "Rules"):
+        flags.DEFINE_float(
+            "least_score",
+            0.0,
+            "Lower scores are dropped; the share of soft rules.",
+            flag_values=values,
+        )
+        flags.DEFINE_list(
+            "rationale_words",
+            ["3", "128"],
+            "Fewest and most words of a rationale.",
+            flag_values=values,
+        )
+        flags.DEFINE_float(
+            "least_overlap",
+            Limits.least_overlap,
+            "Share of a rationale's words that stand in the input.",
+            flag_values=values,
+        )
+        flags.DEFINE_integer(
+            "most_repeats",
+            Limits.most_repeats,
+            "How often the same four words may follow each other in a rationale.",
+            flag_values=values,
+        )
+        flags.DEFINE_list("without_rules", [], "Rules that are not asked.", flag_values=values)
 
 
 def curate(

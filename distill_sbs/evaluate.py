@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 
 from distill_sbs import constants, files
-from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, flag_groups, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.compiled_programs import keep_compiled_programs
 from distill_sbs.cli.freed_memory import keep_freed_memory
 from distill_sbs.cli.run_main import run_main
@@ -57,33 +57,35 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "task_file", [], "A registration file of your own; repeatable.", flag_values=values
     )
-    flags.DEFINE_bool(
-        "score",
-        False,
-        "Takes the likeliest of the training split's labels, in one pass of the decoder, in the"
-        " place of decoding; for a few labels, such as those of NLI.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "constrain_labels",
-        False,
-        "Decodes greedily, but nothing other than the training split's labels, and stops where one"
-        " of them alone is left.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output",
-        None,
-        "A JSONL file for every input, reference and prediction.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "page",
-        None,
-        "An HTML file: metrics, which label is taken for which, ten right and ten wrong answers,"
-        " with the student's rationale beside the teacher's.",
-        flag_values=values,
-    )
+    with flag_groups.group(values, "Labels of a closed set"):
+        flags.DEFINE_bool(
+            "score",
+            False,
+            "Takes the likeliest of the training split's labels, in one pass of the decoder, in the"
+            " place of decoding; for a few labels, such as those of NLI.",
+            flag_values=values,
+        )
+        flags.DEFINE_bool(
+            "constrain_labels",
+            False,
+            "Decodes greedily, but nothing other than the training split's labels, and stops"
+            " where one of them alone is left.",
+            flag_values=values,
+        )
+    with flag_groups.group(values, "What is written"):
+        flags.DEFINE_string(
+            "output",
+            None,
+            "A JSONL file for every input, reference and prediction.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "page",
+            None,
+            "An HTML file: metrics, which label is taken for which, ten right and ten wrong"
+            " answers, with the student's rationale beside the teacher's.",
+            flag_values=values,
+        )
     processes.define_flags(values)
 
 

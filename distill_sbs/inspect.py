@@ -20,7 +20,7 @@ from absl import flags
 from rich import box
 
 from distill_sbs import constants
-from distill_sbs.cli import command_line, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, flag_groups, quiet_tensorflow, terminal
 from distill_sbs.cli.progress import show_progress
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
@@ -47,10 +47,12 @@ def _define_flags(values: flags.FlagValues) -> None:
         " Default: $DISTILL_SBS_SOURCE_DIR.",
         "vocabulary_file": "A SentencePiece model, 'bytes' or 'embedded'."
         " Default: $DISTILL_SBS_VOCABULARY_FILE.",
-        "id_column": "Of a file: the column of ids. Default: made of the position.",
-        "input_column": "Of a file: the column of inputs, or the path of a nested field.",
-        "label_column": "Of a file: the column of labels. Default: label, if there is one.",
-        "rationale_column": "Of a file: that of rationales. Default: rationale, if there is one.",
+    }
+    columns = {
+        "id_column": "The column of ids. Default: made of the position.",
+        "input_column": "The column of inputs, or the path of a nested field.",
+        "label_column": "The column of labels. Default: label, if there is one.",
+        "rationale_column": "That of rationales. Default: rationale, if there is one.",
     }
     defaults = {"split": "train", "input_column": "input"}
     for name, text in texts.items():
@@ -66,6 +68,9 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "task_file", [], "A registration file of your own; repeatable.", flag_values=values
     )
+    with flag_groups.group(values, "Columns of a file"):
+        for name, text in columns.items():
+            flags.DEFINE_string(name, defaults.get(name), text, flag_values=values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

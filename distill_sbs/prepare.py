@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from rich import box
 
-from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, flag_groups, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.callable_module import make_callable
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import SourceError, UserError
@@ -65,43 +65,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "teacher",
-        None,
-        "Joins this teacher's outputs with the records: by id what extract wrote, else by position"
-        " the files SOURCE_DIR/{dataset}/llm/*_CoT_*.json; the name is yours to choose, and"
-        " {dataset}_dss_NAME trains on them. Splits prepared earlier are taken as they are.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "teacher_outputs",
-        None,
-        "Files that extract wrote, with commas. Default:"
-        " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "output_columns",
-        None,
-        "The --teacher_outputs are not extract's but files of rows (.jsonl, .csv, .tsv, .parquet):"
-        " NAME:COLUMN with commas, names id or input, and label and rationale, or response."
-        " Nested fields by path: response:response.body.choices.message.content.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output_parser",
-        None,
-        "A Python file with parse(response, input) -> (label, rationale) or None, for the column"
-        " response.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "shuffle_rationales_of",
-        None,
-        "Joins a control under the name --teacher: the labels of this teacher, whom the records"
-        " hold already, and its rationales, each at another example of its split.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
         "vocabulary_file",
         None,
         "Warns of what is unknown to this vocabulary, the student's: a SentencePiece model,"
@@ -115,6 +78,45 @@ def _define_flags(values: flags.FlagValues) -> None:
         "A registration file of your own; repeatable.",
         flag_values=values,
     )
+    with flag_groups.group(values, "A teacher's outputs"):
+        flags.DEFINE_string(
+            "teacher",
+            None,
+            "Joins this teacher's outputs with the records: by id what extract wrote, else by"
+            " position the files SOURCE_DIR/{dataset}/llm/*_CoT_*.json; the name is yours to"
+            " choose, and {dataset}_dss_NAME trains on them. Splits prepared earlier are taken as"
+            " they are.",
+            flag_values=values,
+        )
+        flags.DEFINE_list(
+            "teacher_outputs",
+            None,
+            "Files that extract wrote, with commas. Default:"
+            " DATA_DIR/teachers/{dataset}/{teacher}/*.jsonl, where extract --teacher puts them.",
+            flag_values=values,
+        )
+        flags.DEFINE_list(
+            "output_columns",
+            None,
+            "The --teacher_outputs are not extract's but files of rows (.jsonl, .csv, .tsv,"
+            " .parquet): NAME:COLUMN with commas, names id or input, and label and rationale, or"
+            " response. Nested fields by path: response:response.body.choices.message.content.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "output_parser",
+            None,
+            "A Python file with parse(response, input) -> (label, rationale) or None, for the"
+            " column response.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "shuffle_rationales_of",
+            None,
+            "Joins a control under the name --teacher: the labels of this teacher, whom the records"
+            " hold already, and its rationales, each at another example of its split.",
+            flag_values=values,
+        )
 
 
 def print_summary(info: Info) -> None:

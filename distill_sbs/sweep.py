@@ -26,6 +26,7 @@ from distill_sbs import files
 from distill_sbs.cli import (
     command_line,
     compiled_programs,
+    flag_groups,
     gin_files,
     quiet_tensorflow,
     signals,
@@ -58,15 +59,20 @@ _AXIS_FLAGS: Mapping[str, tuple[str, type]] = {
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_multi_string(
-        "axis",
-        [],
-        "'NAME = [values]': an axis of GRID, added or replaced; repeatable.",
-        flag_values=values,
-    )
-    for name, (macro, _) in _AXIS_FLAGS.items():
-        more = "; with it the others are 1.0 and 0 where nobody states them" * (macro == MIXTURE)
-        flags.DEFINE_list(name, None, f"The axis {macro}, with commas{more}.", flag_values=values)
+    with flag_groups.group(values, "The grid"):
+        flags.DEFINE_multi_string(
+            "axis",
+            [],
+            "'NAME = [values]': an axis of GRID, added or replaced; repeatable.",
+            flag_values=values,
+        )
+        for name, (macro, _) in _AXIS_FLAGS.items():
+            more = "; with it the others are 1.0 and 0 where nobody states them" * (
+                macro == MIXTURE
+            )
+            flags.DEFINE_list(
+                name, None, f"The axis {macro}, with commas{more}.", flag_values=values
+            )
     flags.DEFINE_string("output", None, "The same as SWEEP_DIR.", flag_values=values)
     flags.DEFINE_integer(
         "parallel", None, "The same as WORKERS.", flag_values=values, lower_bound=1

@@ -25,7 +25,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from absl import flags
 
 from distill_sbs import resources
-from distill_sbs.cli import gin_files, gin_macros, terminal
+from distill_sbs.cli import flag_groups, gin_files, gin_macros, terminal
 from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError, did_you_mean
 from distill_sbs.option_fields import Options
@@ -110,15 +110,19 @@ def define_decoding_flags(values: flags.FlagValues) -> None:
         flag_values=values,
         required=True,
     )
-    flags.DEFINE_integer("batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer(
-        "num_model_partitions",
-        1,
-        "Devices that share one copy of the parameters; a student of any run, trained on any mesh.",
-        flag_values=values,
-        lower_bound=1,
-    )
+    with flag_groups.group(values, "How it decodes"):
+        flags.DEFINE_integer(
+            "batch_size", 128, "Inputs at a time.", flag_values=values, lower_bound=1
+        )
+        flags.DEFINE_integer("beam_size", 1, "1 is greedy.", flag_values=values, lower_bound=1)
+        flags.DEFINE_integer(
+            "num_model_partitions",
+            1,
+            "Devices that share one copy of the parameters; a student of any run, trained on any"
+            " mesh.",
+            flag_values=values,
+            lower_bound=1,
+        )
 
 
 def parse_flags(
@@ -287,18 +291,20 @@ def _rewrite_gin_arguments(argv: Sequence[str]) -> list[str]:
 
 def _help_text(flag_values: flags.FlagValues, description: str, more_help: str) -> str:
     lines = [description] if description else []
-    lines.append("\nFlags:" if lines else "Flags:")
-    for name in sorted(flag_values):
-        # absl ends the help of a repeatable flag with a line of its own, and ours says so already.
-        text = str(flag_values[name].help).partition(";\n")[0]
-        lines += textwrap.wrap(
-            f"--{name}: {text}",
-            _HELP_WIDTH,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+    for title, names in flag_groups.list_groups(flag_values).items():
+        if names:
+            lines.append(("\n" if lines else "") + (title or "Flags") + ":")
+        for name in names if title else sorted(names):
+            # absl ends the help of a repeatable flag with a line of its own; ours says so already.
+            text = str(flag_values[name].help).partition(";\n")[0]
+            lines += textwrap.wrap(
+                f"--{name}: {text}",
+                _HELP_WIDTH,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
     return "\n".join(lines + ([more_help] if more_help else []))
 
 

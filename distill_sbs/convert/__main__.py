@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from distill_sbs.cli import command_line, interrupts, quiet_tensorflow, terminal
+from distill_sbs.cli import command_line, flag_groups, interrupts, quiet_tensorflow, terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
 from distill_sbs.cli.progress import show_progress
 from distill_sbs.cli.run_main import run_main
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from distill_sbs.data.sentencepiece_model import VocabularyDescription
 
 DESCRIPTION = (
-    "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs, or exports it for"
-    " python -m distill_sbs.serve."
+    "Converts a checkpoint between the forms of HuggingFace, T5X and distill_sbs,\n"
+    "or exports it for python -m distill_sbs.serve."
 )
 FORMS = ("hf", "t5x", "native")
 _WITH_CARD = ("hf", *SERVED_FORMS)
@@ -67,13 +67,6 @@ def _define_flags(values: flags.FlagValues) -> None:
         "output", None, "A folder that does not exist yet.", flag_values=values, required=True
     )
     flags.DEFINE_string(
-        "vocabulary_file",
-        None,
-        "For all but t5x: a SentencePiece model, 'bytes' or 'embedded'. Default: what --input"
-        " carries, which T5X's checkpoints do not.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
         "student",
         None,
         "The size that --input must have, such as t5_1_1_base; anything else is refused.",
@@ -87,57 +80,66 @@ def _define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "tokenizer", True, "Whether --to=hf writes tokenizer files.", flag_values=values
-    )
-    flags.DEFINE_bool(
         "scan_layers",
         None,
         "Whether --to=native and --to=t5x store layers stacked. Default: as --input, where that is"
         " native; else no.",
         flag_values=values,
     )
-    flags.DEFINE_string(
-        "license",
-        None,
-        "What --to=hf, ctranslate2 and onnx write into the model card (README.md) as the licence,"
-        " such as cc-by-4.0: that of the data, say.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "quantization",
-        FLOAT32,
-        QUANTIZATIONS,
-        "How --to=ctranslate2 and --to=onnx store weights; int8 also multiplies by them so.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "trim_vocabulary",
-        None,
-        "For --to=native: names of prepared datasets, tasks or mixtures. The embedding and the head"
-        " keep rows for the pieces that occur in them alone; other texts are refused.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "restore_vocabulary",
-        None,
-        "Of an --input whose vocabulary was trimmed: the checkpoint that it was trimmed from, whose"
-        " rows stand in for those that were taken out.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "With --trim_vocabulary: folder of the prepared records. Default: $DISTILL_SBS_DATA_DIR,"
-        " else ~/.cache/distill_sbs.",
-        flag_values=values,
-    )
-    flags.DEFINE_multi_string(
-        "task_file",
-        [],
-        "With --trim_vocabulary: a registration file of your own; repeatable.",
-        flag_values=values,
-    )
     flags.DEFINE_bool("overwrite", False, "Replaces --output.", flag_values=values)
+    with flag_groups.group(values, "Exports"):
+        flags.DEFINE_string(
+            "license",
+            None,
+            "What --to=hf, ctranslate2 and onnx write into the model card (README.md) as the"
+            " licence, such as cc-by-4.0: that of the data, say.",
+            flag_values=values,
+        )
+        flags.DEFINE_enum(
+            "quantization",
+            FLOAT32,
+            QUANTIZATIONS,
+            "How --to=ctranslate2 and --to=onnx store weights; int8 also multiplies by them so.",
+            flag_values=values,
+        )
+    with flag_groups.group(values, "Vocabulary"):
+        flags.DEFINE_string(
+            "vocabulary_file",
+            None,
+            "For all but t5x: a SentencePiece model, 'bytes' or 'embedded'. Default: what --input"
+            " carries, which T5X's checkpoints do not.",
+            flag_values=values,
+        )
+        flags.DEFINE_bool(
+            "tokenizer", True, "Whether --to=hf writes tokenizer files.", flag_values=values
+        )
+        flags.DEFINE_list(
+            "trim_vocabulary",
+            None,
+            "For --to=native: names of prepared datasets, tasks or mixtures. The embedding and"
+            " the head keep rows for the pieces that occur in them alone; other texts are refused.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "restore_vocabulary",
+            None,
+            "Of an --input whose vocabulary was trimmed: the checkpoint that it was trimmed from,"
+            " whose rows stand in for those that were taken out.",
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "data_dir",
+            None,
+            "With --trim_vocabulary: folder of the prepared records. Default:"
+            " $DISTILL_SBS_DATA_DIR, else ~/.cache/distill_sbs.",
+            flag_values=values,
+        )
+        flags.DEFINE_multi_string(
+            "task_file",
+            [],
+            "With --trim_vocabulary: a registration file of your own; repeatable.",
+            flag_values=values,
+        )
 
 
 def _check_flags(values: flags.FlagValues) -> None:

@@ -39,7 +39,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from absl import flags
 
-from distill_sbs.cli import terminal
+from distill_sbs.cli import flag_groups, terminal
 from distill_sbs.distributed import lifeline as lifelines
 from distill_sbs.errors import UserError, describe_disk_error
 
@@ -61,34 +61,35 @@ _EXCHANGED_BYTES = 64 * 2**20
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of entry points that several processes may run."""
-    flags.DEFINE_bool(
-        "multiprocess",
-        False,
-        "One of several processes of a run, all started with the same arguments. On TPUs, under"
-        " SLURM and Open MPI nothing else is needed; elsewhere give the three flags below.",
-        flag_values=flag_values,
-    )
-    flags.DEFINE_alias("multiprocess_gpu", "multiprocess", flag_values=flag_values)
-    flags.DEFINE_string(
-        "coordinator_address", None, "Process 0's HOST:PORT.", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "process_count", None, "Number of processes.", flag_values=flag_values, lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "process_index",
-        None,
-        "This process's number, from 0.",
-        flag_values=flag_values,
-        lower_bound=0,
-    )
-    flags.DEFINE_integer(
-        "start_timeout_seconds",
-        START_TIMEOUT_SECONDS,
-        "How long processes wait for one another at the start.",
-        flag_values=flag_values,
-        lower_bound=1,
-    )
+    with flag_groups.group(flag_values, "Several processes"):
+        flags.DEFINE_bool(
+            "multiprocess",
+            False,
+            "One of several processes of a run, all started with the same arguments. On TPUs, under"
+            " SLURM and Open MPI nothing else is needed; elsewhere give the three flags below.",
+            flag_values=flag_values,
+        )
+        flags.DEFINE_alias("multiprocess_gpu", "multiprocess", flag_values=flag_values)
+        flags.DEFINE_string(
+            "coordinator_address", None, "Process 0's HOST:PORT.", flag_values=flag_values
+        )
+        flags.DEFINE_integer(
+            "process_count", None, "Number of processes.", flag_values=flag_values, lower_bound=1
+        )
+        flags.DEFINE_integer(
+            "process_index",
+            None,
+            "This process's number, from 0.",
+            flag_values=flag_values,
+            lower_bound=0,
+        )
+        flags.DEFINE_integer(
+            "start_timeout_seconds",
+            START_TIMEOUT_SECONDS,
+            "How long processes wait for one another at the start.",
+            flag_values=flag_values,
+            lower_bound=1,
+        )
 
 
 def list_settings(values: Flags) -> str:

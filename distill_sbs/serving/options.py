@@ -6,11 +6,13 @@ Enters: values from Python, or the command line of `python -m distill_sbs.serve`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Never, TypeVar, cast
 
 from absl import flags
 
+from distill_sbs.cli import flag_groups
 from distill_sbs.errors import UserError
 
 DESCRIPTION = (
@@ -100,15 +102,21 @@ _ENDLESS = 1e9  # seconds and bytes that nobody means
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of `python -m distill_sbs.serve`."""
     for field in dataclasses.fields(ServeConfig):
-        help, default = field.metadata["help"], getattr(ServeConfig, field.name)
-        least, most = field.metadata["least"], field.metadata["most"]
-        if isinstance(default, str):
-            help += f" Default: {default}." if default else ""
-            flags.DEFINE_string(field.name, default, help, flag_values=values)
-            continue
-        help += f" Default: {default:,}."
-        make = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
-        make(field.name, default, help, flag_values=values, lower_bound=least, upper_bound=most)
+        is_limit = field.name.startswith("max_") or field.name.endswith("_seconds")
+        with flag_groups.group(values, "Limits") if is_limit else contextlib.nullcontext():
+            _define_flag(values, field)
+
+
+def _define_flag(values: flags.FlagValues, field: dataclasses.Field[object]) -> None:
+    help, default = field.metadata["help"], getattr(ServeConfig, field.name)
+    least, most = field.metadata["least"], field.metadata["most"]
+    if isinstance(default, str):
+        help += f" Default: {default}." if default else ""
+        flags.DEFINE_string(field.name, default, help, flag_values=values)
+        return
+    help += f" Default: {default:,}."
+    make = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_float
+    make(field.name, default, help, flag_values=values, lower_bound=least, upper_bound=most)
 
 
 def read(values: flags.FlagValues) -> ServeConfig:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, overload
 from absl import flags
 
 from distill_sbs import json_lines
+from distill_sbs.cli import flag_groups
 from distill_sbs.data.readers import responses
 from distill_sbs.errors import UserError
 from distill_sbs.json_lines import JsonObject
@@ -31,6 +32,13 @@ DESCRIPTION = (
 )
 # What `extract` can do besides asking; these are flags, not options.
 MODES = ("report", "merge", "show_prompt")
+# The titles of --help, by the first option that stands under each.
+_FIRST_OF_GROUP = {
+    "task": "What is asked",
+    "base_url": "Who is asked, and how",
+    "keep": "What is kept",
+    "max_in_flight": "How fast, how long, how much",
+}
 _RANGES = {int: "a whole number", float: "a number"}
 
 T = TypeVar("T")
@@ -69,7 +77,6 @@ class ExtractConfig:
       UserError: a value of another type or out of range, or two that contradict each other.
     """
 
-    # What is asked.
     task: str | None = _option(
         "Prompt and parser: {tasks}, a TOML file of your own, or a folder with one (and a"
         " parser.py). Default: the dataset's."
@@ -97,7 +104,6 @@ class ExtractConfig:
         "A name of your choice for this teacher, in file names and results.json."
     )
 
-    # Who is asked, and how.
     base_url: str | None = _option(
         "The endpoint, http://localhost:8000/v1 for example. Default: $OPENAI_BASE_URL, else"
         " OpenAI's."
@@ -119,7 +125,6 @@ class ExtractConfig:
         "JSON object of further request fields, the endpoint's own."
     )
 
-    # What is kept.
     keep: str = _option(
         "Which answers count: all, parsed ones, or those agreeing with gold. May be changed later:"
         " every answer stays in --output.",
@@ -132,7 +137,6 @@ class ExtractConfig:
         choices=responses.RATIONALES,
     )
 
-    # How fast, how long, how much.
     max_in_flight: int = _option(
         "The most calls at a time; fewer while the endpoint says so.", 32, lowest=1
     )
@@ -230,8 +234,16 @@ def _check_extra_body(body: Mapping[str, object]) -> None:
 
 def define(values: flags.FlagValues) -> None:
     """Defines the flags of `python -m distill_sbs.extract`."""
+    title = ""
     for field in dataclasses.fields(ExtractConfig):
-        _define_flag(values, field)
+        title = _FIRST_OF_GROUP.get(field.name, title)
+        with flag_groups.group(values, title):
+            _define_flag(values, field)
+    with flag_groups.group(values, "In the place of asking"):
+        _define_modes(values)
+
+
+def _define_modes(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "show_prompt",
         None,

@@ -167,7 +167,8 @@ def module_paths(written: str) -> Iterator[str]:
             yield from (f"{path}.py", f"{path}/__init__.py")
 
 
-def flags_of(command: str) -> set[str]:
+@functools.cache
+def help_of(command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"distill_sbs.{command}", "--help"],
         cwd=ROOT,
@@ -177,7 +178,11 @@ def flags_of(command: str) -> set[str]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--\[?(?:no\]?)?(\w+)", done.stdout))
+    return done.stdout
+
+
+def flags_of(command: str) -> set[str]:
+    return set(re.findall(r"--\[?(?:no\]?)?(\w+)", help_of(command)))
 
 
 def documented_commands() -> dict[str, set[str]]:
@@ -190,6 +195,17 @@ def documented_commands() -> dict[str, set[str]]:
                 for command, given in re.findall(r"-m distill_sbs\.(\w+)([^|&;)]*)", line):
                     found.setdefault(command, set()).update(re.findall(r"--(\w+)(?!\.)\b", given))
     return found
+
+
+@pytest.mark.parametrize("command", sorted(documented_commands()))
+def test_help_is_a_screen_and_groups_the_flags_of_long_ones(command: str) -> None:
+    lines = help_of(command).splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 100
+    named = [line.split(":")[0] for line in lines if line.startswith("  --")]
+    assert len(named) == len(set(named))
+    titles = [line for line in lines if re.fullmatch(r"[A-Z][^:]*:", line)]
+    assert len(named) <= 12 or len(titles) >= 2
 
 
 @pytest.mark.parametrize("command", sorted(documented_commands()))
