@@ -4,7 +4,7 @@
 
 Enters: any checkpoint folder, prepared records. Leaves: one JSON object on standard output, the
 accuracy in it, every example of the split counted once; with `--output` a line of JSON for each;
-with `--page` an HTML page of what is confused, and of right and wrong answers with rationales.
+with `--page` an HTML page: curves, what is confused, right and wrong answers with rationales.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(
             "page",
             None,
-            "An HTML file: metrics, which label is taken for which, ten right and ten wrong"
+            "An HTML file: metrics, curves, which label is taken for which, ten right and ten wrong"
             " answers, with the student's rationale beside the teacher's.",
             flag_values=values,
         )
@@ -255,7 +255,9 @@ def _make_page(
         for number in range(len(texts))
     ]
     about = f"{student.step_folder} on the {len(texts):,} examples of {task.name}, {split}."
-    document = reported.make_document(about, metrics, answers, shown, teacher)
+    run_folder = epath.Path(student.step_folder).parent.parent
+    figures = reported.draw_training(str(run_folder), split)
+    document = reported.make_document(about, metrics, answers, shown, teacher, figures)
     return page.write_page(document, f"Answers on {split}")
 
 

@@ -64,7 +64,7 @@ class Drawer:
         yield from self._by_size()
         yield from self._least()
         yield from self._by_rate()
-        yield from self._over_steps()
+        yield from self.over_steps()
 
     # ------------------------------ data fraction -----------------------------
 
@@ -265,7 +265,8 @@ class Drawer:
 
     # ------------------------------ over steps ---------------------------------
 
-    def _over_steps(self) -> Iterator[Callable[[], Figure]]:
+    def over_steps(self) -> Iterator[Callable[[], Figure]]:
+        """Losses and validation accuracy while they trained, a figure for each group of runs."""
         groups: dict[tuple[str, Model | None, float], list[Cell]] = {}
         for cell in self._findings.cells:
             if any(run.curves for run in cell.runs):

@@ -66,6 +66,7 @@ th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; overflow-w
 td { border-bottom: 1px solid #d5d5d5; }
 td.short { white-space: nowrap; }
 td.long { min-width: 16rem; }
+td.prose { min-width: 10rem; }
 th { position: sticky; top: 0; background: #fff; box-shadow: inset 0 -2px #777;
   vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -199,7 +200,8 @@ def _table(parent: Element, table: Table) -> None:
 
 
 def _cell(row: Element, entry: Entry, column: Column) -> None:
-    kind = "number" if column.is_number else "short" if len(entry.text) <= _SHORT else "long"
+    kind = "short" if len(entry.text) <= _SHORT else "long"
+    kind = "number" if column.is_number else "prose" if column.is_prose else kind
     attributes = {"class": kind}
     if isinstance(entry.value, int | float):
         attributes["data-number"] = repr(entry.value)

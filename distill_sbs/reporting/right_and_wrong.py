@@ -1,7 +1,8 @@
 """What a student said to a split, as a page for people: what it confuses, and examples.
 
 Enters: every input with its gold label and the student's answer; of some the student's rationale
-and the teacher's. Leaves: a `Document` of tables, which `page` writes.
+and the teacher's; the folder of its run. Leaves: a `Document` of tables and the curves of its
+training, which `page` writes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from distill_sbs.errors import UserError
 from distill_sbs.reporting.document import Document
+from distill_sbs.reporting.drawing import Figure
+from distill_sbs.reporting.figures import Drawer
+from distill_sbs.reporting.findings import find
+from distill_sbs.reporting.reading import read_runs
 from distill_sbs.reporting.table_form import Column, Entry, Table
 
 # More labels than these are no closed set, and make no table that one could read.
@@ -59,6 +65,7 @@ def make_document(
     answers: Sequence[Answer],
     shown: Sequence[int],
     teacher: str | None,
+    figures: Sequence[Figure] = (),
 ) -> Document:
     """The page on a student's answers.
 
@@ -68,6 +75,7 @@ def make_document(
       answers: to every input of the split.
       shown: the numbers of those that are shown in full.
       teacher: whose rationales stand beside the student's; None: nobody's.
+      figures: what else is known of it, see `draw_training`.
     """
     tables = [_metrics_table(metrics)]
     confusion = _confusion_table(answers)
@@ -77,7 +85,16 @@ def make_document(
         if own:
             count = sum(each.is_right == is_right for each in answers)
             tables.append(_examples_table(own, is_right, count, teacher))
-    return Document(about, (), tuple(tables), (), ())
+    return Document(about, (), tuple(tables), tuple(figures), ())
+
+
+def draw_training(run_folder: str, split: str) -> list[Figure]:
+    """Losses and validation accuracy of a finished run; nothing where its folder tells of none."""
+    try:
+        findings = find(read_runs(run_folder).runs, split)
+    except UserError:  # a checkpoint alone, or in gs://: what is left of the page is no worse
+        return []
+    return [draw() for draw in Drawer(findings).over_steps()]
 
 
 def _metrics_table(metrics: Mapping[str, object]) -> Table:
@@ -128,13 +145,13 @@ def _examples_table(
 ) -> Table:
     what = "right" if is_right else "wrong"
     columns = [
-        Column("input", "input"),
+        Column("input", "input", is_prose=True),
         Column("label", "gold label"),
         Column("answer", "the student's answer"),
-        Column("rationale", "the student's rationale"),
+        Column("rationale", "the student's rationale", is_prose=True),
     ]
     if teacher is not None:
-        columns.append(Column("teacher", f"the rationale of {teacher}"))
+        columns.append(Column("teacher", f"the rationale of {teacher}", is_prose=True))
     rows = [
         tuple(
             Entry(value)

@@ -35,11 +35,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """Its name in CSV, its heading, and whether it holds numbers."""
+    """Its name in CSV, its heading, and whether it holds numbers, or sentences."""
 
     key: str
     title: str
     is_number: bool = False
+    is_prose: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
+import report_runs
+
 from distill_sbs.reporting import page, right_and_wrong
 from distill_sbs.reporting.right_and_wrong import Answer
 
@@ -60,3 +65,22 @@ def test_ten_right_and_ten_wrong_ones_are_shown_with_both_rationales() -> None:
     written = page.write_page(document, "Answers on test")
     assert "&lt;b&gt;mine" in written and "<b>mine" not in written
     assert "<title>Answers on test</title>" in written and "the rationale of palm" in written
+
+
+def test_the_curves_of_its_run_stand_on_the_page(tmp_path: pathlib.Path) -> None:
+    lines = [
+        {"step": step, "label_loss": 3 / step, "validation_accuracy": step / 100}
+        for step in range(10, 101, 10)
+    ]
+    report_runs.write_run(tmp_path / "run", 0.75, metrics=lines)
+    (figure,) = right_and_wrong.draw_training(str(tmp_path / "run"), "test")
+    assert figure.name == "training_1"
+    document = right_and_wrong.make_document("It.", {}, [said("a", "a")], [], None, [figure])
+    assert "data:image/svg+xml" in page.write_page(document)
+
+
+def test_a_checkpoint_without_its_run_has_no_curves(tmp_path: pathlib.Path) -> None:
+    assert right_and_wrong.draw_training(str(tmp_path), "test") == []
+    assert right_and_wrong.draw_training("gs://bucket/run", "test") == []
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    assert right_and_wrong.draw_training(str(tmp_path), "test") == []
