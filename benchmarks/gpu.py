@@ -30,12 +30,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 import torch
-import transformers
-from parity_state import state_of_tree
+import torch_student
 
 from distill_sbs import constants
 from distill_sbs.config import ObjectiveConfig, OptimizerConfig
-from distill_sbs.convert.huggingface import settings
 from distill_sbs.distributed import sharding
 from distill_sbs.model import flops
 from distill_sbs.model.config import T5Config, named_config
@@ -95,21 +93,8 @@ class Theirs:
     def __init__(self, config: T5Config, weights: Any, batch: dict[str, np.ndarray]) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = config.dtype == "bfloat16"
-        values = transformers.T5Config(**settings.make_settings(config), use_cache=False)
-        # transformers 5 sets it for every T5, and v1.1 has a projection of its own.
-        values.tie_word_embeddings = config.logits_via_embedding
-        model = transformers.T5ForConditionalGeneration(values)
-        # Or encoder and decoder would have tables of their own.
-        model.set_input_embeddings(model.shared)
-        state = {
-            name: torch.from_numpy(np.array(value))
-            for name, value in state_of_tree(weights, config).items()
-        }
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        # The table of tokens goes by three names there.
-        left_out = [name for name in missing if not name.endswith("embed_tokens.weight")]
-        if left_out or unexpected:
-            raise ValueError(f"transformers' T5 has other tensors: {left_out}, {unexpected}")
+        model = torch_student.make_model(config, weights)
+        model.config.use_cache = False
         self.plain = model.to(self._device).train()
         self.compiled = torch.compile(self.plain)
         self._update = torch.optim.AdamW(

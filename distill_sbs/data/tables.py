@@ -77,7 +77,7 @@ class TableReader(ColumnReader):
                     yield str(path), number, row
 
         where = str(source_dir / name)
-        unit = "row" if find_format(name)[0] == ".parquet" else "line"
+        unit = name_unit(name)
         names = _read_class_names(paths[0]) if unit == "row" else {}
         source = RowSource(where, stream, unit, names, split if own else "train")
         return source, [] if own else held_out
@@ -99,6 +99,11 @@ def find_format(name: str) -> tuple[str, str]:
             f"the last also with {' or '.join(COMPRESSIONS)} behind it"
         )
     return found, compression
+
+
+def name_unit(name: str) -> str:
+    """What `read_table` numbers in a file of that name: 'line', or 'row' where there are none."""
+    return "row" if find_format(name)[0] == ".parquet" else "line"
 
 
 def list_files(folder: epath.Path, name: str) -> list[epath.Path]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from distill_sbs import prepare
 from distill_sbs.data import metrics
@@ -99,6 +101,21 @@ def test_bad_rows(tmp_path: pathlib.Path, spec: DatasetSpec, row: dict, told: st
     parser += "    return response\n"
     with pytest.raises(SourceError, match=told):
         join(spec, tmp_path, [row], ["input:i", "response:r"], parser)
+
+
+def test_a_row_of_parquet_is_called_a_row(tmp_path: pathlib.Path, spec: DatasetSpec) -> None:
+    path = tmp_path / "outputs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"i": "in 0", "r": "x"}, {"i": "?"}]), path)
+    with pytest.raises(SourceError, match="outputs.parquet, row 2: no prepared example has"):
+        prepare._join_foreign(
+            spec,
+            str(tmp_path / "data"),
+            None,
+            "t",
+            [str(path)],
+            ["input:i", "rationale:r", "label:i"],
+            None,
+        )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from distill_sbs import files
 from distill_sbs.data.columns import Row, look_up
 from distill_sbs.data.dataset import Example, SourceError
 from distill_sbs.data.readers import responses
-from distill_sbs.data.tables import read_table
+from distill_sbs.data.tables import name_unit, read_table
 from distill_sbs.errors import UserError, did_you_mean
 
 # (response, input) -> (label, rationale), or None where the response holds none.
@@ -96,7 +96,7 @@ def convert_outputs(
     with files.open_replacement(target, "w") as file:
         for path in paths:
             for number, row in read_table(epath.Path(path)):
-                place = f"{path}, line {number}"
+                place = f"{path}, {name_unit(path)} {number}"
                 ids = _find_ids(row, columns, by_input, place)
                 for example_id in ids:
                     text = inputs.get(example_id, "")

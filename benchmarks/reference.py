@@ -1,0 +1,400 @@
+"""Ours beside the published implementation's way, with its libraries: training and decoding.
+
+    PYTHONPATH=. python benchmarks/reference.py --dataset=cqa --vocabulary_file=spiece.model
+    … --memory=peer
+
+Enters: prepared records of a dataset, a SentencePiece model. Leaves: a line of JSON. Wanted beside
+our own libraries: torch and transformers.
+
+The student is a T5 v1.1 of width 256 with 4 + 4 layers and random parameters, float32, no dropout.
+The peer trains as the published code does: labels and rationales of the same examples in two
+passes, each padded to its longest text, L = L_label + L_rationale, gradients clipped, AdamW. Ours
+trains on the same examples in packed rows; and, as further ways, with what does less than equal
+work: a shared encoder, a vocabulary trimmed to the dataset, both. Losses of the first steps are
+compared, and a difference ends the program. Decoding is greedy, so many tokens for every input;
+outputs are compared. All take turns in one process, and what is told is the least, the median and
+the most of the rounds, by the clock and by the processor. `--memory` trains one of them alone, and
+tells the most memory that its process had.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from distill_sbs import constants
+from distill_sbs.cli import command_line, terminal
+from distill_sbs.cli.freed_memory import keep_freed_memory
+from distill_sbs.cli.peak_memory import peak_memory_mib
+from distill_sbs.cli.run_main import run_main
+from distill_sbs.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from distill_sbs.data.batches.layout import Batch, Sequence2Sequence
+    from distill_sbs.model.config import T5Config
+
+LENGTHS = {"inputs": 1024, "targets": 256, "task_ids": 256}
+ROWS = 32128
+LEARNING_RATE = 1e-4
+LARGEST_DIFFERENCE = 1e-4
+PEER = "peer"
+# Ours: whether the encoder is shared, whether the vocabulary is trimmed.
+OURS = {
+    "ours": (False, False),
+    "shared encoder": (True, False),
+    "trimmed vocabulary": (False, True),
+    "both": (True, True),
+}
+
+
+def _define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("vocabulary_file", None, "The model.", flag_values=values, required=True)
+    flags.DEFINE_string("dataset", "cqa", "What is trained on.", flag_values=values)
+    flags.DEFINE_string("teacher", "palm", "Whose rationales.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Of its records.", flag_values=values)
+    flags.DEFINE_float("data_fraction", 0.2, "Of the training examples.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 32, "Sequences a step.", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "Turns of each.", flag_values=values)
+    flags.DEFINE_integer("steps", 4, "Steps of a turn, each of another batch.", flag_values=values)
+    flags.DEFINE_integer("decoded", 128, "Inputs that are answered.", flag_values=values)
+    flags.DEFINE_integer("tokens", 52, "Of each answer.", flag_values=values)
+    flags.DEFINE_enum("memory", None, [PEER, *OURS], "Only this one.", flag_values=values)
+
+
+# ---------------------------------- the data -----------------------------------
+
+
+class Data:
+    """The same batches in the form of each way."""
+
+    def __init__(self, values: flags.FlagValues) -> None:
+        from distill_sbs.data import (
+            occurring_pieces,
+            registration,
+            sentencepiece_model,
+            trimmed_ids,
+        )
+        from distill_sbs.data import vocabulary as vocabularies
+
+        self._values = values
+        described = sentencepiece_model.describe(values.vocabulary_file)
+        registration.load_task_files(())
+        occurring_pieces.use_whole_data(values.data_dir)
+        tasks = occurring_pieces.find_tasks([values.dataset])
+        found = occurring_pieces.find_pieces(tasks, described)
+        model = sentencepiece_model.read_model(described)
+        assert model is not None
+        self.kept = trimmed_ids.choose_kept(model, found, ROWS)
+        self._vocabularies = {
+            False: vocabularies.from_description(described),
+            True: vocabularies.from_description(sentencepiece_model.trim(described, self.kept)),
+        }
+
+    def rows(self, is_trimmed: bool) -> int:
+        """Of embedding and head."""
+        return len(self.kept) if is_trimmed else ROWS
+
+    def draw(self, shared: bool, is_trimmed: bool) -> list[tuple[list[Sequence2Sequence], Batch]]:
+        """For each step of a turn its sequences, label and rationale in turn, and its rows."""
+        from distill_sbs.data import registration, settings
+        from distill_sbs.data.batches import input_pipeline, layout, pairs
+        from distill_sbs.data.batches.sampler import MixtureSampler
+        from distill_sbs.model import flops
+
+        values = self._values
+        settings.use(
+            settings.DataSettings(
+                values.data_dir,
+                values.data_fraction,
+                vocabulary=self._vocabularies[is_trimmed],
+                shared_encoder=shared,
+            )
+        )
+        found = registration.get_mixture_or_task(f"{values.dataset}_dss_{values.teacher}")
+        labels, rationales = (
+            input_pipeline.tokenise(task, "train", LENGTHS, keep_texts=False)
+            for task in registration.tasks_of(found)
+        )
+        if shared:
+            paired = pairs.share_inputs(labels, rationales, complete=True)
+        else:
+            paired = pairs.pair_tasks(labels, rationales)
+        mixed = [paired] if shared else [labels, rationales]
+        cost = flops.attention_cost(make_config(self.rows(is_trimmed)))
+        chosen = input_pipeline.lay_out_tasks(
+            mixed, [1.0] * len(mixed), values.batch_size, 0, attention_cost=cost
+        ).batch_layout
+        sampler = MixtureSampler([paired], [1.0], seed=0)
+        position, drawn = sampler.start(), []
+        for _ in range(values.steps):
+            sequences, position = sampler.draw(position, values.batch_size // 2)
+            drawn.append((sequences, layout.fill(sequences, chosen)))
+        return drawn
+
+
+def make_config(rows: int) -> T5Config:
+    """22.7 million parameters with all of T5's rows."""
+    from distill_sbs.model.config import named_config
+
+    sizes = {"emb_dim": 256, "num_heads": 4, "head_dim": 64, "mlp_dim": 512}
+    layers = {"num_encoder_layers": 4, "num_decoder_layers": 4}
+    return named_config("t5_1_1_small", vocab_size=rows, dropout_rate=0.0, **sizes, **layers)
+
+
+# ---------------------------------- both ways ----------------------------------
+
+
+class Ours:
+    """Our training program and decoder."""
+
+    def __init__(self, rows: int, batches: Sequence[Batch], tokens: int, batch_size: int) -> None:
+        from distill_sbs.config import OptimizerConfig
+        from distill_sbs.distributed import sharding
+        from distill_sbs.inference.batch_decoder import Decoder
+        from distill_sbs.model.network import Transformer
+        from distill_sbs.training import optimizer, program
+
+        self.config = make_config(rows)
+        self._mesh = sharding.make_mesh(1)
+        update = optimizer.make_optimizer(
+            OptimizerConfig(learning_rate=LEARNING_RATE, final_learning_rate=LEARNING_RATE), 1000
+        )
+        self._program = program.build_training_program(self.config, update, self._mesh)
+        with sharding.rules(self._mesh):
+            self._state = self._program.make_state()
+        self._batches = [sharding.put_batch(batch, self._mesh) for batch in batches]
+        self._decoder = Decoder(Transformer(self.config), self._mesh, tokens, batch_size)
+
+    def parameters(self) -> Any:
+        """Of the next step, on the host."""
+        import jax
+
+        return jax.device_get(self._state.params)
+
+    def step(self, number: int) -> float:
+        """One step; waits for its loss."""
+        from distill_sbs.distributed import sharding
+
+        with sharding.rules(self._mesh):
+            self._state, metrics = self._program.step(self._state, self._batches[number])
+        return float(metrics["loss"])
+
+    def decode(self, inputs: Sequence[np.ndarray]) -> list[list[int]]:
+        """Answers."""
+        return [row.tolist() for row in self._decoder(self._state.params, inputs)]
+
+
+class Peer:
+    """transformers' T5 as the published code trains it."""
+
+    def __init__(
+        self,
+        config: T5Config,
+        parameters: Mapping[str, Any],
+        batches: Sequence[Sequence[Sequence2Sequence]],
+        tokens: int,
+        batch_size: int,
+    ) -> None:
+        import torch
+        import torch_student
+
+        self._model = torch_student.make_model(config, parameters).train()
+        self._update = torch.optim.AdamW(
+            self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0
+        )
+        self._batches = [[collate(part) for part in split(batch)] for batch in batches]
+        self._tokens, self._batch_size = tokens, batch_size
+
+    def step(self, number: int) -> float:
+        """One step: two passes, one update."""
+        import torch
+
+        label, rationale = (self._model(**part).loss for part in self._batches[number])
+        loss = label + rationale
+        self._update.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._update.step()
+        return float(loss.detach())
+
+    def decode(self, inputs: Sequence[np.ndarray]) -> list[list[int]]:
+        """Answers, a batch of neighbours after the other, as a Trainer predicts."""
+        import torch
+
+        answers: list[list[int]] = []
+        self._model.eval()
+        with torch.no_grad():
+            for start in range(0, len(inputs), self._batch_size):
+                tokens, mask = pad(inputs[start : start + self._batch_size])
+                answers += self._model.generate(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    max_new_tokens=self._tokens,
+                    do_sample=False,
+                    num_beams=1,
+                )[:, 1:].tolist()
+        self._model.train()
+        return answers
+
+
+def split(sequences: Sequence[Sequence2Sequence]) -> Iterator[list[Sequence2Sequence]]:
+    """The labels of a batch, then its rationales."""
+    for task in (constants.LABEL_TASK_ID, constants.RATIONALE_TASK_ID):
+        yield [each for each in sequences if each.task_ids[0] == task]
+
+
+def pad(arrays: Sequence[np.ndarray], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as long as the longest of them, and where they have tokens."""
+    import numpy as np
+    import torch
+
+    width = max(len(each) for each in arrays)
+    rows = [np.pad(each, (0, width - len(each)), constant_values=fill) for each in arrays]
+    mask = [np.arange(width) < len(each) for each in arrays]
+    tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+    return tokens, torch.from_numpy(np.stack(mask).astype(np.int64))
+
+
+def collate(sequences: Sequence[Sequence2Sequence]) -> dict[str, torch.Tensor]:
+    """What a pass takes."""
+    tokens, mask = pad([each.inputs for each in sequences])
+    labels, _ = pad([each.targets for each in sequences], fill=-100)
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+# ---------------------------------- measuring ----------------------------------
+
+
+def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Seconds of each, by the clock and by the processor: [least, median, most]."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for number in range(rounds):
+        names = list(functions) if number % 2 else list(reversed(functions))
+        for name in names:
+            since, processor_since = time.perf_counter(), time.process_time()
+            functions[name]()
+            taken[name].append((time.perf_counter() - since, time.process_time() - processor_since))
+    return {
+        name: {
+            what: [min(each), statistics.median(each), max(each)]
+            for what, each in zip(("seconds", "processor"), zip(*times, strict=True), strict=True)
+        }
+        for name, times in taken.items()
+    }
+
+
+def train_all(steps: int, step: Callable[[int], float]) -> Callable[[], list[float]]:
+    """A turn: a step on each batch."""
+    return lambda: [step(number) for number in range(steps)]
+
+
+def tell_memory(values: flags.FlagValues, data: Data) -> None:
+    """Trains one way alone, for a turn of each batch."""
+    shared, is_trimmed = OURS.get(values.memory, (False, False))
+    drawn = data.draw(shared, is_trimmed)
+    before = peak_memory_mib()
+    batches = [batch for _, batch in drawn]
+    chosen: Ours | Peer = Ours(data.rows(is_trimmed), batches, values.tokens, values.batch_size)
+    if values.memory == PEER:
+        assert isinstance(chosen, Ours)
+        chosen = Peer(
+            chosen.config,
+            chosen.parameters(),
+            [sequences for sequences, _ in drawn],
+            values.tokens,
+            values.batch_size,
+        )
+    for _ in range(values.rounds):
+        train_all(values.steps, chosen.step)()
+    found = {"trained": values.memory, "MiB": peak_memory_mib(), "MiB before it": before}
+    terminal.say(json.dumps(found))
+
+
+def compare(values: flags.FlagValues) -> None:
+    """Compares, times, and prints the line."""
+    import jax
+    import torch
+
+    data = Data(values)
+    if values.memory:
+        tell_memory(values, data)
+        return
+    ours, drawn = {}, {}
+    for name, (shared, is_trimmed) in OURS.items():
+        drawn[name] = data.draw(shared, is_trimmed)
+        batches = [batch for _, batch in drawn[name]]
+        ours[name] = Ours(data.rows(is_trimmed), batches, values.tokens, values.batch_size)
+    of_peer = [sequences for sequences, _ in drawn["ours"]]
+    one = ours["ours"]
+    peer = Peer(one.config, one.parameters(), of_peer, values.tokens, values.batch_size)
+
+    # ------------------------------ the same? -----------------------------------
+    inputs = [each.inputs for batch in of_peer for each in next(split(batch))]
+    inputs = (inputs * -(-values.decoded // len(inputs)))[: values.decoded]
+    answers, others = one.decode(inputs), peer.decode(inputs)
+    equal = sum(mine[: len(each)] == each for mine, each in zip(answers, others, strict=True))
+    losses = [(one.step(number), peer.step(number)) for number in range(values.steps)]
+    if max(abs(mine - other) / other for mine, other in losses) > LARGEST_DIFFERENCE:
+        raise UserError(f"losses of ours and of the peer differ: {losses}")
+
+    # ------------------------------ time ----------------------------------------
+    trained = {
+        name: train_all(values.steps, each.step) for name, each in {**ours, PEER: peer}.items()
+    }
+    take_turns(trained, 1)  # compiles, and settles
+    training = take_turns(trained, values.rounds)
+    decoding = take_turns(
+        {"ours": lambda: one.decode(inputs), PEER: lambda: peer.decode(inputs)}, values.rounds
+    )
+    for times, size in ((training, values.batch_size * values.steps), (decoding, len(inputs))):
+        for found in times.values():
+            for what in ("seconds", "processor"):
+                found[f"times as fast, {what}"] = times[PEER][what][1] / found[what][1]
+            found["a second"] = size / found["seconds"][1]
+    shapes = {
+        name: {key: list(value.shape) for key, value in batches[0][1].items() if "tokens" in key}
+        for name, batches in drawn.items()
+    }
+    found = {
+        "dataset": values.dataset,
+        "sequences a step": values.batch_size,
+        "rounds": values.rounds,
+        "steps a turn": values.steps,
+        "rows kept": data.rows(True),
+        "shapes": shapes,
+        "losses": losses,
+        "training": training,
+        "decoded": [len(inputs), values.tokens],
+        "equal answers": equal,
+        "decoding": decoding,
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "threads of torch": torch.get_num_threads(),
+    }
+    terminal.say(json.dumps(found))
+
+
+def _work(argv: Sequence[str]) -> None:
+    values = command_line.parse_flags(argv, _define_flags, __doc__ or "")
+    keep_freed_memory()
+    from distill_sbs.cli import quiet_tensorflow
+
+    quiet_tensorflow.import_tensorflow()
+    compare(values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures what the command line asks for; returns the exit status."""
+    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was measured")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
