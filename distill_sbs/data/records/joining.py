@@ -53,7 +53,8 @@ def check_teacher_name(spec: DatasetSpec, teacher: str) -> None:
     if teacher in spec.teachers:
         raise UserError(
             f"--teacher={teacher}: {spec.name} has a teacher of that name in its raw data; give "
-            "yours another name"
+            "yours another name, or take it out of DatasetSpec(teachers=…) if the raw data holds "
+            "nothing of it"
         )
 
 
