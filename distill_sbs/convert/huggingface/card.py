@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
+from importlib import metadata
 
 import huggingface_hub
 
@@ -165,8 +166,15 @@ def _facts(
     for split in ("validation", "test"):
         if (value := _accuracy(found, split)) is not None:
             rows.append((f"accuracy on {split}", f"{value:.2%}"))
-    rows.append(("written by", f"distill_sbs {__version__}"))
+    rows.append(("written by", f"distill_sbs {__version__} ({_show_versions()})"))
     return rows
+
+
+def _show_versions() -> str:
+    """What the student is computed with here."""
+    return ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("jax", "flax", "orbax-checkpoint")
+    )
 
 
 def _show_use(said: RunDescription | None) -> str:
