@@ -252,6 +252,12 @@ def split(sequences: Sequence[Sequence2Sequence]) -> Iterator[list[Sequence2Sequ
         yield [each for each in sequences if each.task_ids[0] == task]
 
 
+def choose_inputs(batches: Sequence[Sequence[Sequence2Sequence]], count: int) -> list[np.ndarray]:
+    """So many inputs with the label's prefix, again from the first where there are fewer."""
+    inputs = [each.inputs for batch in batches for each in next(split(batch))]
+    return (inputs * -(-count // len(inputs)))[:count]
+
+
 def pad(arrays: Sequence[np.ndarray], fill: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as long as the longest of them, and where they have tokens."""
     import numpy as np
@@ -338,8 +344,7 @@ def compare(values: flags.FlagValues) -> None:
     peer = Peer(one.config, one.parameters(), of_peer, values.tokens, values.batch_size)
 
     # ------------------------------ the same? -----------------------------------
-    inputs = [each.inputs for batch in of_peer for each in next(split(batch))]
-    inputs = (inputs * -(-values.decoded // len(inputs)))[: values.decoded]
+    inputs = choose_inputs(of_peer, values.decoded)
     answers, others = one.decode(inputs), peer.decode(inputs)
     equal = sum(mine[: len(each)] == each for mine, each in zip(answers, others, strict=True))
     losses = [(one.step(number), peer.step(number)) for number in range(values.steps)]
@@ -352,8 +357,16 @@ def compare(values: flags.FlagValues) -> None:
     }
     take_turns(trained, 1)  # compiles, and settles
     training = take_turns(trained, values.rounds)
+    trimmed = ours["trimmed vocabulary"]
+    mapped = choose_inputs([each for each, _ in drawn["trimmed vocabulary"]], values.decoded)
+    trimmed.decode(mapped)  # compiles
     decoding = take_turns(
-        {"ours": lambda: one.decode(inputs), PEER: lambda: peer.decode(inputs)}, values.rounds
+        {
+            "ours": lambda: one.decode(inputs),
+            "trimmed vocabulary": lambda: trimmed.decode(mapped),
+            PEER: lambda: peer.decode(inputs),
+        },
+        values.rounds,
     )
     for times, size in ((training, values.batch_size * values.steps), (decoding, len(inputs))):
         for found in times.values():

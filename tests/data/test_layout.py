@@ -88,6 +88,23 @@ def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> N
     assert 1 - np.sum(batches) / used.sum() <= 0.05
 
 
+def test_small_batches_do_not_lie_in_one_long_row_for_less_padding() -> None:
+    """As SVAMP's of 32: their sums vary so much that one row alone wastes least, and costs most."""
+    random = np.random.default_rng(0)
+    batches = []
+    for _ in range(128):
+        labels = np.stack([random.normal(42, 12, 16), np.full(16, 12)], axis=1)
+        rationales = np.stack([random.normal(42, 12, 16), random.normal(45, 25, 16)], axis=1)
+        batches.append(np.maximum(np.concatenate([labels, rationales]).round(), 4).astype(int))
+    longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
+    chosen = layout.choose_layout(batches, longest, 1, attention_cost=0.0017)
+    assert chosen.usual.rows >= 4
+    used = sum(chosen.shape_for(batch)[0].positions for batch in batches)
+    assert 0.05 < 1 - np.sum(batches) / used <= 0.15
+    one_row = np.array(batches).sum(axis=1).max(axis=0)
+    assert chosen.usual.cost(0.0017) < BatchShape(1, *map(int, one_row)).cost(0.0017) / 2
+
+
 def test_dear_attention_takes_shorter_rows() -> None:
     """Sequences of 20 and 4 or 20 and 20 tokens: two a row waste none, more cost attention."""
     batches = [np.array([[20, 4], [20, 20]] * 16)] * 8

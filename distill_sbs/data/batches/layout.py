@@ -224,6 +224,10 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
 ATTENTION_COST = 0.001
 # The mean share of padded positions that is good enough.
 PADDING = 0.045
+# Rows with more padding, up to this share, must save a fifth of the cost: the time of a small
+# student is mostly attention, and rows half as long spare it more than their padding costs.
+_MOST_PADDING = 0.15
+_WORTH_MORE_PADDING = 1.25
 # Pairs that share their inputs are long in targets and few in number: for the smaller share they
 # would lie in half as many rows, twice as long, whose attention costs more than it saves.
 SHARED_PADDING = 0.08
@@ -259,8 +263,9 @@ def choose_layout(
     Short rows are cheaper in attention, long rows waste fewer positions. A batch of `rows` costs
     rows · (S + T + attention_cost · (S² + T² + S·T)): its positions, and its pairs of positions
     in the encoder, the decoder, and between them. Of the rows whose mean padding stays below
-    `padding` the cheapest win. Some padding no row length avoids, since the sum of a batch's
-    lengths varies; where that alone passes `padding`, half a hundredth more is good enough.
+    `padding` the cheapest win, unless some with more padding (15 % at most) cost a fifth less.
+    Some padding no row length avoids, since the sum of a batch's lengths varies; where that alone
+    passes `padding`, half a hundredth more is good enough.
 
     Args:
       batches: the lengths, int [B, 2], of some batches as the run will draw them.
@@ -304,13 +309,15 @@ def choose_layout(
         return sum(itertools.islice(misfits, misfits_allowed + 1)) <= misfits_allowed
 
     def judge(layout: Layout) -> tuple[bool, float]:
-        """Too much padding, and its share; or else the mean cost of a batch."""
+        """Too much padding, and its share; or else what a batch costs, the dearer for more."""
         judged = batches[: 4 * looked_at]
         shapes = [layout.shape_for(batch)[0] for batch in judged]
         positions = sum(shape.positions for shape in shapes)
         padded = 1.0 - sum(int(batch.sum()) for batch in judged) / positions
         cost = float(np.mean([shape.cost(attention_cost) for shape in shapes]))
-        return (True, padded) if padded > good_enough else (False, cost)
+        if padded <= good_enough:
+            return False, cost
+        return (True, padded) if padded > _MOST_PADDING else (False, cost * _WORTH_MORE_PADDING)
 
     def least(rows: int) -> float:
         """What no batch in so many rows costs less than."""
