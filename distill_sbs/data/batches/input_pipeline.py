@@ -417,9 +417,8 @@ def lay_out_tasks(
         batches.append(layout.measure(sequences, together))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
     shared_encoder = any(task.shared_encoder for task in tasks)
-    padding = layout.SHARED_PADDING if shared_encoder else layout.PADDING
     chosen = layout.choose_layout(
-        batches, longest, row_multiple, attention_cost, padding, in_pairs=together > 1
+        batches, longest, row_multiple, attention_cost, in_pairs=together > 1
     )
     if soft_tokens := max(task.soft_tokens() for task in tasks):
         chosen = chosen.add_soft_labels(soft_tokens)

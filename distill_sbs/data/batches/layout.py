@@ -228,9 +228,6 @@ PADDING = 0.045
 # student is mostly attention, and rows half as long spare it more than their padding costs.
 _MOST_PADDING = 0.15
 _WORTH_MORE_PADDING = 1.25
-# Pairs that share their inputs are long in targets and few in number: for the smaller share they
-# would lie in half as many rows, twice as long, whose attention costs more than it saves.
-SHARED_PADDING = 0.08
 
 _SEQUENCES_LAID_OUT = 4096
 
