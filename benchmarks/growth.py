@@ -266,6 +266,7 @@ def read(log: pathlib.Path) -> list[dict[str, object]]:
 def draw(log: pathlib.Path, path: str) -> None:
     """Six small figures, both axes logarithmic."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     found = read(log)
     figure = Figure(figsize=(10, 5.6), layout="constrained")
@@ -279,7 +280,9 @@ def draw(log: pathlib.Path, path: str) -> None:
                 axis.plot(
                     *zip(*sorted(points), strict=True), marker=marker, color=colour, label=name
                 )
-        axis.set(title=title, xlabel=across, xscale="log", yscale="log")
+        axis.set(title=title, xlabel=across, xscale="log", yscale="log", ymargin=0.15)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(visible=True, which="both", color="#dddddd")
         axis.legend(fontsize=8)
 
