@@ -17,15 +17,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import small_student
 from absl import flags
 
-from distill_sbs.cli import command_line, terminal
-from distill_sbs.cli.freed_memory import keep_freed_memory
-from distill_sbs.cli.run_main import run_main
+from distill_sbs.cli import terminal
 
-ROWS = 32128
 # No token: what never ends of itself is stopped by its length.
 NEVER = -1
 
@@ -52,7 +50,6 @@ def compare(values: flags.FlagValues) -> None:
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
     from distill_sbs.model import decoding, label_trie, scoring
-    from distill_sbs.model.config import named_config
     from distill_sbs.model.network import Transformer, initial_parameters
 
     registration.load_task_files(())
@@ -75,9 +72,7 @@ def compare(values: flags.FlagValues) -> None:
         + ", ".join(f"{name} ({len(each)})" for name, each in zip(names, labels, strict=True))
         + f"; one is left after at most {trie.depth} of their tokens"
     )
-    sizes = {"emb_dim": 256, "num_heads": 4, "head_dim": 64, "mlp_dim": 512}
-    layers = {"num_encoder_layers": 4, "num_decoder_layers": 4}
-    config = named_config("t5_1_1_small", vocab_size=ROWS, **sizes, **layers)
+    config = small_student.make_config()
     model = Transformer(config)
     params = jax.jit(lambda: initial_parameters(config, jax.random.key(0)))()
     mesh = sharding.make_mesh(1)
@@ -124,19 +119,5 @@ def compare(values: flags.FlagValues) -> None:
         terminal.say(f"| {name} | {spread} | {rate} |")
 
 
-def _work(argv: Sequence[str]) -> None:
-    values = command_line.parse_flags(argv, _define_flags, __doc__ or "")
-    keep_freed_memory()
-    from distill_sbs.cli import quiet_tensorflow
-
-    quiet_tensorflow.import_tensorflow()
-    compare(values)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures what the command line asks for; returns the exit status."""
-    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was measured")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(small_student.run(compare, _define_flags, __doc__ or "", sys.argv))

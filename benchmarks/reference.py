@@ -26,13 +26,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import small_student
 from absl import flags
 
 from distill_sbs import constants
-from distill_sbs.cli import command_line, terminal
-from distill_sbs.cli.freed_memory import keep_freed_memory
+from distill_sbs.cli import terminal
 from distill_sbs.cli.peak_memory import peak_memory_mib
-from distill_sbs.cli.run_main import run_main
 from distill_sbs.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from distill_sbs.data.batches.layout import Batch, Sequence2Sequence
     from distill_sbs.model.config import T5Config
 
-LENGTHS = {"inputs": 1024, "targets": 256, "task_ids": 256}
-ROWS = 32128
 LEARNING_RATE = 1e-4
 LARGEST_DIFFERENCE = 1e-4
 PEER = "peer"
@@ -77,23 +74,12 @@ class Data:
     """The same batches in the form of each way."""
 
     def __init__(self, values: flags.FlagValues) -> None:
-        from distill_sbs.data import (
-            occurring_pieces,
-            registration,
-            sentencepiece_model,
-            trimmed_ids,
-        )
+        from distill_sbs.data import sentencepiece_model
         from distill_sbs.data import vocabulary as vocabularies
 
         self._values = values
         described = sentencepiece_model.describe(values.vocabulary_file)
-        registration.load_task_files(())
-        occurring_pieces.use_whole_data(values.data_dir)
-        tasks = occurring_pieces.find_tasks([values.dataset])
-        found = occurring_pieces.find_pieces(tasks, described)
-        model = sentencepiece_model.read_model(described)
-        assert model is not None
-        self.kept = trimmed_ids.choose_kept(model, found, ROWS)
+        _, self.kept = small_student.find_kept(described, values.dataset, values.data_dir)
         self._vocabularies = {
             False: vocabularies.from_description(described),
             True: vocabularies.from_description(sentencepiece_model.trim(described, self.kept)),
@@ -101,7 +87,7 @@ class Data:
 
     def rows(self, is_trimmed: bool) -> int:
         """Of embedding and head."""
-        return len(self.kept) if is_trimmed else ROWS
+        return len(self.kept) if is_trimmed else small_student.ROWS
 
     def draw(self, shared: bool, is_trimmed: bool) -> list[tuple[list[Sequence2Sequence], Batch]]:
         """For each step of a turn its sequences, label and rationale in turn, and its rows."""
@@ -121,7 +107,7 @@ class Data:
         )
         found = registration.get_mixture_or_task(f"{values.dataset}_dss_{values.teacher}")
         labels, rationales = (
-            input_pipeline.tokenise(task, "train", LENGTHS, keep_texts=False)
+            input_pipeline.tokenise(task, "train", small_student.LENGTHS, keep_texts=False)
             for task in registration.tasks_of(found)
         )
         if shared:
@@ -129,7 +115,7 @@ class Data:
         else:
             paired = pairs.pair_tasks(labels, rationales)
         mixed = [paired] if shared else [labels, rationales]
-        cost = flops.attention_cost(make_config(self.rows(is_trimmed)))
+        cost = flops.attention_cost(small_student.make_config(self.rows(is_trimmed)))
         chosen = input_pipeline.lay_out_tasks(
             mixed, [1.0] * len(mixed), values.batch_size, 0, attention_cost=cost
         ).batch_layout
@@ -139,15 +125,6 @@ class Data:
             sequences, position = sampler.draw(position, values.batch_size // 2)
             drawn.append((sequences, layout.fill(sequences, chosen)))
         return drawn
-
-
-def make_config(rows: int) -> T5Config:
-    """22.7 million parameters with all of T5's rows."""
-    from distill_sbs.model.config import named_config
-
-    sizes = {"emb_dim": 256, "num_heads": 4, "head_dim": 64, "mlp_dim": 512}
-    layers = {"num_encoder_layers": 4, "num_decoder_layers": 4}
-    return named_config("t5_1_1_small", vocab_size=rows, dropout_rate=0.0, **sizes, **layers)
 
 
 # ---------------------------------- both ways ----------------------------------
@@ -163,7 +140,7 @@ class Ours:
         from distill_sbs.model.network import Transformer
         from distill_sbs.training import optimizer, program
 
-        self.config = make_config(rows)
+        self.config = small_student.make_config(rows, dropout_rate=0.0)
         self._mesh = sharding.make_mesh(1)
         update = optimizer.make_optimizer(
             OptimizerConfig(learning_rate=LEARNING_RATE, final_learning_rate=LEARNING_RATE), 1000
@@ -395,19 +372,5 @@ def compare(values: flags.FlagValues) -> None:
     terminal.say(json.dumps(found))
 
 
-def _work(argv: Sequence[str]) -> None:
-    values = command_line.parse_flags(argv, _define_flags, __doc__ or "")
-    keep_freed_memory()
-    from distill_sbs.cli import quiet_tensorflow
-
-    quiet_tensorflow.import_tensorflow()
-    compare(values)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures what the command line asks for; returns the exit status."""
-    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was measured")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(small_student.run(compare, _define_flags, __doc__ or "", sys.argv))

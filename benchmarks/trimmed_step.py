@@ -15,23 +15,19 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import small_student
 from absl import flags
 
-from distill_sbs.cli import command_line, terminal
-from distill_sbs.cli.freed_memory import keep_freed_memory
-from distill_sbs.cli.run_main import run_main
+from distill_sbs.cli import terminal
 
 if TYPE_CHECKING:
     import numpy as np
 
     from distill_sbs.data.batches.input_pipeline import TrainingData
-    from distill_sbs.model.config import T5Config
 
-LENGTHS = {"inputs": 1024, "targets": 256, "task_ids": 256}
-WHOLE_ROWS = 32128
 BATCHES_LOOKED_AT = 20
 
 
@@ -45,15 +41,6 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("steps", 8, "Of each student.", flag_values=values)
 
 
-def make_config(rows: int) -> T5Config:
-    """Width 256, 4 + 4 layers."""
-    from distill_sbs.model.config import named_config
-
-    sizes = {"emb_dim": 256, "num_heads": 4, "head_dim": 64, "mlp_dim": 512}
-    layers = {"num_encoder_layers": 4, "num_decoder_layers": 4}
-    return named_config("t5_1_1_small", vocab_size=rows, **sizes, **layers)
-
-
 def load(values: flags.FlagValues, loaded: Any) -> TrainingData:
     """The training data with a vocabulary."""
     from distill_sbs.data import registration, settings
@@ -63,9 +50,9 @@ def load(values: flags.FlagValues, loaded: Any) -> TrainingData:
     chosen = settings.DataSettings(values.data_dir, values.data_fraction, vocabulary=loaded)
     settings.use(chosen)
     found = registration.get_mixture_or_task(f"{values.dataset}_dss_{values.teacher}")
-    cost = flops.attention_cost(make_config(WHOLE_ROWS))
+    cost = flops.attention_cost(small_student.make_config())
     return input_pipeline.load_training_data(
-        found, LENGTHS, values.batch_size, 0, attention_cost=cost
+        found, small_student.LENGTHS, values.batch_size, 0, attention_cost=cost
     )
 
 
@@ -100,7 +87,7 @@ def build(rows: int, batch: dict[str, np.ndarray]) -> dict[str, Callable[[], Non
 
     update = make_optimizer(OptimizerConfig(learning_rate=1e-4), 1000)
     mesh = sharding.make_mesh(1)
-    program = build_training_program(make_config(rows), update, mesh)
+    program = build_training_program(small_student.make_config(rows), update, mesh)
     on_mesh = sharding.put_batch(batch, mesh)
     state = [program.make_state()]
     gradients = jax.tree.map(lambda leaf: leaf * 0.01, state[0].params)
@@ -136,19 +123,13 @@ def compare(values: flags.FlagValues) -> None:
     import jax
     import numpy as np
 
-    from distill_sbs.data import occurring_pieces, registration, sentencepiece_model, trimmed_ids
+    from distill_sbs.data import sentencepiece_model
     from distill_sbs.data import vocabulary as vocabularies
     from distill_sbs.model.network import initial_parameters
 
     described = sentencepiece_model.describe(values.vocabulary_file)
-    registration.load_task_files(())
-    occurring_pieces.use_whole_data(values.data_dir)
-    tasks = occurring_pieces.find_tasks([values.dataset])
-    found = occurring_pieces.find_pieces(tasks, described)
-    model = sentencepiece_model.read_model(described)
-    assert model is not None
-    kept = trimmed_ids.choose_kept(model, found, WHOLE_ROWS)
-    terminal.say(f"{len(found):,} pieces occur, {len(kept):,} rows are kept")
+    occurring, kept = small_student.find_kept(described, values.dataset, values.data_dir)
+    terminal.say(f"{occurring:,} pieces occur, {len(kept):,} rows are kept")
     trimmed = sentencepiece_model.trim(described, kept)
     data = load(values, vocabularies.from_description(trimmed))
     terminal.say(data.describe())
@@ -160,7 +141,7 @@ def compare(values: flags.FlagValues) -> None:
         for name, array in batch.items()
     }
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
-    runs = {"whole": build(WHOLE_ROWS, whole), "trimmed": build(len(kept), batch)}
+    runs = {"whole": build(small_student.ROWS, whole), "trimmed": build(len(kept), batch)}
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(values.steps):
         for name, functions in runs.items():
@@ -170,8 +151,10 @@ def compare(values: flags.FlagValues) -> None:
                 taken.setdefault((name, what), []).append(1e3 * (time.process_time() - since))
     terminal.say("| vocabulary | rows | parameters | MiB | with AdamW's | ms a step | optimizer |")
     terminal.say("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name, rows in (("whole", WHOLE_ROWS), ("trimmed", len(kept))):
-        tree = jax.eval_shape(lambda r=rows: initial_parameters(make_config(r), jax.random.key(0)))
+    for name, rows in (("whole", small_student.ROWS), ("trimmed", len(kept))):
+        tree = jax.eval_shape(
+            lambda r=rows: initial_parameters(small_student.make_config(r), jax.random.key(0))
+        )
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
         times = [
             f"{statistics.median(taken[name, what]):,.0f} ({min(taken[name, what]):,.0f} to "
@@ -182,19 +165,5 @@ def compare(values: flags.FlagValues) -> None:
         terminal.say(f"| {name} | {rows:,} | {count:,} | {sizes} | {' | '.join(times)} |")
 
 
-def _work(argv: Sequence[str]) -> None:
-    values = command_line.parse_flags(argv, _define_flags, __doc__ or "")
-    keep_freed_memory()
-    from distill_sbs.cli import quiet_tensorflow
-
-    quiet_tensorflow.import_tensorflow()
-    compare(values)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures what the command line asks for; returns the exit status."""
-    return run_main(lambda: _work(sys.argv if argv is None else argv), "nothing was measured")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(small_student.run(compare, _define_flags, __doc__ or "", sys.argv))
