@@ -308,7 +308,8 @@ def test_evaluate_writes_what_was_said(
     said = page.read_text()
     # The run's mixture has a teacher, whose rationales the records hold of this split too.
     assert "What is taken for what" in said and "the rationale of gpt" in said
-    assert ">question 7</td>" in said and ">rationale 7</td>" in said
+    assert '<td class="prose">question 7</td>' in said
+    assert '<td class="prose">rationale 7</td>' in said
     result = json.loads(shown.out)
     assert result["checkpoint"] == str(model_dir / "checkpoints" / "2")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
