@@ -12,13 +12,15 @@ passes, each padded to its longest text, L = L_label + L_rationale, gradients cl
 trains on the same examples in packed rows; and, as further ways, with what does less than equal
 work: a shared encoder, a vocabulary trimmed to the dataset, both. Losses of the first steps are
 compared, and a difference ends the program. Decoding is greedy, so many tokens for every input;
-outputs are compared. All take turns in one process, and what is told is the least, the median and
+outputs are compared: two may part only where the peer's logits of both tokens are all but equal.
+All take turns in one process, and what is told is the least, the median and
 the most of the rounds, by the clock and by the processor. `--memory` trains one of them alone, and
 tells the most memory that its process had.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -115,9 +117,9 @@ class Data:
         else:
             paired = pairs.pair_tasks(labels, rationales)
         mixed = [paired] if shared else [labels, rationales]
-        cost = flops.attention_cost(small_student.make_config(self.rows(is_trimmed)))
+        cost = functools.partial(flops.step_cost, small_student.make_config(self.rows(is_trimmed)))
         chosen = input_pipeline.lay_out_tasks(
-            mixed, [1.0] * len(mixed), values.batch_size, 0, attention_cost=cost
+            mixed, [1.0] * len(mixed), values.batch_size, 0, step_cost=cost
         ).batch_layout
         sampler = MixtureSampler([paired], [1.0], seed=0)
         position, drawn = sampler.start(), []
@@ -222,6 +224,29 @@ class Peer:
         self._model.train()
         return answers
 
+    def gap(self, inputs: np.ndarray, answer: Sequence[int], other: Sequence[int]) -> float:
+        """How far apart the logits are of the first two tokens in which these answers differ.
+
+        0 where they do not.
+        """
+        import torch
+
+        at = next(
+            (at for at, pair in enumerate(zip(answer, other, strict=False)) if len(set(pair)) > 1),
+            None,
+        )
+        if at is None:
+            return 0.0
+        self._model.eval()
+        with torch.no_grad():
+            tokens, mask = pad([inputs])
+            before = torch.tensor([[constants.PAD_ID, *other[:at]]])
+            logits = self._model(
+                input_ids=tokens, attention_mask=mask, decoder_input_ids=before
+            ).logits[0, -1]
+        self._model.train()
+        return abs(float(logits[answer[at]] - logits[other[at]]))
+
 
 def split(sequences: Sequence[Sequence2Sequence]) -> Iterator[list[Sequence2Sequence]]:
     """The labels of a batch, then its rationales."""
@@ -324,6 +349,9 @@ def compare(values: flags.FlagValues) -> None:
     inputs = choose_inputs(of_peer, values.decoded)
     answers, others = one.decode(inputs), peer.decode(inputs)
     equal = sum(mine[: len(each)] == each for mine, each in zip(answers, others, strict=True))
+    gap = max(map(peer.gap, inputs, answers, others))
+    if gap > LARGEST_DIFFERENCE:
+        raise UserError(f"answers of ours and of the peer part where logits differ by {gap:.1e}")
     losses = [(one.step(number), peer.step(number)) for number in range(values.steps)]
     if max(abs(mine - other) / other for mine, other in losses) > LARGEST_DIFFERENCE:
         raise UserError(f"losses of ours and of the peer differ: {losses}")
@@ -365,6 +393,7 @@ def compare(values: flags.FlagValues) -> None:
         "training": training,
         "decoded": [len(inputs), values.tokens],
         "equal answers": equal,
+        "largest gap of logits where they part": gap,
         "decoding": decoding,
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "threads of torch": torch.get_num_threads(),

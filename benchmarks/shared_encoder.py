@@ -12,6 +12,7 @@ the most; wall-clock time depends on what else runs.
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import statistics
 import sys
@@ -99,7 +100,7 @@ def compare(data: str, batch_size: int, rounds: int, steps: int) -> list[str]:
     config = StudentConfig(name="t5_1_1_tiny", overrides=STUDENT, dropout_rate=0.0).architecture()
     model, update = Transformer(config), make_optimizer(OptimizerConfig(), 1000)
     step = jax.jit(make_train_step(model, update, Objective(), 0), donate_argnums=0)
-    cost = flops.attention_cost(config)
+    cost = functools.partial(flops.step_cost, config)
     batches: dict[bool, list[layout.Batch]] = {}
     layouts: dict[bool, layout.Layout] = {}
     for shared in (False, True):
@@ -108,7 +109,7 @@ def compare(data: str, batch_size: int, rounds: int, steps: int) -> list[str]:
         paired = join(labels, rationales)
         mixed = [paired] if shared else [labels, rationales]
         chosen = input_pipeline.lay_out_tasks(
-            mixed, [1.0] * len(mixed), batch_size, 0, attention_cost=cost
+            mixed, [1.0] * len(mixed), batch_size, 0, step_cost=cost
         )
         layouts[shared] = chosen.batch_layout
         # The same examples in the same order: both tasks have one name.

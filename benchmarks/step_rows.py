@@ -11,6 +11,7 @@ has it, a process each. Processes and rows take turns; medians over all rounds.
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import os
 import resource
@@ -70,8 +71,8 @@ def measure(mixture: str, rows: Sequence[int], kept: bool) -> dict[str, list[flo
     config = StudentConfig(name="t5_1_1_tiny", overrides=STUDENT, dropout_rate=0.0).architecture()
     model, update = Transformer(config), make_optimizer(OptimizerConfig(), 1000)
     step = jax.jit(make_train_step(model, update, Objective(), 0), donate_argnums=0)
-    cost = flops.attention_cost(config)
-    data = input_pipeline.load_training_data(found, LENGTHS, BATCH_SIZE, 0, attention_cost=cost)
+    cost = functools.partial(flops.step_cost, config)
+    data = input_pipeline.load_training_data(found, LENGTHS, BATCH_SIZE, 0, step_cost=cost)
     sequences, _ = data.sampler.draw(data.sampler.start(), BATCH_SIZE)
     lengths = layout.measure(sequences)
     batches, states = {}, {}

@@ -11,6 +11,7 @@ turns. And how many target positions of the batches are padding.
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import sys
@@ -50,9 +51,9 @@ def load(values: flags.FlagValues, loaded: Any) -> TrainingData:
     chosen = settings.DataSettings(values.data_dir, values.data_fraction, vocabulary=loaded)
     settings.use(chosen)
     found = registration.get_mixture_or_task(f"{values.dataset}_dss_{values.teacher}")
-    cost = flops.attention_cost(small_student.make_config())
+    cost = functools.partial(flops.step_cost, small_student.make_config())
     return input_pipeline.load_training_data(
-        found, small_student.LENGTHS, values.batch_size, 0, attention_cost=cost
+        found, small_student.LENGTHS, values.batch_size, 0, step_cost=cost
     )
 
 

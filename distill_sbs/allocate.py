@@ -228,7 +228,7 @@ def _allocate(
             ask,
         )
     row_multiple = sharding.data_parallelism(mesh) * num_microbatches
-    cost = flops.attention_cost(checked.run.architecture)
+    cost = functools.partial(flops.step_cost, checked.run.architecture)
     if config.batch.pack:
         batch_layout = loading.choose_one_shape(data, batch_size, row_multiple, cost)
     else:

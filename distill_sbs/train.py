@@ -266,7 +266,7 @@ def _train(
             share,
             functools.partial(sharding.rows_here, mesh),
             config.objective.in_pairs,
-            flops.attention_cost(checked.architecture),
+            functools.partial(flops.step_cost, checked.architecture),
         )
     for warning in input_pipeline.warn_of_cuts(data.tasks, CUT_SHARE_WARNED) if is_first else ():
         terminal.say(f"warning: {warning}", stderr=True)

@@ -68,17 +68,23 @@ def train_step_flops(
 
 
 # FLOPs of matrix products in whose time one logit of attention is masked, biased and put through
-# softmax: fitted to training steps on a CPU core (docs/performance.md).
-_FLOPS_OF_A_LOGIT = 300.0
+# softmax, and one of the vocabulary through softmax and the loss: fitted to training steps on a CPU
+# core (docs/performance.md).
+_FLOPS_OF_AN_ATTENTION_LOGIT = 300.0
+_FLOPS_OF_A_VOCABULARY_LOGIT = 220.0
 
 
-def attention_cost(config: T5Config) -> float:
-    """What a pair of positions costs in attention, in positions without their attention.
+def step_cost(config: T5Config, rows: int, input_tokens: int, target_tokens: int) -> float:
+    """What a training step over rows of S + T positions takes, in FLOPs of matrix products.
 
-    The larger it is, the shorter should rows be (`data.batches.layout.choose_layout`). Layers of
-    the encoder stand for both stacks.
+    Those, and what is elementwise over logits in the time that it takes. It tells how long rows
+    should be (`data.batches.layout.choose_layout`).
     """
-    width, joined = config.emb_dim, config.num_heads * config.head_dim
-    gates = len(config.mlp_activations) + 1
-    position = 2.0 * width * (4 * joined + gates * config.mlp_dim)
-    return (4.0 * joined + _FLOPS_OF_A_LOGIT * config.num_heads) / position
+    inputs, targets = float(input_tokens), float(target_tokens)
+    encoder_pairs = config.num_encoder_layers * inputs**2
+    decoder_pairs = config.num_decoder_layers * (targets**2 + targets * inputs)
+    elementwise = (
+        _FLOPS_OF_AN_ATTENTION_LOGIT * config.num_heads * (encoder_pairs + decoder_pairs)
+        + _FLOPS_OF_A_VOCABULARY_LOGIT * config.vocab_size * targets
+    )
+    return 3.0 * rows * elementwise + train_step_flops(config, rows, input_tokens, target_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_prefetcher_passes_items_and_errors_on() -> None:
 def test_padding_on_real_data(real_settings, dataset: str, split: str) -> None:
     """At the paper's batch (64 examples, two rows each) at most 5 % of positions are padding.
 
-    For T5 v1.1 Base, whose attention sets the rows, as where no student is known.
+    For T5 v1.1 Base, as where no student is known.
     """
     tasks = [
         input_pipeline.tokenise(
@@ -191,10 +192,10 @@ def test_padding_on_real_data(real_settings, dataset: str, split: str) -> None:
         )
         for name in (f"{dataset}_label", f"{dataset}_rationale_palm")
     ]
-    base = flops.attention_cost(StudentConfig(name="t5_1_1_base").architecture())
-    for cost in (layout.ATTENTION_COST, base):
+    base = StudentConfig(name="t5_1_1_base").architecture()
+    for cost in (layout.count_positions, functools.partial(flops.step_cost, base)):
         data = input_pipeline.lay_out_tasks(
-            tasks, [1.0, 1.0], batch_size=128, seed=0, attention_cost=cost
+            tasks, [1.0, 1.0], batch_size=128, seed=0, step_cost=cost
         )
         batches = data.batches(data.sampler.start())
         shares = [layout.padding_share(next(batches)[0]) for _ in range(200)]

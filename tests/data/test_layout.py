@@ -69,6 +69,11 @@ def test_a_sequence_longer_than_a_row() -> None:
         layout.fill([sequence([2] * 9, [1], 1)], Layout(BatchShape(1, 4, 4), BatchShape(1, 8, 8)))
 
 
+def cost_of_pairs(of_a_pair: float) -> layout.StepCost:
+    """A position costs 1."""
+    return lambda rows, s, t: rows * (s + t + of_a_pair * (s * s + t * t + s * t))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row_multiple", [1, 8, 16])
 def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> None:
@@ -79,7 +84,7 @@ def test_chosen_layout_holds_batches_with_little_padding(row_multiple: int) -> N
         rationales = np.stack([random.normal(48, 9, 64), random.normal(31, 7, 64)], axis=1)
         batches.append(np.maximum(np.concatenate([labels, rationales]).round(), 2).astype(int))
     longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
-    chosen = layout.choose_layout(batches, longest, row_multiple)
+    chosen = layout.choose_layout(batches, longest, row_multiple, cost_of_pairs(0.0001))
     assert chosen.usual.rows % row_multiple == chosen.larger.rows % row_multiple == 0
     assert (np.array([chosen.usual.input_tokens, chosen.usual.target_tokens]) >= longest).all()
     used = np.array([chosen.shape_for(batch)[0].positions for batch in batches])
@@ -97,22 +102,46 @@ def test_small_batches_do_not_lie_in_one_long_row_for_less_padding() -> None:
         rationales = np.stack([random.normal(42, 12, 16), random.normal(45, 25, 16)], axis=1)
         batches.append(np.maximum(np.concatenate([labels, rationales]).round(), 4).astype(int))
     longest = np.max([batch.max(axis=0) for batch in batches], axis=0)
-    chosen = layout.choose_layout(batches, longest, 1, attention_cost=0.0017)
+    chosen = layout.choose_layout(batches, longest, 1, cost_of_pairs(0.0017))
     assert chosen.usual.rows >= 4
-    used = sum(chosen.shape_for(batch)[0].positions for batch in batches)
-    assert 0.05 < 1 - np.sum(batches) / used <= 0.15
-    one_row = np.array(batches).sum(axis=1).max(axis=0)
-    assert chosen.usual.cost(0.0017) < BatchShape(1, *map(int, one_row)).cost(0.0017) / 2
+    one_row = BatchShape(1, *map(int, np.array(batches).sum(axis=1).max(axis=0)))
+    assert chosen.usual.cost(cost_of_pairs(0.0017)) < one_row.cost(cost_of_pairs(0.0017)) / 2
 
 
 def test_dear_attention_takes_shorter_rows() -> None:
     """Sequences of 20 and 4 or 20 and 20 tokens: two a row waste none, more cost attention."""
     batches = [np.array([[20, 4], [20, 20]] * 16)] * 8
     longest = np.array([20, 20])
-    for attention_cost in (0.001, 1.0):
-        chosen = layout.choose_layout(batches, longest, 1, attention_cost)
-        assert chosen.usual == BatchShape(16, 40, 24)
+    chosen = layout.choose_layout(batches, longest, 1, cost_of_pairs(0.001))
+    assert chosen.usual == BatchShape(16, 40, 24)
     # A row a sequence: a fifth is padding.
-    chosen = layout.choose_layout(batches, longest, 1, attention_cost=1.0, padding=0.25)
+    chosen = layout.choose_layout(batches, longest, 1, cost_of_pairs(1.0))
     assert chosen.usual == BatchShape(32, 20, 20)
-    assert layout.choose_layout(batches, longest, 1, attention_cost=0.0).usual.positions == 32 * 32
+    chosen = layout.choose_layout(batches, longest, 1, cost_of_pairs(0.0))
+    assert chosen.usual.positions == 32 * 32
+
+
+def test_dear_targets_are_padded_less_than_inputs() -> None:
+    """Rows of 2 × 20 + 24 pad inputs alone; of 20 + 4 … 20 pad targets by two thirds."""
+    random = np.random.default_rng(0)
+    batches = [
+        np.column_stack([random.integers(15, 25, 64), random.integers(2, 40, 64)])
+        for _ in range(64)
+    ]
+    longest = np.array([25, 40])
+
+    def share_of_targets(of_a_target: float) -> float:
+        chosen = layout.choose_layout(
+            batches, longest, 1, lambda rows, s, t: rows * (s + of_a_target * t + 0.05 * s * s)
+        )
+        used = sum(int(batch[:, 1].sum()) for batch in batches)
+        shapes = [chosen.shape_for(batch)[0] for batch in batches]
+        return used / sum(shape.rows * shape.target_tokens for shape in shapes)
+
+    assert share_of_targets(10.0) > share_of_targets(0.1) + 0.1
+
+
+def test_of_the_same_cost_the_least_padding_wins() -> None:
+    batches = [np.array([[20, 4], [20, 20]] * 16)] * 8
+    chosen = layout.choose_layout(batches, np.array([20, 20]), 1, lambda *_: 1.0)
+    assert chosen.usual.positions == 32 * 32

@@ -200,7 +200,6 @@ def test_two_pairs_in_one_row() -> None:
         layout.fill(members, Layout(*[BatchShape(1, 3, 3, pairs=1)] * 2))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row_multiple", [1, 8, 64])
 def test_chosen_layout_holds_pairs_with_little_padding(row_multiple: int) -> None:
     random = np.random.default_rng(0)

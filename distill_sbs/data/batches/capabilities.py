@@ -243,7 +243,7 @@ def _count_alike(sequence: layout.Sequence2Sequence) -> layout.Sequence2Sequence
 
 
 def choose_one_shape(
-    data: CapabilityData, batch_size: int, row_multiple: int, attention_cost: float
+    data: CapabilityData, batch_size: int, row_multiple: int, step_cost: layout.StepCost
 ) -> layout.Layout:
     """One shape for the batches of every interval, so that one program serves all of them.
 
@@ -266,7 +266,7 @@ def choose_one_shape(
     longest = np.max([[task.inputs.max(), task.targets.max()] for task in data.tasks], axis=0)
     totals = [np.array([batch.sum(axis=0) for batch in each]) for each in by_capability]
     costliest = by_capability[int(np.argmax([each.sum() for each in totals]))]
-    rows = layout.choose_layout(costliest, longest, row_multiple, attention_cost).usual.rows
+    rows = layout.choose_layout(costliest, longest, row_multiple, step_cost).usual.rows
     need = np.max([each.mean(axis=0) + _DEVIATIONS * each.std(axis=0) for each in totals], axis=0)
     sizes = np.maximum(np.ceil(need / rows), longest)
     every = list(itertools.chain.from_iterable(by_capability))

@@ -346,7 +346,7 @@ def load_training_data(
     share: Share = _ALL,
     rows_here: layout.RowsHere | None = None,
     in_pairs: bool = False,
-    attention_cost: float = layout.ATTENTION_COST,
+    step_cost: layout.StepCost = layout.count_positions,
 ) -> TrainingData:
     """Tokenises the training split of a mixture and chooses the batch's shape.
 
@@ -363,7 +363,7 @@ def load_training_data(
       in_pairs: draw every example that has both a label and a rationale with both of them, side by
         side in one row; others are left out. With `SHARED_ENCODER` examples are drawn so too, on
         one encoder segment; unless `in_pairs`, those that lack one of the two come without it.
-      attention_cost: see `layout.choose_layout`.
+      step_cost: see `layout.choose_layout`.
 
     Raises:
       UserError: there is no such example, or the mixture does not pair labels with rationales.
@@ -382,7 +382,7 @@ def load_training_data(
         tasks, rates = pairs.pair_mixture(
             names, tasks, rates, shared_encoder=shared_encoder, complete=in_pairs
         )
-    data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple, attention_cost)
+    data = lay_out_tasks(tasks, rates, batch_size, seed, row_multiple, step_cost)
     data = dataclasses.replace(data, rows_here=rows_here)
     if pack:
         return data
@@ -398,7 +398,7 @@ def lay_out_tasks(
     batch_size: int,
     seed: int,
     row_multiple: int = 1,
-    attention_cost: float = layout.ATTENTION_COST,
+    step_cost: layout.StepCost = layout.count_positions,
 ) -> TrainingData:
     """Chooses the layout for tasks that are mixed at `rates`, from the first batches of one order.
 
@@ -417,9 +417,7 @@ def lay_out_tasks(
         batches.append(layout.measure(sequences, together))
     longest = np.max([task.lengths().max(axis=0) for task in tasks], axis=0)
     shared_encoder = any(task.shared_encoder for task in tasks)
-    chosen = layout.choose_layout(
-        batches, longest, row_multiple, attention_cost, in_pairs=together > 1
-    )
+    chosen = layout.choose_layout(batches, longest, row_multiple, step_cost, in_pairs=together > 1)
     if soft_tokens := max(task.soft_tokens() for task in tasks):
         chosen = chosen.add_soft_labels(soft_tokens)
     if shared_encoder:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -29,6 +28,8 @@ from distill_sbs.errors import UserError
 
 Batch = dict[str, np.ndarray]
 RowsHere = Callable[[int], np.ndarray]  # number of rows -> bool [rows]
+# rows, S, T -> what a training step over them takes, in any unit
+StepCost = Callable[[int, int, int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +83,9 @@ class BatchShape:
         """Token positions in the batch, encoder and decoder together."""
         return self.rows * (self.input_tokens + self.target_tokens)
 
-    def cost(self, attention_cost: float) -> float:
-        """Its positions, and its pairs of positions at `attention_cost` each."""
-        inputs, targets = self.input_tokens, self.target_tokens
-        pairs = inputs**2 + targets**2 + inputs * targets
-        return self.positions + self.rows * attention_cost * pairs
+    def cost(self, step_cost: StepCost) -> float:
+        """What a step over it takes, in the unit of `step_cost`."""
+        return step_cost(self.rows, self.input_tokens, self.target_tokens)
 
 
 def measure(sequences: Sequence[Sequence2Sequence], together: int = 1) -> np.ndarray:
@@ -220,14 +219,15 @@ def _best_sizes(totals: np.ndarray, larger: np.ndarray) -> np.ndarray:
     return best
 
 
-# Where a student's own is not given.
-ATTENTION_COST = 0.001
-# The mean share of padded positions that is good enough.
-PADDING = 0.045
-# Rows with more padding, up to this share, must save a fifth of the cost: the time of a small
-# student is mostly attention, and rows half as long spare it more than their padding costs.
-_MOST_PADDING = 0.15
-_WORTH_MORE_PADDING = 1.25
+def count_positions(rows: int, input_tokens: int, target_tokens: int) -> float:
+    """Where no student is known: positions, and their pairs as dear as in T5 v1.1 Base."""
+    inputs, targets = input_tokens, target_tokens
+    pairs = inputs**2 + targets**2 + inputs * targets
+    return rows * (inputs + targets + 0.0004 * pairs)
+
+
+# Costs that differ by no more are the same: no formula knows a step's time better.
+_SAME_COST = 1.02
 
 _SEQUENCES_LAID_OUT = 4096
 
@@ -251,26 +251,19 @@ def choose_layout(
     batches: Sequence[np.ndarray],
     longest: np.ndarray,
     row_multiple: int,
-    attention_cost: float = ATTENTION_COST,
-    padding: float = PADDING,
+    step_cost: StepCost = count_positions,
     in_pairs: bool = False,
 ) -> Layout:
-    """Chooses the rows in which the batches of a run cost least, with little padding.
+    """Chooses the rows in which the batches of a run cost least.
 
-    Short rows are cheaper in attention, long rows waste fewer positions. A batch of `rows` costs
-    rows · (S + T + attention_cost · (S² + T² + S·T)): its positions, and its pairs of positions
-    in the encoder, the decoder, and between them. Of the rows whose mean padding stays below
-    `padding` the cheapest win, unless some with more padding (15 % at most) cost a fifth less.
-    Some padding no row length avoids, since the sum of a batch's lengths varies; where that alone
-    passes `padding`, half a hundredth more is good enough.
+    Short rows are cheaper in attention, long ones waste fewer positions. Of rows that cost the same
+    to two hundredths, those with the least padding win.
 
     Args:
       batches: the lengths, int [B, 2], of some batches as the run will draw them.
       longest: the longest input and target of all, int [2]; every row can hold them.
       row_multiple: what the number of rows must be a multiple of (data axis × microbatches).
-      attention_cost: what a pair of positions costs in attention, in positions
-        (`model.flops.attention_cost`).
-      padding: the mean share of padded positions that is good enough.
+      step_cost: what a step takes by its rows (`model.flops.step_cost`, of a student).
       in_pairs: whether the lengths are those of pairs.
     """
     totals = np.array([batch.sum(axis=0) for batch in batches])  # [batches, 2]
@@ -278,59 +271,48 @@ def choose_layout(
     larger_total = np.maximum(totals.mean(axis=0) + 3.5 * totals.std(axis=0), totals.max(axis=0))
     usual_total = _best_sizes(totals, larger_total)
     could_fit = [batch for batch in batches if (batch.sum(axis=0) <= usual_total).all()]
-    usual_share = len(could_fit) / len(batches)
-    one_row = usual_share * usual_total.sum() + (1.0 - usual_share) * larger_total.sum()
-    good_enough = max(padding, 1.0 - totals.sum(axis=1).mean() / one_row + 0.005)
-
     # Large batches are more alike, and take longer.
     looked_at = min(max(_SEQUENCES_LAID_OUT // len(batches[0]), 4), 16)
-    tried = could_fit[:looked_at]
-    misfits_allowed = len(tried) // 10
+    could_fit, judged = could_fit[:looked_at], batches[: 4 * looked_at]
 
-    def stretch(rows: int, slack: float) -> Layout:
+    def stretch(total: np.ndarray, rows: int, slack: float) -> BatchShape:
         """Rows of their even share of the tokens, times `slack`."""
+        inputs, targets = np.maximum(np.ceil(total * slack / rows), longest)
         pairs = math.ceil(_MOST_PAIRS * len(batches[0]) / rows) if in_pairs else 0
-        usual, larger = (
-            BatchShape(rows, int(inputs), int(targets), pairs)
-            for inputs, targets in (
-                np.maximum(np.ceil(total * slack / rows), longest)
-                for total in (usual_total, larger_total)
-            )
-        )
-        return Layout(usual, larger)
+        return BatchShape(rows, int(inputs), int(targets), pairs)
 
-    def holds(rows: int, slack: float) -> bool:
-        """Whether nearly all go in that could."""
-        usual = stretch(rows, slack).usual
-        misfits = (True for batch in tried if assign_rows(batch, usual) is None)
-        return sum(itertools.islice(misfits, misfits_allowed + 1)) <= misfits_allowed
+    def stretch_for(
+        held: Sequence[np.ndarray], misfits: int, total: np.ndarray, rows: int
+    ) -> BatchShape:
+        """The shortest rows that hold all these batches but some."""
 
-    def judge(layout: Layout) -> tuple[bool, float]:
-        """Too much padding, and its share; or else what a batch costs, the dearer for more."""
-        judged = batches[: 4 * looked_at]
-        shapes = [layout.shape_for(batch)[0] for batch in judged]
-        positions = sum(shape.positions for shape in shapes)
-        padded = 1.0 - sum(int(batch.sum()) for batch in judged) / positions
-        cost = float(np.mean([shape.cost(attention_cost) for shape in shapes]))
-        if padded <= good_enough:
-            return False, cost
-        return (True, padded) if padded > _MOST_PADDING else (False, cost * _WORTH_MORE_PADDING)
+        def holds(slack: float) -> bool:
+            shape = stretch(total, rows, slack)
+            found = (True for batch in held if assign_rows(batch, shape) is None)
+            return sum(itertools.islice(found, misfits + 1)) <= misfits
+
+        last = len(_SLACKS) - 1
+        return stretch(total, rows, _SLACKS[bisect.bisect_left(_SLACKS, True, hi=last, key=holds)])
 
     def least(rows: int) -> float:
         """What no batch in so many rows costs less than."""
-        return stretch(rows, 1.0).usual.cost(attention_cost)
+        return stretch(usual_total, rows, 1.0).cost(step_cost)
 
-    best, best_judged = None, (True, math.inf)
+    found: list[tuple[float, float, Layout]] = []  # cost of a batch and positions, both means
+    cheapest = math.inf
     for rows in sorted(_row_counts(len(batches[0]), row_multiple), key=least):
-        if (False, least(rows)) >= best_judged:
+        if least(rows) > cheapest * _SAME_COST:
             break
-        at_rows = functools.partial(holds, rows)
-        slack = _SLACKS[bisect.bisect_left(_SLACKS, True, hi=len(_SLACKS) - 1, key=at_rows)]
-        layout = stretch(rows, slack)
-        if (judged := judge(layout)) < best_judged:
-            best, best_judged = layout, judged
-    assert best is not None
-    return best
+        usual = stretch_for(could_fit, len(could_fit) // 10, usual_total, rows)
+        others = [batch for batch in judged if assign_rows(batch, usual) is None]
+        larger = stretch_for(others, 0, larger_total, rows)
+        rare = len(others) / len(judged)
+        cost = (1.0 - rare) * usual.cost(step_cost) + rare * larger.cost(step_cost)
+        positions = (1.0 - rare) * usual.positions + rare * larger.positions
+        found.append((cost, positions, Layout(usual, larger)))
+        cheapest = min(cheapest, cost)
+    same = [each for each in found if each[0] <= cheapest * _SAME_COST]
+    return min(same, key=lambda each: each[1])[2]
 
 
 # How much longer than their even share rows are tried, until the sequences go in.
