@@ -45,6 +45,8 @@ DESCRIPTION = "Trains a student on labels and teacher rationales (distilling ste
 
 # Above this share of cut examples a warning names the feature and the share.
 CUT_SHARE_WARNED = 0.01
+# A shorter run may meet no batch of the rarer shape.
+_STEPS_WORTH_COMPILING_AHEAD = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _train(
     from distill_sbs.cli.progress import show_progress, show_values
     from distill_sbs.convert.mesh_reader import read_sharded
     from distill_sbs.data import registration
-    from distill_sbs.data.batches import input_pipeline
+    from distill_sbs.data.batches import input_pipeline, layout
     from distill_sbs.data.batches.share import Share
     from distill_sbs.distributed import sharding
     from distill_sbs.inference import batch_decoder
@@ -351,6 +353,9 @@ def _train(
     log.say(data.describe())
     if first_step:
         log.say(f"continuing {model_dir} from step {first_step}")
+    if train_steps - first_step >= _STEPS_WORTH_COMPILING_AHEAD and jax.process_count() == 1:
+        # The rarer shape, while the usual one is compiled and the first steps run.
+        program.compile_step_ahead(layout.empty_batch(data.batch_layout.larger))
     stop = stop_request.StopRequest()
     batches = input_pipeline.Prefetcher(data.batches(progress.position))
     window: list[Metrics] = []

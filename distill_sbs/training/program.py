@@ -6,7 +6,9 @@ Enters: a student's configuration, an optimizer, a mesh. Leaves: what `train` ru
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 import jax
@@ -28,6 +30,7 @@ from distill_sbs.training.train_step import (
 )
 
 Made = TypeVar("Made")
+_Shapes = tuple[tuple[int, ...], ...]
 
 # Float32 logits alive at once on a device; a larger batch's are computed in chunks.
 LOGITS_BYTES_PER_DEVICE = 2**28
@@ -60,6 +63,17 @@ class TrainingProgram:
     step: SeededProgram[tuple[TrainState, Metrics]]
     make_state: SeededProgram[TrainState]
 
+    def compile_step_ahead(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Compiles the step for batches of this one's shape, in the background."""
+        by_row = sharding.batch_sharding(self.mesh)
+        abstract = sharding.add_shardings(batch, dict.fromkeys(batch, by_row))
+
+        def compile_step() -> jax.stages.Compiled:
+            with sharding.rules(self.mesh):
+                return self.step.lower(self.state, abstract).compile()
+
+        self.step.expect((self.state, abstract), compile_step)
+
 
 class SeededProgram(Generic[Made]):
     """A jitted function whose last argument is a seed, given by now.
@@ -71,15 +85,29 @@ class SeededProgram(Generic[Made]):
     def __init__(self, function: jax.stages.Wrapped, seed: int) -> None:
         self._function = function
         self._seed = np.uint32(seed)
+        self._ahead: dict[_Shapes, concurrent.futures.Future[jax.stages.Compiled]] = {}
+        self._background = concurrent.futures.ThreadPoolExecutor(1)
 
     def __call__(self, *arguments: object) -> Made:
-        """Runs it."""
-        made: Made = self._function(*arguments, self._seed)
+        """Runs it; where it is being compiled for such arguments, as soon as it is."""
+        ahead = self._ahead.get(_find_shapes(arguments)) if self._ahead else None
+        function = ahead.result() if ahead else self._function
+        made: Made = function(*arguments, self._seed)
         return made
+
+    def expect(
+        self, arguments: tuple[object, ...], compile_it: Callable[[], jax.stages.Compiled]
+    ) -> None:
+        """Compiles it in another thread, for arguments of these shapes."""
+        self._ahead[_find_shapes(arguments)] = self._background.submit(compile_it)
 
     def lower(self, *arguments: object) -> jax.stages.Lowered:
         """Lowers it for the compiler."""
         return self._function.lower(*arguments, self._seed)
+
+
+def _find_shapes(arguments: tuple[object, ...]) -> _Shapes:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(arguments))
 
 
 def build_training_program(

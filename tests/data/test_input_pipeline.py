@@ -174,7 +174,7 @@ def test_prefetcher_passes_items_and_errors_on() -> None:
     ("dataset", "split"),
     [
         pytest.param("cqa", "train", marks=pytest.mark.campaign),
-        ("svamp", "train"),
+        pytest.param("svamp", "train", marks=pytest.mark.campaign),
         pytest.param("esnli", "train", marks=pytest.mark.campaign),
         ("anli1", "validation"),
     ],

@@ -168,7 +168,11 @@ def test_the_list_of_parameters_is_what_the_network_makes(changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scan_layers", "policies"), [(False, ("none", "minimal")), (True, ("none", "full"))]
+    ("scan_layers", "policies"),
+    [
+        (False, ("none", "minimal")),
+        pytest.param(True, ("none", "full"), marks=pytest.mark.campaign),
+    ],
 )
 def test_recomputation_changes_nothing(scan_layers, policies):
     features = batch()

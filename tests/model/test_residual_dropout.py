@@ -74,7 +74,7 @@ def run(config: T5Config, key: int | None, params: Params | None = None) -> np.n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("scanned", [False, pytest.param(True, marks=pytest.mark.campaign)])
 def test_training_drops_and_evaluation_does_not(scanned: bool) -> None:
     with_it = make(residual_dropout_rate=0.3, scan_layers=scanned)
     without = make(scan_layers=scanned)

@@ -109,6 +109,7 @@ def run(tmp_path: pathlib.Path) -> Iterator[Run]:
     server.shutdown()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_create_and_delete(run: Run) -> None:
     run("create", "--provisioning=spot")

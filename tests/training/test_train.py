@@ -206,6 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_run, tmp_path: pathlib.Pat
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_label_smoothing_z_loss_and_adafactor_train(tiny_run) -> None:
     results = tiny_run(label_smoothing=0.1, z_loss=1e-4, optimizer="adafactor", num_microbatches=2)

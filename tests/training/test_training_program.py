@@ -112,3 +112,35 @@ def test_runs_that_differ_in_their_seed_alone_are_one_program() -> None:
         (one != other).any()
         for one, other in zip(take_step(make_program(0)), take_step(make_program(1)), strict=True)
     )
+
+
+# ---------------------------------- ahead ------------------------------------
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_what_runs_and_gives_the_same_bits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = take_step(make_program(0))
+    program = make_program(0)
+    program.compile_step_ahead(BATCH)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for ours, theirs in zip(take_step(program), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    started = [line for line in caplog.messages if line.startswith("Compiling")]
+    assert any("make_state" in line for line in started)
+    assert not any("(step)" in line for line in started), started
+    # Another shape is compiled when it comes.
+    with sharding.rules(program.mesh):
+        one = {key: value[:1] for key, value in BATCH.items()}
+        program.step(program.make_state(), sharding.put_batch(one, program.mesh))
+
+
+def test_what_does_not_compile_ahead_is_told_when_it_is_needed() -> None:
+    def fail() -> jax.stages.Compiled:
+        raise MemoryError("too large a batch")
+
+    program = make_program(0)
+    program.step.expect((program.state, BATCH), fail)
+    with pytest.raises(MemoryError, match="too large a batch"):
+        program.step(program.state, BATCH)

@@ -235,7 +235,7 @@ _SEQUENCES_LAID_OUT = 4096
 def _row_counts(sequences: int, row_multiple: int) -> list[int]:
     """The numbers of rows to try, from a row a sequence down to `row_multiple`.
 
-    Each a quarter fewer than the last; and those into which the sequences go without a rest: two,
+    Each a seventh fewer than the last; and those into which the sequences go without a rest: two,
     three … a row.
     """
     most = -(-sequences // row_multiple)
