@@ -1,4 +1,4 @@
-"""The student that three benchmarks measure, and the frame of their command lines.
+"""The student that four benchmarks measure, and the frame of their command lines.
 
 `closed_labels.py`, `reference.py`, `step_rows.py` and `trimmed_step.py` import it.
 

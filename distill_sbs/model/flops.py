@@ -68,8 +68,8 @@ def train_step_flops(
 
 
 # FLOPs of matrix products in whose time one logit of attention is masked, biased and put through
-# softmax, and one of the vocabulary through softmax and the loss: fitted to training steps on a CPU
-# core (docs/performance.md).
+# softmax, and one of the vocabulary through softmax and the loss: fitted to training steps on CPU
+# cores (docs/performance.md).
 _FLOPS_OF_AN_ATTENTION_LOGIT = 450.0
 _FLOPS_OF_A_VOCABULARY_LOGIT = 200.0
 
