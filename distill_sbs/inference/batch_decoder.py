@@ -119,10 +119,12 @@ def map_batches(
     Args:
       function: jitted, int32 [B, S] to an array [B, …], whole on every device.
       inputs: token ids, end token included.
-      batch_size: B, a multiple of the devices on the data axis.
+      batch_size: B, a multiple of the devices on the data axis; less for few inputs
+        (`shrink_batch`).
       mesh: the devices.
       advance: told how many more inputs are done.
     """
+    batch_size = shrink_batch(batch_size, len(inputs), sharding.data_parallelism(mesh))
     rows: list[np.ndarray] = [np.zeros(0, np.int32)] * len(inputs)
     for places, width in plan_batches([len(each) for each in inputs], batch_size):
         tokens = np.zeros((batch_size, width), np.int32)  # [B, S]
@@ -135,6 +137,21 @@ def map_batches(
             rows[place] = of_row
         advance(len(places))
     return rows
+
+
+def shrink_batch(batch_size: int, inputs: int, devices: int) -> int:
+    """A quarter, a sixteenth … of the batch, the least that holds so few inputs.
+
+    One input is so not decoded as one of 128 rows; and the sizes stay few, for each is compiled.
+
+    Args:
+      batch_size: inputs at a time, a multiple of `devices`.
+      inputs: how many there are.
+      devices: on the data axis.
+    """
+    while inputs <= (smaller := -(-batch_size // (4 * devices)) * devices) < batch_size:
+        batch_size = smaller
+    return batch_size
 
 
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[tuple[list[int], int]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distill_sbs.distributed import sharding
-from distill_sbs.inference.batch_decoder import Decoder, plan_batches
+from distill_sbs.inference.batch_decoder import Decoder, plan_batches, shrink_batch
 from distill_sbs.model.config import named_config
 from distill_sbs.model.network import Transformer, initial_parameters
 
@@ -40,6 +40,14 @@ def test_every_input_is_in_one_batch_that_holds_it() -> None:
     assert len({width for _, width in plan}) <= 3
     widest = -(-max(lengths) // 16) * 16
     assert sum(len(places) * width for places, width in plan) < 0.75 * 1000 * widest
+
+
+def test_few_inputs_take_few_rows() -> None:
+    assert [shrink_batch(128, inputs, 1) for inputs in (0, 1, 2, 3, 8, 9, 32, 33, 128, 500)] == [
+        1, 1, 2, 8, 8, 32, 32, 128, 128, 128
+    ]  # fmt: skip
+    assert [shrink_batch(128, inputs, 8) for inputs in (1, 8, 9, 32, 33)] == [8, 8, 32, 32, 128]
+    assert [shrink_batch(6, inputs, 3) for inputs in (1, 3, 4)] == [3, 3, 6]
 
 
 @pytest.mark.slow
