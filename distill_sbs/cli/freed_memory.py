@@ -7,21 +7,32 @@ each time, which then clears it anew, page by page, for the next step (docs/perf
 
 from __future__ import annotations
 
-import ctypes
-
 # mallopt(3), numbers of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def share_one_arena() -> None:
+    """Every thread's memory comes from one arena; does nothing where the allocator is not glibc's.
+
+    Called before the first thread starts: an arena that a thread has begun is given to later ones
+    in turn, whatever their number may be then, and no arena but the first holds large pieces.
+    """
+    _set((_M_ARENA_MAX, 1))
 
 
 def keep_freed_memory() -> None:
     """Sets the allocator; does nothing where it is not glibc's.
 
-    Called before other threads start: a thread keeps the arena that it began with. The process
-    then holds what it held at its peak until it ends, as peak memory is anyway.
+    The process then holds what it held at its peak until it ends, as peak memory is anyway. Needs
+    `share_one_arena` before the first thread, which is called here too.
     """
-    if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    _set((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, -1))  # never trimmed
+
+
+def _set(*parameters: tuple[int, int]) -> None:
+    import ctypes  # not at the top: a program that merely imports this package has no need of it
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for name, number in parameters:
+            library.mallopt(name, number)

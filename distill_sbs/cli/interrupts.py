@@ -30,7 +30,7 @@ import threading
 import types
 from collections.abc import Iterator
 
-from distill_sbs.cli import python_messages, working_folder
+from distill_sbs.cli import freed_memory, python_messages, working_folder
 
 STATUS = 128 + signal.SIGINT
 _GRACE_SECONDS = 5.0
@@ -58,6 +58,7 @@ def watch() -> None:
     os.set_blocking(writing, False)
     # Python's own handlers wait until the main thread is back in Python; a byte in a pipe does not.
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    freed_memory.share_one_arena()  # before the process's first thread
     threading.Thread(target=_read_signals, args=(reading,), daemon=True).start()
     signal.signal(signal.SIGINT, _handle)
     sys.unraisablehook = _raise_again

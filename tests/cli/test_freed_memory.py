@@ -30,3 +30,42 @@ def test_pages_come_once(first: str, kept: bool) -> None:
     command = [sys.executable, "-c", ASKED_AGAIN.format(first=first)]
     faults = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     assert (faults < 100) is kept, faults
+
+
+IN_THREADS = """
+import ctypes, resource, threading
+from distill_sbs.cli import freed_memory
+{first}
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+freed_memory.keep_freed_memory()
+libc, size = ctypes.CDLL(None), ctypes.c_size_t(2**26)
+libc.malloc.restype = ctypes.c_void_p
+turn = threading.Lock()
+
+def work():
+    for step in range(3):
+        with turn:
+            piece = ctypes.c_void_p(libc.malloc(size))
+            libc.memset(piece, 1, size)
+            libc.free(piece)
+
+def count(threads):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    started = [threading.Thread(target=work) for _ in range(threads)]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+count(1)
+print(count(4))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("first", "kept"), [("freed_memory.share_one_arena()", True), ("", False)])
+def test_so_they_do_in_every_thread_though_one_began_before(first: str, kept: bool) -> None:
+    command = [sys.executable, "-c", IN_THREADS.format(first=first)]
+    faults = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert (faults < 1000) is kept, faults
