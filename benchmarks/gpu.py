@@ -36,7 +36,7 @@ from distill_sbs import constants
 from distill_sbs.config import ObjectiveConfig, OptimizerConfig
 from distill_sbs.distributed import sharding
 from distill_sbs.model import flops
-from distill_sbs.model.config import T5Config, named_config
+from distill_sbs.model.config import REMAT_POLICIES, T5Config, named_config
 from distill_sbs.precompiling import chips
 from distill_sbs.training import optimizer, program
 
@@ -93,7 +93,8 @@ class Theirs:
     def __init__(self, config: T5Config, weights: Any, batch: dict[str, np.ndarray]) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._autocast = config.dtype == "bfloat16"
-        model = torch_student.make_model(config, weights)
+        with self._device:  # where 783 million random numbers, which weights replace, are quick
+            model = torch_student.make_model(config, weights)
         model.config.use_cache = False
         self.plain = model.to(self._device).train()
         self.compiled = torch.compile(self.plain)
@@ -141,6 +142,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(LARGEST_DIFFERENCE), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5, help="turns of all three")
     parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
+    parser.add_argument("--remat_policy", choices=REMAT_POLICIES, default="minimal", help="ours")
+    parser.add_argument("--softmax_in_dtype", action="store_true", help="ours, not in float32")
     parser.add_argument("--eager_only", action="store_true", help="without torch.compile")
     return parser.parse_args()
 
@@ -149,11 +152,18 @@ def main() -> int:
     """Compares losses, then times; returns the exit status."""
     options = read_arguments()
     config = named_config(
-        options.size, dtype=options.dtype, dropout_rate=0.0, scan_layers=True, remat_policy="none"
+        options.size,
+        dtype=options.dtype,
+        dropout_rate=0.0,
+        remat_policy=options.remat_policy,
+        scan_layers=True,
+        float32_attention_logits=not options.softmax_in_dtype,
     )
     batch = make_batch(config, options.rows, options.inputs, options.targets)
+    start = time.perf_counter()
     ours = Ours(config, batch)
     theirs = Theirs(config, ours.parameters(), batch)
+    print(f"both made in {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
     # ---------------------------------- the same work? --------------------------
     losses = [(ours.step(), theirs.step(theirs.plain)) for _ in range(2)]
@@ -169,8 +179,11 @@ def main() -> int:
     }
     if not options.eager_only:
         steps["torch_compiled"] = lambda: theirs.step(theirs.compiled)
-    for step in steps.values():
+    for name, step in steps.items():
+        start = time.perf_counter()
         time_steps(step, 2)  # compiles, and settles
+        began = time.perf_counter() - start
+        print(f"{name}: {began:.1f} s, then {time_steps(step, 2):.4f} s a step", file=sys.stderr)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
@@ -186,6 +199,10 @@ def main() -> int:
         "versions": {"jax": jax.__version__, "torch": torch.__version__},
         "losses": losses,
         "model_flops": work,
+        "peak_bytes": {
+            "ours": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+            "torch": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        },
         "seconds": {name: [min(each), medians[name], max(each)] for name, each in seconds.items()},
         "faster_than": {name: medians[name] / medians["ours"] for name in medians},
         "mfu": {
