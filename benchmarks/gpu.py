@@ -1,6 +1,6 @@
 """A training step of ours beside PyTorch's, eager and compiled, on one GPU: time and MFU.
 
-    python benchmarks/gpu.py --size=t5_1_1_large --rows=16 --rounds=5
+    python benchmarks/gpu.py --size=t5_1_1_large --rounds=5
     python benchmarks/gpu.py --size=t5_1_1_tiny --rows=2 --inputs=64 --targets=32   # on a CPU
 
 Enters: nothing; weights and tokens are random, rows are full, as packed ones are. Leaves: one line
@@ -136,7 +136,7 @@ def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="t5_1_1_large", help="a size of T5 v1.1")
-    parser.add_argument("--rows", type=int, default=16, help="rows a step")
+    parser.add_argument("--rows", type=int, default=8, help="rows a step; both must fit")
     parser.add_argument("--inputs", type=int, default=512, help="input tokens a row")
     parser.add_argument("--targets", type=int, default=128, help="target tokens a row")
     parser.add_argument("--dtype", choices=tuple(LARGEST_DIFFERENCE), default="bfloat16")
