@@ -108,6 +108,13 @@ class Style:
     dash: str
 
 
+# The curves of a run that was pretrained: by name, what they are called and how they look.
+OF_PRETRAINING = {
+    "label_loss": ("training", Style(_BLUE, "o", "-")),
+    "validation_loss": ("validation", Style(_ORANGE, "s", "--")),
+}
+
+
 def render(name: str, title: str, caption: str, fill: Callable[[Canvas], None]) -> Figure:
     """Draws on a canvas of its own; nothing of matplotlib's global state is used or left.
 

@@ -6,6 +6,7 @@ standard error. Every figure says itself, above its legend, of how many seeds an
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from distill_sbs.reporting import words
 from distill_sbs.reporting.drawing import (
     LINE_COLOUR,
+    OF_PRETRAINING,
     PREFERRED,
     Figure,
     Style,
@@ -38,7 +40,7 @@ from distill_sbs.reporting.findings import (
     rank_model,
 )
 from distill_sbs.reporting.names import Names
-from distill_sbs.reporting.run import Model
+from distill_sbs.reporting.run import Model, Run
 
 MOST_LINES = 12
 # Markers on a curve of many points, so that lines are told apart without their colours.
@@ -65,6 +67,7 @@ class Drawer:
         yield from self._least()
         yield from self._by_rate()
         yield from self.over_steps()
+        yield from self._pretraining()
 
     # ------------------------------ data fraction -----------------------------
 
@@ -341,6 +344,43 @@ class Drawer:
                 alpha=0.2,
                 linewidth=0,
             )
+
+    # ------------------------------ pretraining --------------------------------
+
+    def _pretraining(self) -> Iterator[Callable[[], Figure]]:
+        number = itertools.count(1)
+        for run in self._findings.pretrained:
+            if OF_PRETRAINING.keys() & run.curves.keys():
+                yield functools.partial(self._draw_pretraining, next(number), run)
+
+    def _draw_pretraining(self, number: int, run: Run) -> Figure:
+        student = self._names.name_model(run.model)
+        title = f"{run.dataset}, {student}: pretraining"
+
+        def fill(canvas: Canvas) -> None:
+            axes = canvas.add_subplot()
+            axes.set_title(words.cut(title, 78))
+            axes.set_xlabel("step")
+            axes.set_ylabel("nats a token")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_step(value)))
+            for name, (label, style) in OF_PRETRAINING.items():
+                if name not in run.curves:
+                    continue
+                steps, losses = zip(*run.curves[name], strict=True)
+                axes.plot(
+                    steps,
+                    losses,
+                    color=style.colour,
+                    linestyle=style.dash,
+                    marker=style.marker,
+                    markersize=4,
+                    markevery=max(1, len(steps) // _MARKERS_ON_A_CURVE),
+                    label=label,
+                )
+            add_legend(canvas, [axes], "Mean cross-entropy of what was taken out: n = 1 run.")
+
+        caption = "Mean cross-entropy of the tokens that were taken out, of one run."
+        return render(f"pretraining_{number}", title, caption, fill)
 
     # ------------------------------ what they share ----------------------------
 

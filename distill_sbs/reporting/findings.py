@@ -164,6 +164,7 @@ class Findings:
       differences_of_differences: see `DifferenceOfDifferences`.
       data_headlines: by dataset, student and series.
       size_headlines: by teacher and series.
+      pretrained: finished runs that were pretrained, where nothing is right or wrong.
       problems: a line for each run that was left out.
     """
 
@@ -174,18 +175,22 @@ class Findings:
     differences_of_differences: tuple[DifferenceOfDifferences, ...]
     data_headlines: tuple[DataHeadline, ...]
     size_headlines: tuple[SizeHeadline, ...]
+    pretrained: tuple[Run, ...]
     problems: tuple[str, ...]
 
 
 def find(runs: Sequence[Run], split: str) -> Findings:
     """Everything that is computed of the runs' accuracies on a split."""
     problems: list[str] = []
-    measured = []
+    measured: list[Run] = []
+    pretrained: list[Run] = []
     for run in runs:
         if not run.is_finished:
             continue
         if split in run.scores:
             measured.append(run)
+        elif run.method == words.PRETRAIN:
+            pretrained.append(run)
         else:
             problems.append(f"{run.folder}: no accuracy on {split}")
     lines = _find_lines(measured, split, problems)
@@ -199,6 +204,7 @@ def find(runs: Sequence[Run], split: str) -> Findings:
         tuple(_compare_differences(differences, split)),
         tuple(_data_headlines(cells, split)),
         tuple(_size_headlines(cells, lines)),
+        tuple(pretrained),
         tuple(problems),
     )
 

@@ -106,6 +106,7 @@ def _read_one(value: object, folder: str, place: str) -> Run:
         seeds=seeds or 1,
         standard_error=form.number("standard_error", least=0),
         scores=scores,
+        validation_loss=form.loss("validation"),
         teacher_accuracy=form.number("teacher_accuracy", least=0, most=1),
         train_steps=form.whole("train_steps", least=0),
         cost=Cost(
@@ -182,12 +183,9 @@ class _Form:
 
     def scores(self, split: str) -> Scores | None:
         """What was measured on a split; None without an accuracy."""
-        value = self._values.get(split)
-        if value is None:
+        inner = self._inside(split)
+        if inner is None:
             return None
-        if not isinstance(value, dict):
-            raise self._wrong(split, value, 'an object such as {"accuracy": 0.5}')
-        inner = _Form(value, f"{self._place}: {split}")
         accuracy = inner.number("accuracy", least=0, most=1)
         if accuracy is None:
             return None
@@ -196,6 +194,19 @@ class _Form:
             inner.whole("examples", least=1),
             inner.number("decoded_tokens", least=0),
         )
+
+    def loss(self, split: str) -> float | None:
+        """The loss on a split, in nats a token."""
+        inner = self._inside(split)
+        return None if inner is None else inner.number("loss", least=0)
+
+    def _inside(self, split: str) -> _Form | None:
+        value = self._values.get(split)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._wrong(split, value, 'an object such as {"accuracy": 0.5}')
+        return _Form(value, f"{self._place}: {split}")
 
     def _wrong(self, key: str, value: object, expected: str) -> SourceError:
         return SourceError(f"{self._place}: {key} is {show_value(value)}; expected {expected}")

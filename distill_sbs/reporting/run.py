@@ -75,7 +75,8 @@ class Run:
       fraction_seed: FRACTION_SEED; None where it is not known.
       seeds: runs that `scores` are the mean of; 1 for a run of ours.
       standard_error: of that mean, where it was given.
-      scores: by split; none for a run that has not finished.
+      scores: by split; none for a run that has not finished, or that was pretrained.
+      validation_loss: nats a token, of a run that was pretrained; None of others.
       teacher_accuracy: what the results say of the teacher's accuracy on test.
       train_steps: steps in all.
       last_step: the last step that was logged.
@@ -99,6 +100,7 @@ class Run:
     seeds: int = 1
     standard_error: float | None = None
     scores: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
+    validation_loss: float | None = None
     teacher_accuracy: float | None = None
     train_steps: int | None = None
     last_step: int | None = None

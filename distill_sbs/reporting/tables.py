@@ -7,6 +7,7 @@ and the words that are shown.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 from distill_sbs.reporting import words
@@ -23,6 +24,9 @@ from distill_sbs.reporting.names import Names, name_model, show_estimate
 from distill_sbs.reporting.run import Model, Run
 from distill_sbs.reporting.table_form import Column, Entry, Table
 
+# A perplexity beyond e to the power of this says nothing more, and at last is no number.
+_LARGEST_LOSS = 100.0
+
 # ---------------------------------- tables ------------------------------------
 
 
@@ -37,6 +41,7 @@ def make_tables(findings: Findings, runs: Sequence[Run]) -> list[Table]:
         _data_table(findings.data_headlines, names),
         _size_table(findings.size_headlines, names),
         _lines(findings.lines),
+        _pretrained(findings.pretrained),
         _unfinished(runs),
         _all_runs(runs, findings.split),
     ]
@@ -374,6 +379,42 @@ def _lines(lines: Sequence[TeacherLine]) -> Table:
             Column("folder", "from"),
         ),
         tuple(rows),
+    )
+
+
+def _pretrained(runs: Sequence[Run]) -> Table:
+    rows, commands = [], []
+    for run in runs:
+        loss = run.validation_loss
+        perplexity = None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
+        rows.append(
+            (
+                Entry(run.folder),
+                Entry(run.dataset),
+                Entry("–" if run.model is None else name_model(run.model)),
+                Entry(run.fraction, words.show_fraction(run.fraction)),
+                Entry(run.train_steps),
+                Entry(loss, "–" if loss is None else f"{loss:.3f}"),
+                Entry(perplexity, "–" if perplexity is None else f"{perplexity:.4g}"),
+            )
+        )
+        commands.append(_commands([run]))
+    return Table(
+        "pretraining",
+        "Pretraining",
+        "On validation: the mean cross-entropy of what was taken out, in nats a token, and e to "
+        "the power of it.",
+        (
+            Column("folder", "folder"),
+            Column("dataset", "text"),
+            Column("model", "student"),
+            Column("data_fraction", "data", True),
+            Column("train_steps", "steps", True),
+            Column("validation_loss", "loss", True),
+            Column("perplexity", "perplexity", True),
+        ),
+        tuple(rows),
+        tuple(commands),
     )
 
 

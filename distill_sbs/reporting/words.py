@@ -36,6 +36,7 @@ class Method:
 FEW_SHOT = "few_shot_cot"
 FINETUNE, DISTILL, DSS, DSS_DISTILL = "finetune", "distill", "dss", "dss_distill"
 JOINT, PINTO = "joint", "pinto"
+PRETRAIN = "pretrain"
 
 # In the order in which they are listed.
 METHODS = {
@@ -48,6 +49,7 @@ METHODS = {
         Method(JOINT, "single-task"),
         Method(PINTO, "PINTO tuning", asks_teacher=True),
         Method(FEW_SHOT, "few-shot CoT of the teacher", asks_teacher=True),
+        Method(PRETRAIN, "pretraining"),
     )
 }
 
@@ -63,7 +65,7 @@ _WITH_TEACHER = {
     "rationale": "rationale",
     "teacher": FEW_SHOT,
 }
-_ALONE = {"finetune": FINETUNE, "label": FINETUNE, "pretrain": "pretrain"}
+_ALONE = {"finetune": FINETUNE, "label": FINETUNE, "pretrain": PRETRAIN}
 
 
 def describe_method(name: str) -> Method:

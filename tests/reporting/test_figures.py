@@ -269,3 +269,17 @@ def test_more_than_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         "a figure shows 1 of its 2 lines; the tables have all",
         "5 figures more are not drawn; report on fewer runs to see them",
     ]
+
+
+def test_a_pretrained_run_shows_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: dict[str, Curve] = {
+        "label_loss": ((10, 5.0), (20, 3.0), (30, 2.5)),
+        "validation_loss": ((20, 3.5), (30, 3.0)),
+    }
+    run = Run("p", "text", "pretrain", None, SMALL, 1.0, seed=0, curves=losses)
+    found = draw(monkeypatch, [run])
+    assert found.keys() == {"pretraining_1"}
+    assert found["pretraining_1"].labels == ["training", "validation"]
+    lines = found["pretraining_1"].canvas.axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[5.0, 3.0, 2.5], [3.5, 3.0]]
+    assert draw(monkeypatch, [dataclasses.replace(run, curves={})]) == {}

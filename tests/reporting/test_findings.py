@@ -102,9 +102,20 @@ def test_options_that_follow_the_method_split_nothing() -> None:
 
 
 def test_a_run_that_was_pretrained_has_no_accuracy() -> None:
-    value = {"mixture": "text_pretrain", "data_fraction": 1.0, "test": {"loss": 2.5}}
+    value = {"mixture": "text_pretrain", "data_fraction": 1.0, "validation": {"loss": 2.5}}
     findings = find(read_results(value, "a", "p"), "test")
-    assert findings.cells == () and findings.problems == ("a: no accuracy on test",)
+    assert findings.cells == () and findings.problems == ()
+    assert [run.validation_loss for run in findings.pretrained] == [2.5]
+    (table,) = (each for each in make_tables(findings, []) if each.name == "pretraining")
+    assert [entry.shown for entry in table.rows[0]][-2:] == ["2.500", "12.18"]
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(None, "–"), (1e6, "–"), (0.0, "1")])
+def test_a_perplexity_is_a_number_or_none(loss: float | None, shown: str) -> None:
+    value = {"mixture": "text_pretrain", "data_fraction": 1.0, "validation": {"loss": loss}}
+    findings = find(read_results(value, "a", "p"), "test")
+    (table,) = (each for each in make_tables(findings, []) if each.name == "pretraining")
+    assert table.rows[0][-1].shown == shown
 
 
 def test_a_run_without_that_split_is_named() -> None:

@@ -114,10 +114,10 @@ def test_what_is_left_out_of_the_means_is_said(
     write_run(tmp_path / "runs" / "good", 0.5)
     write_run(tmp_path / "runs" / "other", 0.25)
     results = {"mixture": "a_finetune", "data_fraction": 1, "test": {}}
-    write_results(tmp_path / "runs" / "pretrained", results)
+    write_results(tmp_path / "runs" / "unmeasured", results)
     assert run_report(tmp_path / "runs", f"--output={tmp_path / 'out'}") == 0
     assert capsys.readouterr().err.splitlines() == [
-        "warning: pretrained: no accuracy on test",
+        "warning: unmeasured: no accuracy on test",
         "warning: other: a second run of seed 0 like good, which counts",
     ]
 
