@@ -46,6 +46,9 @@ class RayCluster:
         self._environment = dict(environment)
         # Tasks ask for `sys.path` of the sweep, not of the folder that Ray was started in.
         self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        # Ray counts cores and holds nobody to them. XLA has as many threads as this says, which
+        # set the order of sums, too: a run comes out as on as many cores of this machine.
+        self._environment["NPROC"] = str(config.cpus_per_run)
         address = config.ray_address or os.environ.get("RAY_ADDRESS")
         try:
             _check_answers(address)
