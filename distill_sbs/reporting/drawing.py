@@ -35,17 +35,17 @@ _DOTS_PER_INCH = 150
 
 # Okabe and Ito (2008): blue, orange, green, purple, sky blue, vermilion, black; yellow is hardly
 # seen on white and comes last.
-_BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+BLUE, ORANGE, _GREEN, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 _SKY, _VERMILION, _BLACK, _YELLOW = "#56B4E9", "#D55E00", "#000000", "#F0E442"
 PREFERRED = {
     words.FINETUNE: _BLACK,
-    words.DSS: _BLUE,
+    words.DSS: BLUE,
     words.DSS_DISTILL: _SKY,
-    words.DISTILL: _ORANGE,
+    words.DISTILL: ORANGE,
     words.JOINT: _GREEN,
     words.PINTO: _PURPLE,
 }
-_CYCLE = (_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _VERMILION, _BLACK, _YELLOW)
+_CYCLE = (BLUE, ORANGE, _GREEN, _PURPLE, _SKY, _VERMILION, _BLACK, _YELLOW)
 _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", "-.", ":")
 LINE_COLOUR = "#555555"
@@ -106,13 +106,6 @@ class Style:
     colour: str
     marker: str
     dash: str
-
-
-# The curves of a run that was pretrained: by name, what they are called and how they look.
-OF_PRETRAINING = {
-    "label_loss": ("training", Style(_BLUE, "o", "-")),
-    "validation_loss": ("validation", Style(_ORANGE, "s", "--")),
-}
 
 
 def render(name: str, title: str, caption: str, fill: Callable[[Canvas], None]) -> Figure:

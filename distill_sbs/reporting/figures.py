@@ -17,7 +17,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from distill_sbs.reporting import words
 from distill_sbs.reporting.drawing import (
     LINE_COLOUR,
-    OF_PRETRAINING,
     PREFERRED,
     Figure,
     Style,
@@ -40,6 +39,7 @@ from distill_sbs.reporting.findings import (
     rank_model,
 )
 from distill_sbs.reporting.names import Names
+from distill_sbs.reporting.pretrained import LOSSES_CAPTION, draw_losses, has_losses
 from distill_sbs.reporting.run import Model, Run
 
 MOST_LINES = 12
@@ -300,7 +300,9 @@ class Drawer:
                 panel.set_ylabel("accuracy (%)" if is_share else "nats a token")
                 for axis in (panel.xaxis, panel.yaxis):
                     axis.set_major_locator(MaxNLocator(5))
-                panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_step(value)))
+                panel.xaxis.set_major_formatter(
+                    FuncFormatter(lambda value, _: words.show_step(value))
+                )
                 for index, (_, (cell,)) in enumerate(shown):
                     label = self._label(cell.series, dataset, [cell], cells)
                     self._curve(panel, name, cell, 100 if is_share else 1, label, index)
@@ -350,7 +352,7 @@ class Drawer:
     def _pretraining(self) -> Iterator[Callable[[], Figure]]:
         number = itertools.count(1)
         for run in self._findings.pretrained:
-            if OF_PRETRAINING.keys() & run.curves.keys():
+            if has_losses(run):
                 yield functools.partial(self._draw_pretraining, next(number), run)
 
     def _draw_pretraining(self, number: int, run: Run) -> Figure:
@@ -358,29 +360,9 @@ class Drawer:
         title = f"{run.dataset}, {student}: pretraining"
 
         def fill(canvas: Canvas) -> None:
-            axes = canvas.add_subplot()
-            axes.set_title(words.cut(title, 78))
-            axes.set_xlabel("step")
-            axes.set_ylabel("nats a token")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _show_step(value)))
-            for name, (label, style) in OF_PRETRAINING.items():
-                if name not in run.curves:
-                    continue
-                steps, losses = zip(*run.curves[name], strict=True)
-                axes.plot(
-                    steps,
-                    losses,
-                    color=style.colour,
-                    linestyle=style.dash,
-                    marker=style.marker,
-                    markersize=4,
-                    markevery=max(1, len(steps) // _MARKERS_ON_A_CURVE),
-                    label=label,
-                )
-            add_legend(canvas, [axes], "Mean cross-entropy of what was taken out: n = 1 run.")
+            draw_losses(canvas, title, run)
 
-        caption = "Mean cross-entropy of the tokens that were taken out, of one run."
-        return render(f"pretraining_{number}", title, caption, fill)
+        return render(f"pretraining_{number}", title, LOSSES_CAPTION, fill)
 
     # ------------------------------ what they share ----------------------------
 
@@ -491,11 +473,6 @@ class Drawer:
             return ""
         numbers = " to ".join(f"{each:,}" for each in sorted({min(found), max(found)}))
         return f", {numbers} {split} examples"
-
-
-def _show_step(step: float) -> str:
-    """A step on an axis: 800, 20 k."""
-    return f"{step:g}" if abs(step) < 10_000 else words.show_count(step)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

@@ -112,6 +112,11 @@ class Run:
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
 
     @property
+    def reproduction(self) -> str:
+        """The command, or a comment that says where the number is from; or nothing."""
+        return self.command or (f"# {self.source}" if self.source else "")
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has results."""
         return self.state == "finished"

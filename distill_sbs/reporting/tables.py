@@ -7,7 +7,6 @@ and the words that are shown.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 
 from distill_sbs.reporting import words
@@ -21,11 +20,9 @@ from distill_sbs.reporting.findings import (
     TeacherLine,
 )
 from distill_sbs.reporting.names import Names, name_model, show_estimate
+from distill_sbs.reporting.pretrained import make_pretraining_table
 from distill_sbs.reporting.run import Model, Run
 from distill_sbs.reporting.table_form import Column, Entry, Table
-
-# A perplexity beyond e to the power of this says nothing more, and at last is no number.
-_LARGEST_LOSS = 100.0
 
 # ---------------------------------- tables ------------------------------------
 
@@ -41,7 +38,7 @@ def make_tables(findings: Findings, runs: Sequence[Run]) -> list[Table]:
         _data_table(findings.data_headlines, names),
         _size_table(findings.size_headlines, names),
         _lines(findings.lines),
-        _pretrained(findings.pretrained),
+        make_pretraining_table(findings.pretrained),
         _unfinished(runs),
         _all_runs(runs, findings.split),
     ]
@@ -171,7 +168,7 @@ def _show_decoded(decoded: float | None, most: int | None) -> str:
 
 
 def _commands(runs: Iterable[Run]) -> tuple[str, ...]:
-    found = [run.command or (f"# {run.source}" if run.source else "") for run in runs]
+    found = [run.reproduction for run in runs]
     return tuple(dict.fromkeys(each for each in found if each))
 
 
@@ -379,42 +376,6 @@ def _lines(lines: Sequence[TeacherLine]) -> Table:
             Column("folder", "from"),
         ),
         tuple(rows),
-    )
-
-
-def _pretrained(runs: Sequence[Run]) -> Table:
-    rows, commands = [], []
-    for run in runs:
-        loss = run.validation_loss
-        perplexity = None if loss is None or loss > _LARGEST_LOSS else math.exp(loss)
-        rows.append(
-            (
-                Entry(run.folder),
-                Entry(run.dataset),
-                Entry("–" if run.model is None else name_model(run.model)),
-                Entry(run.fraction, words.show_fraction(run.fraction)),
-                Entry(run.train_steps),
-                Entry(loss, "–" if loss is None else f"{loss:.3f}"),
-                Entry(perplexity, "–" if perplexity is None else f"{perplexity:.4g}"),
-            )
-        )
-        commands.append(_commands([run]))
-    return Table(
-        "pretraining",
-        "Pretraining",
-        "On validation: the mean cross-entropy of what was taken out, in nats a token, and e to "
-        "the power of it.",
-        (
-            Column("folder", "folder"),
-            Column("dataset", "text"),
-            Column("model", "student"),
-            Column("data_fraction", "data", True),
-            Column("train_steps", "steps", True),
-            Column("validation_loss", "loss", True),
-            Column("perplexity", "perplexity", True),
-        ),
-        tuple(rows),
-        tuple(commands),
     )
 
 

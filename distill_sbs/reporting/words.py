@@ -161,6 +161,11 @@ def show_count(count: float | None) -> str:
     return f"{count:.3g}"
 
 
+def show_step(step: float) -> str:
+    """A step on an axis: 800, 20 k."""
+    return f"{step:g}" if abs(step) < 10_000 else show_count(step)
+
+
 def show_flops(count: float | None) -> str:
     """FLOPs as a power of ten: 8.15e12 is '8.2e12'."""
     if count is None or not math.isfinite(count):
