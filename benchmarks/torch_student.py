@@ -21,7 +21,7 @@ from distill_sbs.model.config import T5Config
 def make_model(
     config: T5Config, parameters: Mapping[str, Any]
 ) -> transformers.T5ForConditionalGeneration:
-    """The model, on the CPU, in float32.
+    """The model, on torch's default device, in float32.
 
     Raises:
       ValueError: transformers' T5 has other tensors than the student.

@@ -26,7 +26,8 @@ def keep_freed_memory() -> None:
     The process then holds what it held at its peak until it ends, as peak memory is anyway. Needs
     `share_one_arena` before the first thread, which is called here too.
     """
-    _set((_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, -1))  # never trimmed
+    share_one_arena()
+    _set((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # never trimmed
 
 
 def _set(*parameters: tuple[int, int]) -> None:

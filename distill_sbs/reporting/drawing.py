@@ -14,7 +14,7 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import matplotlib
 import numpy as np
@@ -50,6 +50,8 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", "-.", ":")
 LINE_COLOUR = "#555555"
 _LEGEND_ROW = 0.19  # inches
+# Markers on a curve of many points, so that lines are told apart without their colours.
+_MARKERS_ON_A_CURVE = 6
 
 # Values are shown on a logarithmic axis if the largest is as many times the smallest.
 _MUCH = 15
@@ -99,6 +101,14 @@ class Figure:
     svg: str
 
 
+class OfLine(TypedDict):
+    """What matplotlib's `plot` asks for."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Style:
     """How a line looks."""
@@ -106,6 +116,11 @@ class Style:
     colour: str
     marker: str
     dash: str
+
+    @property
+    def of_line(self) -> OfLine:
+        """By the names that `plot` has for them."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash}
 
 
 def render(name: str, title: str, caption: str, fill: Callable[[Canvas], None]) -> Figure:
@@ -131,6 +146,17 @@ def _no_warnings_of_glyphs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def mark_steps(axes: Axes) -> None:
+    """An axis across of steps."""
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.show_step(value)))
+
+
+def space_markers(points: Sequence[object]) -> int:
+    """How many points of a curve apart its markers stand."""
+    return max(1, len(points) // _MARKERS_ON_A_CURVE)
 
 
 def mark_fractions(axes: Axes, fractions: Sequence[float]) -> None:

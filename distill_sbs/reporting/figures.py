@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from distill_sbs.reporting import words
 from distill_sbs.reporting.drawing import (
@@ -25,9 +25,11 @@ from distill_sbs.reporting.drawing import (
     drop_rate,
     keep_one_rate,
     mark_fractions,
+    mark_steps,
     mark_ticks,
     render,
     scale_shares,
+    space_markers,
 )
 from distill_sbs.reporting.estimates import estimate
 from distill_sbs.reporting.findings import (
@@ -43,8 +45,6 @@ from distill_sbs.reporting.pretrained import LOSSES_CAPTION, draw_losses, has_lo
 from distill_sbs.reporting.run import Model, Run
 
 MOST_LINES = 12
-# Markers on a curve of many points, so that lines are told apart without their colours.
-_MARKERS_ON_A_CURVE = 6
 
 
 class Drawer:
@@ -186,9 +186,7 @@ class Drawer:
                 axes.plot(
                     [cell.fraction for cell in found],
                     [sizes.index(_size(cell)) - lane for cell in found],
-                    color=style.colour,
-                    marker=style.marker,
-                    linestyle=style.dash,
+                    **style.of_line,
                     linewidth=1,
                     markersize=7,
                     label=self._label(series, line.dataset, found, cells),
@@ -296,13 +294,10 @@ class Drawer:
             for panel, name in zip(panels, curves, strict=True):
                 is_share = name.endswith("accuracy")
                 panel.set_title(name.replace("_", " "))
-                panel.set_xlabel("step")
                 panel.set_ylabel("accuracy (%)" if is_share else "nats a token")
                 for axis in (panel.xaxis, panel.yaxis):
                     axis.set_major_locator(MaxNLocator(5))
-                panel.xaxis.set_major_formatter(
-                    FuncFormatter(lambda value, _: words.show_step(value))
-                )
+                mark_steps(panel)
                 for index, (_, (cell,)) in enumerate(shown):
                     label = self._label(cell.series, dataset, [cell], cells)
                     self._curve(panel, name, cell, 100 if is_share else 1, label, index)
@@ -324,14 +319,12 @@ class Drawer:
             return
         points = [_spread([scale * curve[step] for curve in curves]) for step in steps]
         means = [mean for mean, _ in points]
-        every = max(1, len(steps) // _MARKERS_ON_A_CURVE)
+        every = space_markers(steps)
         axes.plot(
             steps,
             means,
-            color=style.colour,
-            linestyle=style.dash,
+            **style.of_line,
             linewidth=1.3,
-            marker=style.marker,
             markersize=4,
             # Of lines that lie on each other the markers stand beside each other.
             markevery=(index * every // MOST_LINES, every),
@@ -350,10 +343,8 @@ class Drawer:
     # ------------------------------ pretraining --------------------------------
 
     def _pretraining(self) -> Iterator[Callable[[], Figure]]:
-        number = itertools.count(1)
-        for run in self._findings.pretrained:
-            if has_losses(run):
-                yield functools.partial(self._draw_pretraining, next(number), run)
+        for number, run in enumerate(filter(has_losses, self._findings.pretrained), start=1):
+            yield functools.partial(self._draw_pretraining, number, run)
 
     def _draw_pretraining(self, number: int, run: Run) -> Figure:
         student = self._names.name_model(run.model)
@@ -404,9 +395,7 @@ class Drawer:
         axes.plot(
             positions,
             means,
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.dash,
+            **style.of_line,
             markersize=5,
             label=label,
         )

@@ -9,12 +9,18 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter
 
 from distill_sbs.reporting import words
-from distill_sbs.reporting.drawing import BLUE, ORANGE, Style, add_legend
+from distill_sbs.reporting.drawing import (
+    BLUE,
+    ORANGE,
+    Style,
+    add_legend,
+    mark_steps,
+    space_markers,
+)
 from distill_sbs.reporting.names import name_model
-from distill_sbs.reporting.run import Run
+from distill_sbs.reporting.run import Run, list_commands
 from distill_sbs.reporting.table_form import Column, Entry, Table
 
 LOSSES_CAPTION = "Mean cross-entropy of the tokens that were taken out, of one run."
@@ -26,7 +32,6 @@ _LOSSES = {
 }
 # A perplexity beyond e to the power of this says nothing more, and at last is no number.
 _LARGEST_LOSS = 100.0
-_MARKERS = 6
 
 
 def make_pretraining_table(runs: Sequence[Run]) -> Table:
@@ -46,7 +51,7 @@ def make_pretraining_table(runs: Sequence[Run]) -> Table:
                 Entry(perplexity, "–" if perplexity is None else f"{perplexity:.4g}"),
             )
         )
-        commands.append((run.reproduction,) if run.reproduction else ())
+        commands.append(list_commands([run]))
     return Table(
         "pretraining",
         "Pretraining",
@@ -75,9 +80,8 @@ def draw_losses(canvas: Canvas, title: str, run: Run) -> None:
     """Both losses over the steps."""
     axes = canvas.add_subplot()
     axes.set_title(words.cut(title, 78))
-    axes.set_xlabel("step")
     axes.set_ylabel("nats a token")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.show_step(value)))
+    mark_steps(axes)
     for name, (label, style) in _LOSSES.items():
         if name not in run.curves:
             continue
@@ -85,11 +89,9 @@ def draw_losses(canvas: Canvas, title: str, run: Run) -> None:
         axes.plot(
             steps,
             losses,
-            color=style.colour,
-            linestyle=style.dash,
-            marker=style.marker,
+            **style.of_line,
             markersize=4,
-            markevery=max(1, len(steps) // _MARKERS),
+            markevery=space_markers(steps),
             label=label,
         )
     add_legend(canvas, [axes], "Mean cross-entropy of what was taken out: n = 1 run.")

@@ -6,7 +6,7 @@ Enters: nothing; `reading` fills it in. Leaves: frozen values, texts as they wer
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 SPLITS = ("test", "validation")
 
@@ -76,7 +76,7 @@ class Run:
       seeds: runs that `scores` are the mean of; 1 for a run of ours.
       standard_error: of that mean, where it was given.
       scores: by split; none for a run that has not finished, or that was pretrained.
-      validation_loss: nats a token, of a run that was pretrained; None of others.
+      validation_loss: nats a token; None where it was not measured.
       teacher_accuracy: what the results say of the teacher's accuracy on test.
       train_steps: steps in all.
       last_step: the last step that was logged.
@@ -112,11 +112,12 @@ class Run:
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
 
     @property
-    def reproduction(self) -> str:
-        """The command, or a comment that says where the number is from; or nothing."""
-        return self.command or (f"# {self.source}" if self.source else "")
-
-    @property
     def is_finished(self) -> bool:
         """Whether it has results."""
         return self.state == "finished"
+
+
+def list_commands(runs: Iterable[Run]) -> tuple[str, ...]:
+    """What reproduces them, each once: commands, or comments that say where a number is from."""
+    found = [run.command or (f"# {run.source}" if run.source else "") for run in runs]
+    return tuple(dict.fromkeys(each for each in found if each))

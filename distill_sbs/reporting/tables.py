@@ -21,7 +21,7 @@ from distill_sbs.reporting.findings import (
 )
 from distill_sbs.reporting.names import Names, name_model, show_estimate
 from distill_sbs.reporting.pretrained import make_pretraining_table
-from distill_sbs.reporting.run import Model, Run
+from distill_sbs.reporting.run import Model, Run, list_commands
 from distill_sbs.reporting.table_form import Column, Entry, Table
 
 # ---------------------------------- tables ------------------------------------
@@ -134,7 +134,7 @@ def _accuracies(findings: Findings, names: Names) -> Table:
                 Entry("yes" if asks else "no"),
             )
         )
-        commands.append(_commands(cell.runs))
+        commands.append(list_commands(cell.runs))
     return Table(
         "accuracy",
         "Accuracy and cost",
@@ -165,11 +165,6 @@ def _show_decoded(decoded: float | None, most: int | None) -> str:
     if decoded is not None:
         return f"{decoded:.1f}"
     return "–" if most is None else f"≤ {most}"
-
-
-def _commands(runs: Iterable[Run]) -> tuple[str, ...]:
-    found = [run.reproduction for run in runs]
-    return tuple(dict.fromkeys(each for each in found if each))
 
 
 def _differences(findings: Findings, names: Names) -> Table:
@@ -401,7 +396,7 @@ def _unfinished(runs: Sequence[Run]) -> Table:
                 ),
             )
         )
-        commands.append(_commands([run]))
+        commands.append(list_commands([run]))
     return Table(
         "unfinished",
         "Runs that have not finished",
@@ -444,7 +439,7 @@ def _all_runs(runs: Sequence[Run], split: str) -> Table:
                 ),
             )
         )
-        commands.append(_commands([run]))
+        commands.append(list_commands([run]))
     return Table(
         "runs",
         "Every run",

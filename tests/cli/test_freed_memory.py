@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
 ASKED_AGAIN = """
 import ctypes, resource
 from distill_sbs.cli.freed_memory import keep_freed_memory
@@ -24,11 +26,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def count_faults(program: str) -> int:
+    """What a program prints."""
+    command = [sys.executable, "-c", program]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
 @pytest.mark.parametrize(("first", "kept"), [("keep_freed_memory()", True), ("", False)])
 def test_pages_come_once(first: str, kept: bool) -> None:
-    command = [sys.executable, "-c", ASKED_AGAIN.format(first=first)]
-    faults = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    faults = count_faults(ASKED_AGAIN.format(first=first))
     assert (faults < 100) is kept, faults
 
 
@@ -63,9 +69,7 @@ print(count(4))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(("first", "kept"), [("freed_memory.share_one_arena()", True), ("", False)])
 def test_so_they_do_in_every_thread_though_one_began_before(first: str, kept: bool) -> None:
-    command = [sys.executable, "-c", IN_THREADS.format(first=first)]
-    faults = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    faults = count_faults(IN_THREADS.format(first=first))
     assert (faults < 1000) is kept, faults
