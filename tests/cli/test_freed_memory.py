@@ -26,15 +26,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def count_faults(program: str) -> int:
-    """What a program prints."""
+def count_printed(program: str) -> int:
+    """The number that a program prints."""
     command = [sys.executable, "-c", program]
     return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 @pytest.mark.parametrize(("first", "kept"), [("keep_freed_memory()", True), ("", False)])
 def test_pages_come_once(first: str, kept: bool) -> None:
-    faults = count_faults(ASKED_AGAIN.format(first=first))
+    faults = count_printed(ASKED_AGAIN.format(first=first))
     assert (faults < 100) is kept, faults
 
 
@@ -49,7 +49,7 @@ libc.malloc.restype = ctypes.c_void_p
 turn = threading.Lock()
 
 def work():
-    for step in range(3):
+    for step in range(6):
         with turn:
             piece = ctypes.c_void_p(libc.malloc(size))
             libc.memset(piece, 1, size)
@@ -62,7 +62,8 @@ def count(threads):
         each.start()
     for each in started:
         each.join()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults * resource.getpagesize() // size.value
 
 count(1)
 print(count(4))
@@ -71,5 +72,6 @@ print(count(4))
 
 @pytest.mark.parametrize(("first", "kept"), [("freed_memory.share_one_arena()", True), ("", False)])
 def test_so_they_do_in_every_thread_though_one_began_before(first: str, kept: bool) -> None:
-    faults = count_faults(IN_THREADS.format(first=first))
-    assert (faults < 1000) is kept, faults
+    # Pieces of 24: what another thread asks for meanwhile may lie in the way of one or two.
+    cleared = count_printed(IN_THREADS.format(first=first))
+    assert (cleared < 6) is kept, cleared
