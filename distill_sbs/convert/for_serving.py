@@ -117,4 +117,5 @@ def _describe(
         vocab_size=source.config.vocab_size,
         vocabulary=vocabulary,
         written_by=f"distill_sbs {__version__}",
+        absent_ids=source.absent_ids,
     )

@@ -57,11 +57,17 @@ class _Encoder(torch.nn.Module):
 
 
 class _Decoder(torch.nn.Module):
-    """A token [B, 1], the mask, states of past tokens and of the input, to the next token."""
+    """A token [B, 1], the mask, states of past tokens and of the input, to the next token.
+
+    What the generation configuration suppresses is never that one.
+    """
 
     def __init__(self, model: transformers.T5ForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+        suppressed = torch.zeros(model.config.vocab_size)
+        suppressed[model.generation_config.suppress_tokens or []] = -torch.inf
+        self.register_buffer("suppressed", suppressed)
 
     def forward(
         self, token: torch.Tensor, mask: torch.Tensor, *states: torch.Tensor
@@ -86,7 +92,7 @@ class _Decoder(torch.nn.Module):
         ).last_hidden_state
         if config.scale_decoder_outputs:
             hidden = hidden * config.d_model**-0.5
-        logits = self.model.lm_head(hidden)[:, -1]  # [B, V]
+        logits = self.model.lm_head(hidden)[:, -1] + self.suppressed  # [B, V]
         kept = [each for layer in past.layers for each in (layer.keys, layer.values)]
         return (logits.argmax(-1, keepdim=True), *kept)
 

@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 
 from distill_sbs import files
-from distill_sbs.cli import signals
+from distill_sbs.cli import signals, terminal
 from distill_sbs.cli.progress import show_values
 from distill_sbs.config import DROPOUT_OPTIONS
 from distill_sbs.convert.open import HUGGINGFACE, NATIVE, T5X, open_source
@@ -138,6 +138,13 @@ def convert_checkpoint(
     if restore_vocabulary is not None:
         source = RestoredSource(source, open_source(restore_vocabulary))
     _check_exportable(source, to)
+    if source.absent_ids and to in (NATIVE, T5X):
+        terminal.say(
+            f"warning: {source.location} must not say {len(source.absent_ids):,} ids "
+            f"(suppress_tokens), which {FORM_NAMES[to]} keeps no list of; unless it is trained "
+            "further with the whole vocabulary, it could say them",
+            stderr=True,
+        )
     sizes = [math.prod(parameter.shape) for parameter in list_parameters(source.config)]
     with (
         _Interruptions().listen() as interruptions,

@@ -205,6 +205,21 @@ def trim(description: VocabularyDescription, kept: np.ndarray) -> VocabularyDesc
     }
 
 
+def check_absent_ids(given: object, vocab_size: int) -> tuple[int, ...]:
+    """Ids that a student must not say, as they are given from outside.
+
+    Raises:
+      ValueError: they are no list of ids of the vocabulary.
+    """
+    expected = f"expected a list of whole numbers from 0 to {vocab_size - 1}"
+    if not isinstance(given, list):
+        raise ValueError(f"{given!r:.80}; {expected}")
+    for each in given:
+        if type(each) is not int or not 0 <= each < vocab_size:
+            raise ValueError(f"{each!r:.80} among them; {expected}")
+    return tuple(sorted(set(given)))
+
+
 def untrim(description: VocabularyDescription) -> VocabularyDescription:
     """The description of the whole vocabulary that one was trimmed from."""
     model = read_model(description)

@@ -30,6 +30,7 @@ class CTranslate2Engine:
         self._max_decode_tokens = student.max_decode_tokens
         self._tokens = read_tokens(folder, student.vocab_size)
         self._ids = {token: number for number, token in enumerate(self._tokens)}
+        self._absent = [[self._tokens[number]] for number in student.absent_ids]
         try:
             self._translator = ctranslate2.Translator(
                 folder, device="cpu", inter_threads=1, intra_threads=threads
@@ -47,6 +48,7 @@ class CTranslate2Engine:
             max_input_length=0,
             min_decoding_length=0,
             max_decoding_length=self._max_decode_tokens,
+            suppress_sequences=self._absent or None,
         )
         outputs = ([self._ids[token] for token in result.hypotheses[0]] for result in results)
         return [

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 
 from distill_sbs import files, json_lines
-from distill_sbs.data.sentencepiece_model import BYTES, VocabularyDescription
+from distill_sbs.data.sentencepiece_model import BYTES, VocabularyDescription, check_absent_ids
 from distill_sbs.errors import DamagedError, UserError
 from distill_sbs.json_lines import JsonObject, JsonValue
 
@@ -46,6 +46,7 @@ class ServedStudent:
       vocab_size: rows of the embedding, V.
       vocabulary: the whole vocabulary.
       written_by: the program and its version.
+      absent_ids: ids that it must not say, for it was trained without them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ServedStudent:
     vocab_size: int
     vocabulary: VocabularyDescription
     written_by: str
+    absent_ids: tuple[int, ...] = ()
 
 
 def write_student(folder: str | os.PathLike[str], student: ServedStudent) -> None:
@@ -122,6 +124,7 @@ def _take(values: JsonObject) -> ServedStudent:
         vocab_size=_whole(values, "vocab_size", least=3),
         vocabulary=_vocabulary(_object(values, "vocabulary")),
         written_by=_text(values, "written_by"),
+        absent_ids=_absent_ids(values),
     )
     if student.form not in FORMS:
         raise ValueError(f"form is {student.form!r:.40}, expected one of {', '.join(FORMS)}")
@@ -137,6 +140,14 @@ def _vocabulary(values: JsonObject) -> VocabularyDescription:
         found["sha256"] = _text(values, "sha256")
         found["model_base64"] = _text(values, "model_base64")
     return found
+
+
+def _absent_ids(values: JsonObject) -> tuple[int, ...]:
+    """Earlier versions wrote none."""
+    try:
+        return check_absent_ids(values.get("absent_ids", []), _whole(values, "vocab_size", least=3))
+    except ValueError as error:
+        raise ValueError(f"absent_ids: {error}") from None
 
 
 def _text(values: Mapping[str, JsonValue], name: str) -> str:

@@ -11,6 +11,8 @@ from source_examples import BYTE_SIZED, V1_0, Memory
 
 from distill_sbs.convert import __main__ as command
 from distill_sbs.convert.for_serving import check_libraries
+from distill_sbs.convert.huggingface.files import write_huggingface
+from distill_sbs.data import tokenizer
 from distill_sbs.errors import UserError
 from distill_sbs.serving.served_folder import read_student
 
@@ -48,6 +50,35 @@ def test_onnx_answers_as_jax_does(name: str, tmp_path: pathlib.Path) -> None:
     answerer = served_students.assert_same_answers(source, folder, changes)
     alone = [answerer.answer([text])[0] for text in served_students.TEXTS]
     assert alone == answerer.answer(served_students.TEXTS)
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["ctranslate2", "onnx"])
+def test_what_it_must_not_say_is_never_said(form: str, tmp_path: pathlib.Path) -> None:
+    """Every second id, and so the next best of the others is said, as transformers does."""
+    pytest.importorskip("onnxscript", reason="the extra serve is not installed")
+    import transformers
+
+    source = served_students.make_source()
+    vocabulary = tokenizer.from_description(source.vocabulary)
+    free = Answerer(served_students.export(source, tmp_path / "free", form), threads=1)
+    source.absent_ids = tuple(range(2, source.config.vocab_size, 2))
+    folder = served_students.export(source, tmp_path / "served", form)
+    assert read_student(folder).absent_ids == source.absent_ids
+    answerer = Answerer(folder, threads=1)
+    said = answerer.answer(served_students.TEXTS)
+    assert [each.text for each in said] != [
+        each.text for each in free.answer(served_students.TEXTS)
+    ]
+    write_huggingface(source, str(tmp_path / "hf"))
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf")
+    for text, answer in zip(served_students.TEXTS, said, strict=True):
+        ids = torch.tensor([answerer.tokens(text, "label")[0]])
+        (output,) = model.generate(ids, max_new_tokens=9).tolist()
+        assert not set(output) & set(source.absent_ids)
+        ended = output[1 : output.index(1)] if 1 in output else output[1:]
+        assert answer.text == vocabulary.decode(ended)
 
 
 @pytest.mark.campaign

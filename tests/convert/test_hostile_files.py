@@ -84,6 +84,20 @@ def test_values_that_no_t5_has(
     assert message in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("given", [3, "all", {"2": 1}, [2, 48], [-1], [True], [2.0], ["2"]])
+def test_tokens_that_it_must_not_say(tmp_path: pathlib.Path, given: object) -> None:
+    write_folder(tmp_path, Memory())
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"suppress_tokens": given}))
+    assert f"{file}: suppress_tokens: " in (told := refusal(tmp_path))
+    assert "expected a list of whole numbers from 0 to 47" in told
+    for nothing in ({"suppress_tokens": None}, {"suppress_tokens": []}, {}):
+        file.write_text(json.dumps(nothing))
+        assert HuggingFaceSource(str(tmp_path)).absent_ids == ()
+    file.write_text(json.dumps({"suppress_tokens": [47, 2, 2]}))
+    assert HuggingFaceSource(str(tmp_path)).absent_ids == (2, 47)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 @pytest.mark.parametrize(
     ("content", "message"),

@@ -159,6 +159,7 @@ def test_forms(tmp_path: pathlib.Path) -> None:
             restore_vocabulary=str(tmp_path / "whole"),
         )
         assert_same_values(open_source(str(output)), whole)
+        assert open_source(str(output)).absent_ids == ()
     with pytest.raises(UserError, match="trimmed to 8 ids, .*whole embeds 512"):
         convert_checkpoint(
             str(tmp_path / "whole"),
@@ -248,3 +249,9 @@ def test_a_student_is_trimmed_trained_asked_and_restored(
     # transformers does not say what the student never learned not to say.
     generation = json.loads((tmp_path / "back" / "generation_config.json").read_text())
     assert generation["suppress_tokens"] == absent.tolist()
+    assert restored.absent_ids == tuple(absent.tolist())
+    capsys.readouterr()
+    for form in ("t5x", "native"):
+        arguments = [f"--input={back}", f"--output={tmp_path / form}", f"--to={form}"]
+        assert command.main(["convert", *arguments]) == 0
+        assert f"must not say {len(absent)} ids (suppress_tokens)" in capsys.readouterr().err

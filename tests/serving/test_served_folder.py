@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -36,6 +37,16 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_read_as_written(folder: pathlib.Path) -> None:
     assert read_student(str(folder)) == STUDENT
+    absent = dataclasses.replace(STUDENT, absent_ids=(3, 279))
+    write_student(folder, absent)
+    assert read_student(str(folder)) == absent
+
+
+def test_what_an_earlier_version_wrote(folder: pathlib.Path) -> None:
+    values = json.loads((folder / "student.json").read_text())
+    del values["absent_ids"]
+    (folder / "student.json").write_text(json.dumps(values))
+    assert read_student(str(folder)) == STUDENT
 
 
 @pytest.mark.parametrize(
@@ -50,6 +61,8 @@ def test_read_as_written(folder: pathlib.Path) -> None:
         ({"max_decode_tokens": 0}, "max_decode_tokens is no whole number of at least 1"),
         ({"vocab_size": 258}, "the vocabulary is larger than the embedding"),
         ({"vocabulary": {"kind": "sentencepiece", "size": 9}}, "'sha256'"),
+        ({"absent_ids": [3, 280]}, "absent_ids: 280 among them; expected a list of whole numbers"),
+        ({"absent_ids": 3}, "absent_ids: 3; expected a list of whole numbers from 0 to 279"),
         ({"form": "ctranslate2"}, "model.bin cannot be read (it is missing)"),
     ],
 )

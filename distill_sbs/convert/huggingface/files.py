@@ -23,7 +23,7 @@ from distill_sbs.checkpoint.description import check_starts
 from distill_sbs.convert.huggingface import names, settings, t5gemma, tokenizer, weights
 from distill_sbs.convert.source import Index, ParameterSource, check_computation, check_vocabulary
 from distill_sbs.data import sentencepiece_model
-from distill_sbs.data.sentencepiece_model import VocabularyDescription
+from distill_sbs.data.sentencepiece_model import VocabularyDescription, check_absent_ids
 from distill_sbs.dtypes import FLOAT_TYPES
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config, T5GemmaConfig
@@ -33,6 +33,8 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 # In it, where the decoder's start tells the task: the start token by task.
 STARTS_KEY = "task_decoder_start_token_ids"
+# And what `generate` of transformers never says.
+SUPPRESS_KEY = "suppress_tokens"
 
 # HuggingFace's own limit on a file, before its release 5.
 SHARD_BYTES = 5 * 10**9
@@ -66,7 +68,17 @@ class HuggingFaceSource(ParameterSource):
             raise
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
-        self.decoder_starts = self._read_starts(said.config)
+        generation = self.folder / GENERATION_FILE
+        generating = weights.read_json(generation) if generation.is_file() else {}
+        rows = said.config.vocab_size
+        try:
+            key = STARTS_KEY  # an export of ours says it of a student that shares its encoder
+            if key in generating:
+                self.decoder_starts = check_starts(generating[key], rows)
+            key = SUPPRESS_KEY
+            self.absent_ids = check_absent_ids(generating.get(key) or [], rows)
+        except ValueError as error:
+            raise UserError(f"{generation}: {key}: {error}") from None
         self._weights = weights.open_weights(self.folder)
         self._layout = names.find_layout(said.config)
         if isinstance(said.config, T5GemmaConfig):
@@ -81,17 +93,6 @@ class HuggingFaceSource(ParameterSource):
         if _HEAD_PATH in self._stored and names.HEAD not in self._weights.shapes and said.says_tied:
             # transformers 5 leaves out a head that is equal to the embedding.
             self._stored[_HEAD_PATH] = embedding
-
-    def _read_starts(self, config: T5Config) -> Mapping[str, int] | None:
-        """What an export of ours says of a student that shares its encoder; None of others."""
-        file = self.folder / GENERATION_FILE
-        values = weights.read_json(file) if file.is_file() else {}
-        if STARTS_KEY not in values:
-            return None
-        try:
-            return check_starts(values[STARTS_KEY], config.vocab_size)
-        except ValueError as error:
-            raise UserError(f"{file}: {STARTS_KEY}: {error}") from None
 
     def _check_layers(self, config: T5Config) -> None:
         """As many layers as the configuration says, before anything is listed for each of them."""
@@ -314,7 +315,7 @@ def write_huggingface(
         generation[STARTS_KEY] = dict(said.decoder_starts)
     if source.absent_ids:
         # Their rows are as they were before training, which never said that they are wrong.
-        generation["suppress_tokens"] = list(source.absent_ids)
+        generation[SUPPRESS_KEY] = list(source.absent_ids)
     files: dict[str, bytes] = {}
     if with_tokenizer:
         vocabulary = vocabulary or source.vocabulary
