@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shlex
 import tokenize
 from collections.abc import Iterable, Iterator
 
@@ -23,6 +22,7 @@ from etils import epath
 from gin import config_parser
 
 from distill_sbs import resources
+from distill_sbs.cli import shell_words
 from distill_sbs.errors import UserError, nearest_names
 from distill_sbs.json_lines import decode_utf8
 
@@ -288,8 +288,8 @@ def _explain_value(name: str, value: str) -> str:
         return f"{message}; write --gin.{name}={value.capitalize()}"
     if any(character in value for character in "\"'{}[]()") or "\n" in value:
         return f"{message}; check its quotes and brackets, and quote it for the shell"
-    as_typed = '"' + repr(value) + '"' if shlex.quote(value) == value else shlex.quote(repr(value))
-    return f"{message}; text needs quotes of its own: --gin.{name}={as_typed}"
+    as_typed = shell_words.quote_word(f"--gin.{name}={value!r}")
+    return f"{message}; text needs quotes of its own: {as_typed}"
 
 
 def references(value: object) -> Iterator[MacroReference | ConfigurableReference]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import fractions
 import functools
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
@@ -22,7 +21,7 @@ from etils import epath
 
 from distill_sbs import json_lines
 from distill_sbs.checkpoint.description import compare_options, compare_students
-from distill_sbs.cli import command_line, gin_files
+from distill_sbs.cli import command_line, gin_files, shell_words
 from distill_sbs.config import TrainConfig
 from distill_sbs.constants import CONFIG_FILE, RESULTS_FILE
 from distill_sbs.errors import SourceError, UserError
@@ -112,7 +111,7 @@ class Run:
 
     def make_command(self) -> str:
         """The shell command that is this run, from the folder that the sweep was started in."""
-        return " ".join(map(_quote, ["python", "-m", "distill_sbs.train", *self.arguments]))
+        return shell_words.join_words(["python", "-m", "distill_sbs.train", *self.arguments])
 
     def examples_per_step(self) -> fractions.Fraction | None:
         """Training examples that a step sees; half as many as sequences for λ = 1."""
@@ -221,15 +220,6 @@ def parse_arguments(
       define: further flags, whose defaults are wanted.
     """
     return command_line.parse(["train", *arguments], TrainConfig, _RUN_FILE, define=define)
-
-
-def _quote(word: str) -> str:
-    """A word for the shell, as the documentation types it: --gin.NAME="'text'"."""
-    if shlex.quote(word) == word:
-        return word
-    name, equals, value = word.partition("=")
-    plain = shlex.quote(name) == name and not set('"$`\\!') & set(value)
-    return f'{name}{equals}"{value}"' if plain and equals else shlex.quote(word)
 
 
 # ---------------------------------- mixtures ----------------------------------

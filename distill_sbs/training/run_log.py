@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from clu import metric_writers
 from etils import epath
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-from distill_sbs.cli import progress, terminal
+from distill_sbs.cli import progress, shell_words, terminal
 from distill_sbs.files import write_file
 from distill_sbs.training.finite_loss import read_scalar
 from distill_sbs.training.metrics_file import METRICS_FILE, RunResults, read_metrics
@@ -193,20 +192,33 @@ def print_summary(
     if remark:
         terminal.say(f"note: {remark}")
     terminal.say(f"written to {model_dir}")
-    terminal.say("next:\n" + "\n".join(_next_commands(model_dir, data_dir, task_files)))
+    terminal.say("next:\n" + "\n".join(_next_commands(results, model_dir, data_dir, task_files)))
 
 
-def _next_commands(model_dir: str, data_dir: str | None, task_files: Sequence[str]) -> list[str]:
+def _next_commands(
+    results: RunResults, model_dir: str, data_dir: str | None, task_files: Sequence[str]
+) -> list[str]:
     """What a finished run is for, as commands to be copied."""
-    data = [f"--task_file={file}" for file in task_files]
-    data += [f"--data_dir={data_dir}"] if data_dir else []
+    files = [f"--task_file={file}" for file in task_files]
+    data = [*files, *([f"--data_dir={data_dir}"] if data_dir else [])]
     checkpoint = f"--checkpoint={model_dir}"
-    commands = [
-        ["evaluate", checkpoint, "--split=test", "--output=answers.jsonl", *data],
-        ["infer", checkpoint, "--input=in.jsonl", "--output=out.jsonl"],
+    is_pretrained = "loss" in results["validation"]  # it answers nothing yet
+    answers = [] if is_pretrained else ["--output=answers.jsonl"]
+    splits = {"test": results["test"], "validation": results["validation"]}
+    measured = [name for name, found in splits.items() if set(found.values()) != {None}]
+    commands = [["evaluate", checkpoint, f"--split={name}", *answers, *data] for name in measured]
+    commands = commands[:1]
+    if is_pretrained:
+        macros = {"INITIAL_CHECKPOINT_PATH": model_dir, "DATA_DIR": data_dir}
+        given = [f"--gin.{name}={value!r}" for name, value in macros.items() if value]
+        commands.append(["train", "--gin_file=EXPERIMENT.gin", *given, *files])
+    else:
+        commands.append(["infer", checkpoint, "--input=in.jsonl", "--output=out.jsonl"])
+    commands += [
         ["convert", f"--input={model_dir}", f"--output={model_dir}/huggingface", "--to=hf"],
         ["report", model_dir, f"--output={model_dir}/report"],
     ]
     return [
-        f"  python -m distill_sbs.{name} {shlex.join(arguments)}" for name, *arguments in commands
+        f"  python -m distill_sbs.{name} {shell_words.join_words(arguments)}"
+        for name, *arguments in commands
     ]

@@ -9,6 +9,7 @@ import shlex
 
 import pytest
 
+from distill_sbs.cli import shell_words
 from distill_sbs.errors import UserError
 from distill_sbs.sweeping import fairness, plan
 from distill_sbs.sweeping.options import SweepConfig
@@ -90,7 +91,7 @@ def test_a_command_is_what_a_user_types(tmp_path: pathlib.Path) -> None:
 
 def test_a_command_survives_the_shell() -> None:
     for word in ("--a='b'", "--a=$HOME", "--a={'x': \"y\"}", "--a=`ls`", "a b", "--a=b!c\\"):
-        assert shlex.split(plan._quote(word)) == [word]
+        assert shlex.split(shell_words.quote_word(word)) == [word]
 
 
 def test_what_a_run_refuses_names_the_run(tmp_path: pathlib.Path) -> None:
