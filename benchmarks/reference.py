@@ -1,7 +1,7 @@
 """Ours beside the published implementation's way, with its libraries: training and decoding.
 
     PYTHONPATH=. python benchmarks/reference.py --dataset=cqa --vocabulary_file=spiece.model
-    … --memory=peer
+    … --alone=peer
 
 Enters: prepared records of a dataset, a SentencePiece model. Leaves: a line of JSON. Wanted beside
 our own libraries: torch and transformers.
@@ -14,8 +14,8 @@ work: a shared encoder, a vocabulary trimmed to the dataset, both. Losses of the
 compared, and a difference ends the program. Decoding is greedy, so many tokens for every input;
 outputs are compared: two may part only where the peer's logits of both tokens are all but equal.
 All take turns in one process, and what is told is the least, the median and
-the most of the rounds, by the clock and by the processor. `--memory` trains one of them alone, and
-tells the most memory that its process had.
+the most of the rounds, by the clock and by the processor. `--alone` trains one of them in a process
+of its own, and tells what its turns took and the most memory that the process had.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("steps", 4, "Steps of a turn, each of another batch.", flag_values=values)
     flags.DEFINE_integer("decoded", 128, "Inputs that are answered.", flag_values=values)
     flags.DEFINE_integer("tokens", 52, "Of each answer.", flag_values=values)
-    flags.DEFINE_enum("memory", None, [PEER, *OURS], "Only this one.", flag_values=values)
+    flags.DEFINE_enum("alone", None, [PEER, *OURS], "Only this one.", flag_values=values)
 
 
 # ---------------------------------- the data -----------------------------------
@@ -305,14 +305,14 @@ def train_all(steps: int, step: Callable[[int], float]) -> Callable[[], list[flo
     return lambda: [step(number) for number in range(steps)]
 
 
-def tell_memory(values: flags.FlagValues, data: Data) -> None:
-    """Trains one way alone, for a turn of each batch."""
-    shared, is_trimmed = OURS.get(values.memory, (False, False))
+def train_alone(values: flags.FlagValues, data: Data) -> None:
+    """Trains one way, and tells its times and memory; the first turn compiles and is not told."""
+    shared, is_trimmed = OURS.get(values.alone, (False, False))
     drawn = data.draw(shared, is_trimmed)
     before = peak_memory_mib()
     batches = [batch for _, batch in drawn]
     chosen: Ours | Peer = Ours(data.rows(is_trimmed), batches, values.tokens, values.batch_size)
-    if values.memory == PEER:
+    if values.alone == PEER:
         assert isinstance(chosen, Ours)
         chosen = Peer(
             chosen.config,
@@ -321,10 +321,11 @@ def tell_memory(values: flags.FlagValues, data: Data) -> None:
             values.tokens,
             values.batch_size,
         )
-    for _ in range(values.rounds):
-        train_all(values.steps, chosen.step)()
-    found = {"trained": values.memory, "MiB": peak_memory_mib(), "MiB before it": before}
-    terminal.say(json.dumps(found))
+    turn = train_all(values.steps, chosen.step)
+    turn()
+    times = take_turns({values.alone: turn}, values.rounds)[values.alone]
+    memory = {"MiB": peak_memory_mib(), "MiB before it": before}
+    terminal.say(json.dumps({"trained": values.alone, **times, **memory}))
 
 
 def compare(values: flags.FlagValues) -> None:
@@ -333,8 +334,8 @@ def compare(values: flags.FlagValues) -> None:
     import torch
 
     data = Data(values)
-    if values.memory:
-        tell_memory(values, data)
+    if values.alone:
+        train_alone(values, data)
         return
     ours, drawn = {}, {}
     for name, (shared, is_trimmed) in OURS.items():
