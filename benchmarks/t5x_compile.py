@@ -4,7 +4,7 @@
 
 Enters: nothing; nothing is run. Leaves: a line of JSON, to be read beside that of `python -m
 distill_sbs.precompile` of the same shape; FLOPs and bytes by XLA's own count, and by precompile's,
-which also counts what XLA's does not (what loops repeat, copies to memory on the chip).
+in which the two programs are counted alike.
 Wanted: the extra `t5x`, requirements-t5x.txt (docs/t5x.md), and libtpu of the extra `precompile`.
 
 T5X's example network in the size of T5 v1.1 Base, its layers written out, bfloat16, dropout 0.1;

@@ -112,7 +112,7 @@ def _take(values: JsonObject) -> ServedStudent:
     mixture = values["mixture"]
     if mixture is not None and not isinstance(mixture, str):
         raise TypeError("mixture is no text")
-    prefixes = _object(values, "prefixes")
+    prefixes, rows = _object(values, "prefixes"), _whole(values, "vocab_size", least=3)
     student = ServedStudent(
         name=_text(values, "name"),
         mixture=mixture,
@@ -121,10 +121,10 @@ def _take(values: JsonObject) -> ServedStudent:
         prefixes={task: _text(prefixes, task) for task in ("label", "rationale")},
         max_input_tokens=_whole(values, "max_input_tokens", least=2),
         max_decode_tokens=_whole(values, "max_decode_tokens", least=1),
-        vocab_size=_whole(values, "vocab_size", least=3),
+        vocab_size=rows,
         vocabulary=_vocabulary(_object(values, "vocabulary")),
         written_by=_text(values, "written_by"),
-        absent_ids=_absent_ids(values),
+        absent_ids=_absent_ids(values, rows),
     )
     if student.form not in FORMS:
         raise ValueError(f"form is {student.form!r:.40}, expected one of {', '.join(FORMS)}")
@@ -142,10 +142,10 @@ def _vocabulary(values: JsonObject) -> VocabularyDescription:
     return found
 
 
-def _absent_ids(values: JsonObject) -> tuple[int, ...]:
+def _absent_ids(values: JsonObject, rows: int) -> tuple[int, ...]:
     """Earlier versions wrote none."""
     try:
-        return check_absent_ids(values.get("absent_ids", []), _whole(values, "vocab_size", least=3))
+        return check_absent_ids(values.get("absent_ids", []), rows)
     except ValueError as error:
         raise ValueError(f"absent_ids: {error}") from None
 

@@ -202,12 +202,14 @@ def _next_commands(
     files = [f"--task_file={file}" for file in task_files]
     data = [*files, *([f"--data_dir={data_dir}"] if data_dir else [])]
     checkpoint = f"--checkpoint={model_dir}"
-    is_pretrained = "loss" in results["validation"]  # it answers nothing yet
+    # It answers nothing yet. (Validation has a loss beside accuracy where VALIDATION_LOSS is set.)
+    is_pretrained = "loss" in results["test"]
     answers = [] if is_pretrained else ["--output=answers.jsonl"]
     splits = {"test": results["test"], "validation": results["validation"]}
-    measured = [name for name, found in splits.items() if set(found.values()) != {None}]
-    commands = [["evaluate", checkpoint, f"--split={name}", *answers, *data] for name in measured]
-    commands = commands[:1]
+    measured = (name for name, found in splits.items() if set(found.values()) != {None})
+    commands = []
+    if (split := next(measured, None)) is not None:
+        commands.append(["evaluate", checkpoint, f"--split={split}", *answers, *data])
     if is_pretrained:
         macros = {"INITIAL_CHECKPOINT_PATH": model_dir, "DATA_DIR": data_dir}
         given = [f"--gin.{name}={value!r}" for name, value in macros.items() if value]

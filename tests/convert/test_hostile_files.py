@@ -84,7 +84,9 @@ def test_values_that_no_t5_has(
     assert message in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("given", [3, "all", {"2": 1}, [2, 48], [-1], [True], [2.0], ["2"]])
+@pytest.mark.parametrize(
+    "given", [3, 0, "", False, {}, "all", {"2": 1}, [2, 48], [-1], [True], [2.0], ["2"]]
+)
 def test_tokens_that_it_must_not_say(tmp_path: pathlib.Path, given: object) -> None:
     write_folder(tmp_path, Memory())
     file = tmp_path / "generation_config.json"

@@ -41,6 +41,8 @@ def list_next(
     [
         ({"accuracy": 0.5}, {"accuracy": 0.25}, "test"),
         ({"accuracy": 0.5}, NONE, "validation"),
+        ({"accuracy": 0.5, "loss": 1.5, "perplexity": 4.5}, {"accuracy": 0.25}, "test"),
+        ({"accuracy": 0.5, "loss": 1.5, "perplexity": 4.5}, NONE, "validation"),
         (NONE, {"accuracy": 0.25}, "test"),
         (NONE, NONE, None),
     ],

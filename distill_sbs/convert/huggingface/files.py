@@ -8,13 +8,14 @@ Leaves: a `ParameterSource`; or a folder that `AutoModelForSeq2SeqLM.from_pretra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -68,17 +69,15 @@ class HuggingFaceSource(ParameterSource):
             raise
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
-        generation = self.folder / GENERATION_FILE
-        generating = weights.read_json(generation) if generation.is_file() else {}
+        file = self.folder / GENERATION_FILE
+        generation = weights.read_json(file) if file.is_file() else {}
         rows = said.config.vocab_size
-        try:
-            key = STARTS_KEY  # an export of ours says it of a student that shares its encoder
-            if key in generating:
-                self.decoder_starts = check_starts(generating[key], rows)
-            key = SUPPRESS_KEY
-            self.absent_ids = check_absent_ids(generating.get(key) or [], rows)
-        except ValueError as error:
-            raise UserError(f"{generation}: {key}: {error}") from None
+        if STARTS_KEY in generation:  # an export of ours, of a student that shares its encoder
+            with _name_key(file, STARTS_KEY):
+                self.decoder_starts = check_starts(generation[STARTS_KEY], rows)
+        if generation.get(SUPPRESS_KEY) is not None:
+            with _name_key(file, SUPPRESS_KEY):
+                self.absent_ids = check_absent_ids(generation[SUPPRESS_KEY], rows)
         self._weights = weights.open_weights(self.folder)
         self._layout = names.find_layout(said.config)
         if isinstance(said.config, T5GemmaConfig):
@@ -226,6 +225,15 @@ class HuggingFaceSource(ParameterSource):
             index = index[::-1]
         value = self._weights.read(self._stored.get(path, path), index)
         return np.ascontiguousarray(value.T) if transposed else value
+
+
+@contextlib.contextmanager
+def _name_key(file: pathlib.Path, key: str) -> Iterator[None]:
+    """What a check inside refuses is refused by file and key."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{file}: {key}: {error}") from None
 
 
 def _find_folder(location: str) -> pathlib.Path:
