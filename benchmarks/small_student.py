@@ -1,6 +1,6 @@
-"""The student that four benchmarks measure, and the frame of their command lines.
+"""The student that five benchmarks measure, and the frame of their command lines.
 
-`closed_labels.py`, `reference.py`, `step_rows.py` and `trimmed_step.py` import it.
+`closed_labels.py`, `reference.py`, `step_rows.py`, `trimmed_step.py` and `whole_run.py` import it.
 
 Enters: a command line; a dataset and a vocabulary. Leaves: the configuration of a T5 v1.1 of width
 256 with 4 + 4 layers, 22.7 million parameters with all of T5's rows; the rows of a dataset.

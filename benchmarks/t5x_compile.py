@@ -1,6 +1,6 @@
 """What T5X's own training step takes to compile for a TPU slice, and what its program needs.
 
-    python benchmarks/t5x_compile.py [--topology=v5e:2x4] [--rows_per_chip=16]
+    python benchmarks/t5x_compile.py [--topology=v5e:2x4] [--rows_per_chip=16] [--use_hardware_rng]
 
 Enters: nothing; nothing is run. Leaves: a line of JSON, to be read beside that of `python -m
 distill_sbs.precompile` of the same shape; FLOPs and bytes by XLA's own count, and by precompile's,
@@ -32,6 +32,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("rows_per_chip", 16, "Of a batch.", flag_values=values)
     flags.DEFINE_integer("inputs", 512, "Tokens of a row.", flag_values=values)
     flags.DEFINE_integer("targets", 128, "Tokens of a row.", flag_values=values)
+    flags.DEFINE_bool("use_hardware_rng", False, "T5X's setting.", flag_values=values)
 
 
 def compile_step(values: flags.FlagValues) -> None:
@@ -48,6 +49,8 @@ def compile_step(values: flags.FlagValues) -> None:
     from distill_sbs.precompiling import chips, hlo_costs
     from distill_sbs.training import optimizer
 
+    if values.use_hardware_rng:  # as `t5x.train` does it
+        jax.config.update("jax_default_prng_impl", "unsafe_rbg")
     devices, _ = chips.slice_devices(values.topology)
     mesh = Mesh(np.array(devices).reshape(-1, 1), ("data", "model"))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -97,7 +100,8 @@ def compile_step(values: flags.FlagValues) -> None:
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
         for name, shape in shapes.items()
     }
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=everywhere)
+    shape = jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape
+    key = jax.ShapeDtypeStruct(shape, jnp.uint32, sharding=everywhere)
     step = jax.jit(
         lambda state, batch, key: trainer.train_with_lr(
             state, batch, jnp.float32(1e-4), key, model, None
@@ -113,6 +117,7 @@ def compile_step(values: flags.FlagValues) -> None:
     found = {
         "topology": values.topology,
         "rows": rows,
+        "use_hardware_rng": values.use_hardware_rng,
         "seconds": seconds,
         "processor seconds": processor,
         "TFLOP of a chip": counted["flops"] / TERA,

@@ -153,7 +153,6 @@ def _allocate(
     config: AllocateConfig, task_files: Sequence[str], at_end: contextlib.ExitStack
 ) -> dict[str, object]:
     quiet_tensorflow.import_tensorflow()
-    import jax
     from etils import epath
 
     from distill_sbs.allocating import interval_plan, overlap
@@ -176,7 +175,6 @@ def _allocate(
     from distill_sbs.training.finite_loss import check_finite
     from distill_sbs.training.program import build_training_program
     from distill_sbs.training.target_loss import TargetLoss
-    from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
     run, options, evaluation = config.run, config.allocation, config.evaluation
@@ -251,6 +249,7 @@ def _allocate(
         fsdp=config.mesh.fsdp,
         seed=run.random_seed,
         num_microbatches=num_microbatches,
+        use_hardware_rng=config.mesh.use_hardware_rng,
     )
     model, abstract = program.model, program.state
     newest, pretrained = checked.run.continues_from, checked.run.pretrained
@@ -259,10 +258,7 @@ def _allocate(
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
         params = read_sharded(pretrained, abstract.params, lambda _: None)
-        state = jax.jit(
-            lambda: initial_state(model, update, run.random_seed).replace(params={}),
-            out_shardings=program.shardings.replace(params={}),
-        )().replace(params=params)
+        state = program.make_state_around().replace(params=params)
     else:
         state = program.make_state()
 

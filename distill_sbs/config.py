@@ -308,6 +308,12 @@ class MeshConfig(Options):
         default=1,
         may_change="means are over the whole batch",
     )
+    use_hardware_rng: bool = option(
+        kinds.boolean(),
+        "dropout's masks from the devices' own generator: compiles sooner, and another mesh drops "
+        "other values",
+        default=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ def precompile(
         objective=config.objective,
         fsdp=fsdp,
         num_microbatches=num_microbatches,
+        use_hardware_rng=config.mesh.use_hardware_rng,
     )
     inputs, targets = (task_feature_lengths[name] for name in ("inputs", "targets"))
     shape = layout.shape_unpacked(

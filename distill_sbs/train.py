@@ -218,7 +218,6 @@ def _train(
     from distill_sbs.training.metrics_file import read_metrics
     from distill_sbs.training.program import build_training_program
     from distill_sbs.training.target_loss import TargetLoss
-    from distill_sbs.training.train_step import initial_state
 
     # ---------------------------------- checks ----------------------------------
     run, batch_config, evaluation = config.run, config.batch, config.evaluation
@@ -290,6 +289,7 @@ def _train(
         fsdp=config.mesh.fsdp,
         seed=run.random_seed,
         num_microbatches=num_microbatches,
+        use_hardware_rng=config.mesh.use_hardware_rng,
     )
     model, abstract = program.model, program.state
     if newest is not None:
@@ -298,11 +298,7 @@ def _train(
         values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
         with show_values("reading", values, silent=jax.process_index() > 0) as advance:
             params = read_sharded(pretrained, abstract.params, advance)
-        # Of the optimizer's state alone: random parameters are never made.
-        state = jax.jit(
-            lambda: initial_state(model, update, run.random_seed).replace(params={}),
-            out_shardings=program.shardings.replace(params={}),
-        )().replace(params=params)
+        state = program.make_state_around().replace(params=params)
         progress = steps.Progress(data.sampler.start())
     else:
         state = program.make_state()

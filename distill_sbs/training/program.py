@@ -52,6 +52,7 @@ class TrainingProgram:
       step: `step(state, batch) -> (state, metrics)`, jitted; the state given is given away. Call or
         lower it inside `sharding.rules(mesh)`.
       make_state: `make_state() -> state` before the first step, jitted, in its place.
+      make_state_around: the same without parameters (`{}`), of which no random ones are made.
     """
 
     model: Transformer
@@ -62,6 +63,7 @@ class TrainingProgram:
     logits_chunk_tokens: int
     step: SeededProgram[tuple[TrainState, Metrics]]
     make_state: SeededProgram[TrainState]
+    make_state_around: SeededProgram[TrainState]
 
     def compile_step_ahead(self, batch: Mapping[str, np.ndarray]) -> None:
         """Compiles the step for batches of this one's shape, in the background."""
@@ -119,6 +121,7 @@ def build_training_program(
     fsdp: bool | None = None,
     seed: int = 0,
     num_microbatches: int = 1,
+    use_hardware_rng: bool = False,
 ) -> TrainingProgram:
     """Builds the program; nothing is allocated or compiled.
 
@@ -129,7 +132,7 @@ def build_training_program(
       objective: what is minimised.
       fsdp: see `sharding.choose_fsdp`.
       seed: of dropout.
-      num_microbatches: see `train_step.make_train_step`.
+      num_microbatches, use_hardware_rng: see `train_step.make_train_step`.
     """
     model = Transformer(config)
     state = jax.eval_shape(lambda: initial_state(model, optimizer, seed))
@@ -145,11 +148,16 @@ def build_training_program(
     )
 
     def step(state: TrainState, batch: Batch, seed: jax.Array) -> tuple[TrainState, Metrics]:
-        one = make_train_step(model, optimizer, how, seed, num_microbatches, shardings.params)
+        one = make_train_step(
+            model, optimizer, how, seed, num_microbatches, shardings.params, use_hardware_rng
+        )
         return one(state, batch)
 
     def make_state(seed: jax.Array) -> TrainState:
         return initial_state(model, optimizer, seed)
+
+    def make_state_around(seed: jax.Array) -> TrainState:
+        return initial_state(model, optimizer, seed).replace(params={})
 
     replicated = sharding.replicated(mesh)
     jitted_step = jax.jit(
@@ -159,6 +167,11 @@ def build_training_program(
         donate_argnums=0,
     )
     jitted_state = jax.jit(make_state, in_shardings=replicated, out_shardings=shardings)
+    jitted_rest = jax.jit(
+        make_state_around,
+        in_shardings=replicated,
+        out_shardings=shardings.replace(params={}),
+    )
     return TrainingProgram(
         model,
         mesh,
@@ -168,4 +181,5 @@ def build_training_program(
         chunk_tokens,
         SeededProgram(jitted_step, seed),
         SeededProgram(jitted_state, seed),
+        SeededProgram(jitted_rest, seed),
     )

@@ -95,6 +95,7 @@ def make_train_step(
     seed: int | jax.Array,
     num_microbatches: int = 1,
     gradient_shardings: PyTree = None,
+    use_hardware_rng: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the step function, to be jitted by the caller.
 
@@ -108,6 +109,8 @@ def make_train_step(
       gradient_shardings: a `jax.sharding.Sharding` for every parameter, as the parameters lie.
         With it gradients are summed straight into shards (a reduce-scatter) and accumulate over
         microbatches there; without it the compiler may keep whole ones.
+      use_hardware_rng: draw the masks with XLA's own generator (T5X's `use_hardware_rng`; JAX's
+        'unsafe_rbg'), which depends on the mesh and the kind of device; else with JAX's default.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; metrics are the scalars `loss` and
@@ -117,6 +120,7 @@ def make_train_step(
       of these a step keeps.
     """
     beta = objective.mutual_information_weight
+    generator = "unsafe_rbg" if use_hardware_rng else None
 
     def loss_of(
         params: Params, part: Batch, counts: Counts, key: jax.Array
@@ -171,7 +175,7 @@ def make_train_step(
             mutual_information.count_pairs(batch) if beta else None,
             soft_loss.sum_weights(batch) if soft_loss.has_soft_labels(batch) else None,
         )
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state.step)
         if num_microbatches == 1:
             (loss, sums), gradients = value_and_grad(state.params, batch, counts, key)
         else:

@@ -130,3 +130,25 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     state, one = step(start(model), batch)
     _, two = step(state, batch)
     assert float(one["loss"]) != float(two["loss"])
+
+
+@pytest.mark.slow
+def test_dropout_by_the_hardware_s_generator() -> None:
+    """Other masks than by default; as repeatable, others at each step; and nothing else."""
+    batch = unpacked(sequences())
+
+    def take(rate: float, use_hardware_rng: bool) -> list[float]:
+        model = Transformer(dataclasses.replace(CONFIG, dropout_rate=rate))
+        step = jax.jit(
+            make_train_step(
+                model, optax.sgd(0.0), Objective(), seed=0, use_hardware_rng=use_hardware_rng
+            )
+        )
+        state, one = step(start(model), batch)
+        _, two = step(state, batch)
+        return [float(one["loss"]), float(two["loss"])]
+
+    first, again, default = take(0.5, True), take(0.5, True), take(0.5, False)
+    assert first == again
+    assert len({*first, *default}) == 4
+    assert take(0.0, True) == take(0.0, False)

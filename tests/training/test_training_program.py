@@ -144,3 +144,12 @@ def test_what_does_not_compile_ahead_is_told_when_it_is_needed() -> None:
     program.step.expect((program.state, BATCH), fail)
     with pytest.raises(MemoryError, match="too large a batch"):
         program.step(program.state, BATCH)
+
+
+@pytest.mark.slow
+def test_the_hardware_s_generator_draws_every_mask() -> None:
+    program = build_training_program(STUDENT, UPDATE, sharding.make_mesh(1), use_hardware_rng=True)
+    with sharding.rules(program.mesh):
+        text = program.step.lower(program.state, sharding.put_batch(BATCH, program.mesh)).as_text()
+    assert "rng_bit_generator" in text
+    assert "threefry" not in text
