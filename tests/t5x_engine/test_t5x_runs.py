@@ -223,6 +223,8 @@ def test_t5x_goes_on_from_our_checkpoint_and_an_interrupted_run_keeps_to_its_ste
         "LOG_PERIOD": 2,
         "EVAL_PERIOD": 2,
         "LEARNING_RATE": 1e-3,
+        "DROPOUT_RATE": 0.1,
+        "USE_HARDWARE_RNG": True,
     }
     t5x_program(folder, "train", "finetune", TRAIN_STEPS=2, **start)
     log = t5x_program(folder, "train", "finetune", TRAIN_STEPS=4, **start)
@@ -233,6 +235,7 @@ def test_t5x_goes_on_from_our_checkpoint_and_an_interrupted_run_keeps_to_its_ste
         np.testing.assert_array_equal(restored.read(name), student.read(name), err_msg=name)
     assert logged(log, "learning_rate/current")[-1] == pytest.approx(1e-3 / 4)
     assert "Initializing param=state/param_states" not in log
+    assert "Using fast RngBitGenerator PRNG" in log
 
 
 def test_what_is_unset_is_named_in_one_line(folder: pathlib.Path) -> None:
