@@ -96,6 +96,26 @@ def take_step(
     return model.apply(variables, tokens, *arguments, encoded.cross_mask, method="decode_step")
 
 
+def find_likeliest(logits: jax.Array) -> jax.Array:
+    """The token of the highest logit, the first of equal ones: float [B, V] -> int32 [B].
+
+    As `jnp.argmax`, where a NaN is the highest. On CPUs XLA makes a loop out of that which looks at
+    one logit at a time, a fifth of a small student's step; two passes over vectors are quicker.
+    """
+
+    def in_two_passes(logits: jax.Array) -> jax.Array:
+        size = logits.shape[-1]
+        highest = jnp.max(logits, axis=-1, keepdims=True)
+        places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        is_highest = (logits == highest) | jnp.isnan(logits)
+        return jnp.min(jnp.where(is_highest, places, size), axis=-1)
+
+    def in_one(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return jax.lax.platform_dependent(logits, cpu=in_two_passes, default=in_one)
+
+
 def _check_length(max_decode_tokens: int) -> None:
     if max_decode_tokens < 1:
         raise ValueError(f"max_decode_tokens={max_decode_tokens}: expected at least 1")
@@ -150,7 +170,7 @@ def greedy_decode(
             state.position,
             max_decode_tokens,
         )
-        token = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+        token = find_likeliest(logits[:, 0])
         token = jnp.where(state.ended, pad_id, token)
         output = jax.lax.dynamic_update_slice_in_dim(
             state.output, token[:, None], state.position, axis=1

@@ -54,6 +54,21 @@ def test_greedy_by_hand(world):
     assert len(world) == 2  # of 5: the row had ended
 
 
+@pytest.mark.parametrize("size", [1, 7, 384])
+def test_the_likeliest_token_is_argmax_s(size):
+    """Of ties the first; a NaN above all; negative infinity alone; bfloat16, which has ties."""
+    logits = np.random.default_rng(0).normal(size=(64, size)).astype(np.float32)
+    logits[0] = -np.inf
+    logits[1, -1] = np.inf
+    logits[2, size // 2] = np.nan
+    logits[3, size // 3 :] = np.nan
+    logits[4] = 2.0
+    for each in (jnp.asarray(logits), jnp.asarray(logits, jnp.bfloat16)):
+        found = jax.jit(decoding.find_likeliest)(each)
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, jnp.argmax(each, axis=-1))
+
+
 def test_another_start(world):
     # After A the end is the likeliest: 0.40, a mean of ln 0.40 = -0.92 a token.
     tokens = decoding.greedy_decode(MODEL, None, ROW, 5, start_id=A)
