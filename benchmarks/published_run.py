@@ -135,6 +135,9 @@ class Run:
 
 def main() -> None:
     """Trains, answers, saves."""
+    # As XLA does. Gradients of a random student's large logits are mostly denormal numbers, with
+    # which products take torch many times as long; a pretrained student has few.
+    torch.set_flush_denormal(True)
     run = Run(pathlib.Path(sys.argv[1]))
     loss = run.train()
     run.save({"loss": loss, **{name: run.evaluate(name) for name in ("validation", "test")}})
