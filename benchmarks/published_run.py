@@ -1,9 +1,9 @@
 """A whole run as the published code does it, with its libraries and none of ours.
 
-    python benchmarks/published_run.py FOLDER      # `whole_run.py` writes what is read there
+    python benchmarks/published_run.py TEXTS OUTPUT     # `whole_run.py` writes TEXTS
 
-Enters: FOLDER with `settings.json` and {train,validation,test}.jsonl of input, label and rationale.
-Leaves: FOLDER/run/{state.pt,results.json}. Every text is tokenised before the first step, a step
+Enters: TEXTS with `settings.json` and {train,validation,test}.jsonl of input, label and rationale.
+Leaves: OUTPUT/{state.pt,results.json}. Every text is tokenised before the first step, a step
 takes label and rationale of its examples in two passes, each padded to its longest text; after the
 last step the inputs of validation and of the test split are answered greedily, and parameters and
 optimizer are saved, which the published code leaves out.
@@ -45,7 +45,6 @@ class Run:
     """The model, its data and its optimizer."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self._folder = folder
         self._settings: dict[str, Any] = json.loads((folder / "settings.json").read_text())
         self._pieces = sentencepiece.SentencePieceProcessor(self._settings["vocabulary_file"])
         self._splits = {
@@ -124,9 +123,8 @@ class Run:
                     right += self._pieces.decode(kept) == each["text"]
         return right / len(examples)
 
-    def save(self, results: dict[str, float]) -> None:
+    def save(self, folder: pathlib.Path, results: dict[str, float]) -> None:
         """Parameters, the optimizer's state, and what was found."""
-        folder = self._folder / "run"
         folder.mkdir()
         state = {"model": self._model.state_dict(), "optimizer": self._update.state_dict()}
         torch.save(state, folder / "state.pt")
@@ -140,7 +138,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     run = Run(pathlib.Path(sys.argv[1]))
     loss = run.train()
-    run.save({"loss": loss, **{name: run.evaluate(name) for name in ("validation", "test")}})
+    found = {name: run.evaluate(name) for name in ("validation", "test")}
+    run.save(pathlib.Path(sys.argv[2]), {"loss": loss, **found})
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from distill_sbs.data.batches.layout import Batch, Sequence2Sequence
     from distill_sbs.model.config import T5Config
 
-LEARNING_RATE = 1e-4
 LARGEST_DIFFERENCE = 1e-4
 PEER = "peer"
 # Ours: whether the encoder is shared, whether the vocabulary is trimmed.
@@ -145,7 +144,11 @@ class Ours:
         self.config = small_student.make_config(rows, dropout_rate=0.0)
         self._mesh = sharding.make_mesh(1)
         update = optimizer.make_optimizer(
-            OptimizerConfig(learning_rate=LEARNING_RATE, final_learning_rate=LEARNING_RATE), 1000
+            OptimizerConfig(
+                learning_rate=small_student.LEARNING_RATE,
+                final_learning_rate=small_student.LEARNING_RATE,
+            ),
+            1000,
         )
         self._program = program.build_training_program(self.config, update, self._mesh)
         with sharding.rules(self._mesh):
@@ -188,7 +191,7 @@ class Peer:
 
         self._model = torch_student.make_model(config, parameters).train()
         self._update = torch.optim.AdamW(
-            self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0
+            self._model.parameters(), lr=small_student.LEARNING_RATE, weight_decay=0.0
         )
         self._batches = [[collate(part) for part in split(batch)] for batch in batches]
         self._tokens, self._batch_size = tokens, batch_size

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ROWS = 32128
 # Of features that no text of the published data is longer than.
 LENGTHS = {"inputs": 1024, "targets": 256, "task_ids": 256}
+LEARNING_RATE = 1e-4
 
 
 def make_config(rows: int = ROWS, dropout_rate: float = 0.1) -> T5Config:

@@ -30,11 +30,11 @@ from absl import flags
 
 from distill_sbs import constants
 from distill_sbs.cli import terminal
+from distill_sbs.cli.peak_memory import read_peak_mib
 from distill_sbs.errors import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEARNING_RATE = 1e-4
-LENGTHS = {"inputs": 1024, "targets": 256}
+LENGTHS = {name: small_student.LENGTHS[name] for name in ("inputs", "targets")}
 PEER = "published way"
 WATCH_SECONDS = 0.05
 
@@ -43,7 +43,7 @@ def _define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("vocabulary_file", None, "The model.", flag_values=values, required=True)
     flags.DEFINE_string("dataset", "cqa", "What is trained on.", flag_values=values)
     flags.DEFINE_string("teacher", "palm", "Whose rationales.", flag_values=values)
-    flags.DEFINE_string("data_dir", "data", "Of its records.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Of its records.", flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "Sequences a step.", flag_values=values)
     flags.DEFINE_integer("steps", 60, "Of a run.", flag_values=values)
     flags.DEFINE_integer("answers", 256, "Of validation, at most.", flag_values=values)
@@ -76,14 +76,12 @@ def watch(command: Sequence[str], log: pathlib.Path) -> Taken:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-        status_file, most = pathlib.Path(f"/proc/{process.pid}/status"), 0.0
+        most = 0.0
         while True:
             found, status, usage = os.wait4(process.pid, os.WNOHANG)
             if found:
                 break
-            for line in status_file.read_text(encoding="ascii").splitlines():
-                if line.startswith("VmHWM:"):
-                    most = int(line.split()[1]) / 1024
+            most = read_peak_mib(process.pid) or most
             time.sleep(WATCH_SECONDS)
         seconds = time.monotonic() - since
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -95,13 +93,19 @@ def watch(command: Sequence[str], log: pathlib.Path) -> Taken:
 # ---------------------------------- the two ways -------------------------------
 
 
+def find_data(values: flags.FlagValues) -> str:
+    """The folder of prepared records, from wherever it is asked for."""
+    from distill_sbs.data.settings import DataSettings
+
+    return str(pathlib.Path(DataSettings(values.data_dir).folder).absolute())
+
+
 def write_texts(values: flags.FlagValues, folder: pathlib.Path) -> None:
     """What `published_run.py` reads."""
     from distill_sbs.convert.huggingface import settings
     from distill_sbs.data.records import joining
-    from distill_sbs.data.settings import DataSettings
 
-    data_dir = DataSettings(values.data_dir).folder
+    data_dir = find_data(values)
     for split in ("train", "validation", "test"):
         lines = []
         for example in joining.read_examples(data_dir, values.dataset, split, values.teacher):
@@ -120,7 +124,7 @@ def write_texts(values: flags.FlagValues, folder: pathlib.Path) -> None:
         "lengths": LENGTHS,
         "label_prefix": constants.LABEL_PREFIX,
         "rationale_prefix": constants.RATIONALE_PREFIX,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": small_student.LEARNING_RATE,
         "steps": values.steps,
         "batch_size": values.batch_size,
         "answer_tokens": values.answer_tokens,
@@ -133,8 +137,8 @@ def our_command(values: flags.FlagValues, folder: pathlib.Path, shared: bool) ->
     student = dataclasses.asdict(small_student.make_config())
     names = ("emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers")
     macros: dict[str, object] = {
-        "MODEL_DIR": str(folder / "run"),
-        "DATA_DIR": str(pathlib.Path(values.data_dir).absolute()),
+        "MODEL_DIR": str(folder),
+        "DATA_DIR": find_data(values),
         "MIXTURE_OR_TASK_NAME": f"{values.dataset}_dss_{values.teacher}",
         "VOCABULARY_FILE": str(pathlib.Path(values.vocabulary_file).absolute()),
         "INITIAL_CHECKPOINT_PATH": None,
@@ -143,7 +147,7 @@ def our_command(values: flags.FlagValues, folder: pathlib.Path, shared: bool) ->
             name: student[name] for name in (*names, "num_decoder_layers", "vocab_size")
         },
         "TASK_FEATURE_LENGTHS": LENGTHS,
-        "LEARNING_RATE": LEARNING_RATE,
+        "LEARNING_RATE": small_student.LEARNING_RATE,
         "BATCH_SIZE": values.batch_size,
         "TRAIN_STEPS": values.steps,
         "WARMUP_STEPS": 0,
@@ -166,14 +170,15 @@ def compare(values: flags.FlagValues) -> None:
     ways: dict[str, list[Taken]] = {PEER: [], "ours": [], "ours, shared encoder": []}
     with tempfile.TemporaryDirectory(prefix="whole_run_") as made:
         root = pathlib.Path(made)
+        texts = root / "texts"
+        texts.mkdir()
+        write_texts(values, texts)
         for number in range(values.rounds):
             for name, taken in ways.items():
                 folder = root / f"{name} {number}"
-                folder.mkdir()
                 if name == PEER:
-                    write_texts(values, folder)
                     program = str(ROOT / "benchmarks" / "published_run.py")
-                    command = [sys.executable, program, str(folder)]
+                    command = [sys.executable, program, str(texts), str(folder)]
                 else:
                     command = our_command(values, folder, shared="shared" in name)
                 taken.append(watch(command, root / "log"))

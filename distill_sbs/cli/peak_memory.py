@@ -9,7 +9,18 @@ import pathlib
 import resource
 import sys
 
-_STATUS = pathlib.Path("/proc/self/status")
+
+def read_peak_mib(process: int | str) -> float | None:
+    """The peak of a process's resident memory so far, in MiB, by its number or 'self'.
+
+    None where the system does not say: it is not Linux, or the process has ended.
+    """
+    status = pathlib.Path(f"/proc/{process}/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return None
 
 
 def peak_memory_mib() -> float:
@@ -18,9 +29,7 @@ def peak_memory_mib() -> float:
     Linux keeps the largest `ru_maxrss` over `exec`, so a small program that a large one started
     would report its parent's; `VmHWM` of /proc/self/status begins anew (proc(5)).
     """
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
+    if (found := read_peak_mib("self")) is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024

@@ -167,7 +167,7 @@ def build_training_program(
         donate_argnums=0,
     )
     jitted_state = jax.jit(make_state, in_shardings=replicated, out_shardings=shardings)
-    jitted_rest = jax.jit(
+    jitted_around = jax.jit(
         make_state_around,
         in_shardings=replicated,
         out_shardings=shardings.replace(params={}),
@@ -181,5 +181,5 @@ def build_training_program(
         chunk_tokens,
         SeededProgram(jitted_step, seed),
         SeededProgram(jitted_state, seed),
-        SeededProgram(jitted_rest, seed),
+        SeededProgram(jitted_around, seed),
     )
