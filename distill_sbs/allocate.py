@@ -257,7 +257,7 @@ def _allocate(
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
-        params = read_sharded(pretrained, abstract.params, lambda _: None)
+        params = read_sharded(pretrained, abstract.params)
         state = program.make_state_around().replace(params=params)
     else:
         state = program.make_state()

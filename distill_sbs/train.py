@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -203,7 +202,7 @@ def _train(
 
     from distill_sbs.checkpoint import steps
     from distill_sbs.checkpoint.checkpointer import Checkpointer
-    from distill_sbs.cli.progress import show_progress, show_values
+    from distill_sbs.cli.progress import show_progress
     from distill_sbs.convert.mesh_reader import read_sharded
     from distill_sbs.data import registration
     from distill_sbs.data.batches import input_pipeline, layout
@@ -295,9 +294,7 @@ def _train(
     if newest is not None:
         state, progress = checkpointer.restore(newest, abstract)
     elif pretrained is not None:
-        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-        with show_values("reading", values, silent=jax.process_index() > 0) as advance:
-            params = read_sharded(pretrained, abstract.params, advance)
+        params = read_sharded(pretrained, abstract.params)
         state = program.make_state_around().replace(params=params)
         progress = steps.Progress(data.sampler.start())
     else:

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from distill_sbs.cli.progress import show_values
 from distill_sbs.convert.source import Index, ParameterSource
 from distill_sbs.model.parameters import STACKED, Params
 
 _STACKED_PATH = re.compile(rf"(encoder|decoder)/{STACKED}/(.+)")
 
 
-def read_sharded(
-    source: ParameterSource, abstract_params: Params, progress: Callable[[int], None] | None = None
-) -> Params:
-    """The parameters as arrays, every device's shard read by itself.
+def read_sharded(source: ParameterSource, abstract_params: Params) -> Params:
+    """The parameters as arrays, every device's shard read by itself, with a progress bar on the
+    first process.
 
     Args:
       source: checked against the student's configuration.
       abstract_params: a tree of `jax.ShapeDtypeStruct` with shardings, layers stacked or not.
-      progress: called with the values read since the last call.
 
     Returns:
       The tree of `abstract_params` with arrays in the stead of shapes.
@@ -60,12 +58,12 @@ def read_sharded(
         for key, index in parts.items():
             value = read_shard(index)
             pieces += [jax.device_put(value, device) for device in devices[key]]
-        array = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
-        if progress is not None:
-            progress(math.prod(leaf.shape))
-        return array
+        advance(math.prod(leaf.shape))
+        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, pieces)
 
-    params: Params = jax.tree_util.tree_map_with_path(read_array, abstract_params)
+    values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params))
+    with show_values("reading", values, silent=jax.process_index() > 0) as advance:
+        params: Params = jax.tree_util.tree_map_with_path(read_array, abstract_params)
     return params
 
 
