@@ -89,8 +89,9 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     Raises:
       UserError: an unknown mixture, or one that has no pairs where they are asked for, a task file
         that does not run, a vocabulary that is missing or larger than the student's, an
-        INITIAL_CHECKPOINT_PATH that is missing, of no known form or of another student, or is not
-        the expert of the contrast that is trained on, a MODEL_DIR that holds another run.
+        INITIAL_CHECKPOINT_PATH that is missing, of no known form, of another student or of another
+        vocabulary where one is trimmed, or is not the expert of the contrast that is trained on, a
+        MODEL_DIR that holds another run.
     """
     quiet_tensorflow.import_tensorflow()
     from etils import epath
@@ -100,6 +101,7 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     from distill_sbs.convert.content import check_expert
     from distill_sbs.convert.open import open_source
     from distill_sbs.data import registration, settings, vocabulary
+    from distill_sbs.data.sentencepiece_model import TRIMMED_FILE, is_trimmed
 
     chosen = settings.DataSettings.of_run(config)
     settings.use(chosen)
@@ -151,10 +153,17 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
             ) from error
         theirs = pretrained.vocabulary
         if theirs is not None and theirs.get("sha256") != description.vocabulary.get("sha256"):
-            notes.append(
+            other = (
                 f"{config.run.initial_checkpoint_path} comes with another vocabulary than "
-                f"VOCABULARY_FILE={config.data.vocabulary_file!r}; its tokens mean something else"
+                f"VOCABULARY_FILE={config.data.vocabulary_file!r}"
             )
+            if is_trimmed(theirs) or is_trimmed(description.vocabulary):
+                raise UserError(
+                    f"INITIAL_CHECKPOINT_PATH: {other}, and one of them is trimmed: row by row "
+                    "student and vocabulary are one; set VOCABULARY_FILE to the checkpoint's own "
+                    f"(a trimmed one is the {TRIMMED_FILE} that convert wrote beside it)"
+                )
+            notes.append(f"{other}; its tokens mean something else")
     for task in registration.tasks_of(mixture):
         manifest = registration.find_manifest(task)
         if manifest is not None and newest is None:

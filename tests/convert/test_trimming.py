@@ -25,7 +25,7 @@ from distill_sbs.data import sentencepiece_model
 from distill_sbs.errors import UserError
 from distill_sbs.model import losses
 from distill_sbs.model.network import Transformer, output_weights, vocabulary_logits
-from distill_sbs.train import train
+from distill_sbs.train import check_run, train
 
 WHOLE = sentencepiece_model.describe("embedded")
 KEPT = np.array([0, 1, 2, 5, 9, 17, 100, 511], np.int32)
@@ -167,6 +167,44 @@ def test_forms(tmp_path: pathlib.Path) -> None:
             "native",
             vocabulary_file=str(tmp_path / "trimmed" / "vocabulary.json"),
         )
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "run"), [("first", "last"), ("first", "bytes"), ("bytes", "last")]
+)
+def test_a_trimmed_student_does_not_start_with_another_vocabulary(
+    checkpoint: str, run: str, tiny_data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Though all of them have as many rows, so that every shape fits."""
+    rows = 300
+    kept = {"first": np.arange(rows), "last": np.r_[:3, 512 - rows + 3 : 512]}
+    vocabulary_files = {"bytes": "bytes"}
+    student = Memory(vocab_size=rows, **ONE_LAYER)
+    for name, ids in kept.items():
+        trimmed = sentencepiece_model.trim(WHOLE, ids.astype(np.int32))
+        write_native(student, str(tmp_path / name), vocabulary=trimmed)
+        vocabulary_files[name] = str(tmp_path / name / sentencepiece_model.TRIMMED_FILE)
+    of_bytes = sentencepiece_model.describe("bytes")
+    write_native(student, str(tmp_path / "bytes"), vocabulary=of_bytes)
+
+    def check(vocabulary_file: str) -> None:
+        config = TrainConfig.from_options(
+            model_dir=str(tmp_path / "run"),
+            mixture_or_task_name="tiny_dss_gpt",
+            task_feature_lengths={"inputs": 32, "targets": 16, "task_ids": 16},
+            initial_checkpoint_path=str(tmp_path / checkpoint),
+            vocabulary_file=vocabulary_file,
+            data_dir=str(tiny_data),
+            train_steps=2,
+            batch_size=8,
+            student="t5_1_1_tiny",
+            student_overrides={"vocab_size": rows, **ONE_LAYER},
+        )
+        check_run(config)
+
+    with pytest.raises(UserError, match="one of them is trimmed.*set VOCABULARY_FILE"):
+        check(vocabulary_files[run])
+    check(vocabulary_files[checkpoint])
 
 
 @pytest.mark.parametrize(
