@@ -50,6 +50,8 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", "-.", ":")
 LINE_COLOUR = "#555555"
 _LEGEND_ROW = 0.19  # inches
+# Of a label: characters that the narrowest figure is wide, and lines.
+_LEGEND_WIDTH, _LEGEND_LINES = 90, 3
 # Markers on a curve of many points, so that lines are told apart without their colours.
 _MARKERS_ON_A_CURVE = 6
 
@@ -208,7 +210,7 @@ def add_legend(canvas: Canvas, panels: Sequence[Axes], note: str, widest: int = 
 
     Args:
       canvas: grows by as much.
-      panels: whose lines.
+      panels: whose lines; a label is one line's, long or not.
       note: stands above the lines: of how many each point is, and what bands are.
       widest: characters of a label beside which another has room.
     """
@@ -218,13 +220,14 @@ def add_legend(canvas: Canvas, panels: Sequence[Axes], note: str, widest: int = 
             handles.setdefault(label, handle)
     if not handles:
         return
-    columns = 1 if len(handles) == 1 or max(map(len, handles)) > widest else 2
-    rows = -(-len(handles) // columns) + 1
+    labels = [words.wrap(label, _LEGEND_WIDTH, _LEGEND_LINES) for label in handles]
+    columns = 1 if len(labels) == 1 or max(map(len, labels)) > widest else 2
+    lines = sum(label.count("\n") + 1 for label in labels)
     width, height = canvas.get_size_inches()
-    canvas.set_size_inches(width, height + _LEGEND_ROW * rows)
+    canvas.set_size_inches(width, height + _LEGEND_ROW * (1 + -(-lines // columns)))
     canvas.legend(
         list(handles.values()),
-        list(handles),
+        labels,
         loc="outside lower center",
         ncols=columns,
         title=note,

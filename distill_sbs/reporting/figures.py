@@ -105,7 +105,7 @@ class Drawer:
                     color=self._styles[cell.dataset, cell.series].colour,
                     linestyle=":",
                     linewidth=1,
-                    label=f"{words.cut(self._names.name_series(cell.series, dataset))}, 100 %",
+                    label=f"{self._names.name_series(cell.series, dataset)}, 100 %",
                 )
             self._teacher_lines(axes, dataset)
             mark_fractions(axes, [cell.fraction for cell in cells])
@@ -417,14 +417,14 @@ class Drawer:
                 color=LINE_COLOUR,
                 linestyle=dash,
                 linewidth=1.2,
-                label=words.cut(f"few-shot CoT of the teacher ({line.teacher})", 60),
+                label=f"few-shot CoT of the teacher ({line.teacher})",
             )
 
     def _label(
         self, series: Series, dataset: str, own: Iterable[Cell], shown: Iterable[Cell]
     ) -> str:
         """A line's name; n of its own where not all lines of the figure have the same."""
-        label = words.cut(self._names.name_series(series, dataset), 60)
+        label = self._names.name_series(series, dataset)
         of_all = {cell.accuracy.count for cell in shown}
         of_own = sorted({cell.accuracy.count for cell in own})
         if len(of_all) == 1:

@@ -239,7 +239,7 @@ def _make_cells(runs: Sequence[Run], split: str, problems: list[str]) -> tuple[C
     groups: dict[tuple[str, Model | None, Series, float], dict[object, Run]] = {}
     for run in trained:
         setting = ", ".join(
-            f"{macro}={run.settings[macro]}"
+            words.describe_setting(macro, run.settings[macro])
             for macro in sorted(varying[run.dataset])
             if macro in run.settings
         )

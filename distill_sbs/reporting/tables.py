@@ -223,8 +223,8 @@ def _differences_of_differences(findings: Findings, names: Names) -> Table:
         (
             *_NAMING,
             Column("reference", "compared with"),
-            Column("setting", "with"),
-            Column("reference_setting", "minus with"),
+            Column("setting", "setting"),
+            Column("reference_setting", "minus setting"),
             Column("data_fraction", "data", True),
             *_OF_INTERVAL,
         ),

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Iterable
 
 from distill_sbs.cli import terminal
-
-# What is longer is cut where it is drawn, and stands whole in the tables.
-MOST_DRAWN = 44
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +111,26 @@ def join_lines(text: str) -> str:
     return " ".join(show_lines(text).split())
 
 
-def cut(text: str, most: int = MOST_DRAWN) -> str:
+def cut(text: str, most: int) -> str:
     """A text on one line of at most so many characters; of a longer one the end is left out."""
     text = join_lines(text)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def wrap(text: str, width: int, most_lines: int) -> str:
+    """A text in lines of a width; of one that needs too many the middle is left out."""
+    text, most = join_lines(text), width * most_lines
+    if len(text) > most:
+        half = (most - 3) // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+
+
+def describe_setting(macro: str, value: str) -> str:
+    """An option in which runs differ, behind a method's name: 'from runs/a', 'SEED=1'."""
+    if macro == "INITIAL_CHECKPOINT_PATH":
+        return f"from {'random parameters' if value == 'None' else value}"
+    return f"{macro}={value}"
 
 
 # ---------------------------------- numbers ----------------------------------

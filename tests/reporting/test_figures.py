@@ -190,6 +190,30 @@ def test_no_point_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["220 M", "250 M"]
 
 
+@pytest.mark.parametrize(
+    "folder", ["/runs", "/a/folder/of/many/checkpoints/" * 3, "/x" * 400, "/a b\n" * 50]
+)
+def test_a_legend_names_every_line(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """However long and however alike the names begin, and without leaving the picture."""
+    starts = ["None", *(f"{folder}/text_{each}" for each in "abcd")]
+    runs = [
+        dataclasses.replace(
+            make_run("dss", 0.5, fraction=fraction, rate=1.0),
+            folder=f"{start} {fraction}",
+            settings={"INITIAL_CHECKPOINT_PATH": start},
+        )
+        for start in starts
+        for fraction in (0.5, 1.0)
+    ]
+    assert_whole(draw_figures(find(runs, "test"))[0][0])
+    (look,) = draw(monkeypatch, runs).values()
+    texts = [" ".join(label.split()) for label in look.labels]
+    assert len(texts) == len(set(texts)) == len(starts)
+    assert "distilling step-by-step (palm), from random parameters" in texts
+    for each in starts[1:]:
+        assert sum(text.endswith(each[-7:]) for text in texts) == 1
+
+
 def test_a_rate_of_0_has_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make_run("dss", 0.5, rate=rate) for rate in (0.0, 0.1, 0.3, 1.0, 5.0)]
     look = draw(monkeypatch, runs)["rationale_rate_1"]
@@ -218,15 +242,19 @@ def test_the_same_runs_give_the_same_bytes(made: list[Figure]) -> None:
     assert again == made[-1]
 
 
+def assert_whole(figure: Figure) -> None:
+    """Nothing is cut: the picture's edges are white."""
+    with Image.open(io.BytesIO(figure.png)) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[0] > 400 and pixels.shape[1] > 900
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all(), figure.name
+
+
 def test_files_are_whole(made: list[Figure]) -> None:
     for one in made:
-        with Image.open(io.BytesIO(one.png)) as image:
-            assert image.format == "PNG"
-            pixels = np.asarray(image.convert("L"))
-        assert pixels.shape[0] > 400 and pixels.shape[1] > 900
-        # Nothing is cut: the edges are white.
-        for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
-            assert (edge == 255).all(), one.name
+        assert_whole(one)
         assert not re.search(r"\d{4}-\d\d-\d\d", one.svg)
 
 

@@ -184,8 +184,8 @@ def test_differences_of_differences_are_of_the_same_seeds() -> None:
         "test",
     )
     (found,) = findings.differences_of_differences
-    assert found.difference.cell.series.setting == "INITIAL_CHECKPOINT_PATH=/tiny"
-    assert found.reference.reference.series.setting == "INITIAL_CHECKPOINT_PATH=None"
+    assert found.difference.cell.series.setting == "from /tiny"
+    assert found.reference.reference.series.setting == "from random parameters"
     # 0.375 and 0.0 more: standard error 0.1875, and Student's t for one degree is 12.7062.
     assert (found.interval.mean, found.interval.count) == (0.1875, 2)
     assert found.interval.half_width == pytest.approx(12.7062 * 0.1875, rel=1e-4)
@@ -195,8 +195,8 @@ def test_differences_of_differences_are_of_the_same_seeds() -> None:
         "base (220)",
         "distilling step-by-step (palm)",
         "standard finetuning",
-        "INITIAL_CHECKPOINT_PATH=/tiny",
-        "INITIAL_CHECKPOINT_PATH=None",
+        "from /tiny",
+        "from random parameters",
         "100 %",
         "+18.8",
         "-219.5",
