@@ -100,8 +100,8 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
     from distill_sbs.checkpoint.description import check_same_run
     from distill_sbs.convert.content import check_expert
     from distill_sbs.convert.open import open_source
+    from distill_sbs.convert.source import compare_vocabularies
     from distill_sbs.data import registration, settings, vocabulary
-    from distill_sbs.data.sentencepiece_model import TRIMMED_FILE, is_trimmed
 
     chosen = settings.DataSettings.of_run(config)
     settings.use(chosen)
@@ -151,19 +151,9 @@ def check_run(config: TrainConfig, task_files: Sequence[str] = ()) -> CheckedRun
                 f"INITIAL_CHECKPOINT_PATH: {error} (STUDENT={config.student.name!r} with "
                 "STUDENT_OVERRIDES is what it must fit)"
             ) from error
-        theirs = pretrained.vocabulary
-        if theirs is not None and theirs.get("sha256") != description.vocabulary.get("sha256"):
-            other = (
-                f"{config.run.initial_checkpoint_path} comes with another vocabulary than "
-                f"VOCABULARY_FILE={config.data.vocabulary_file!r}"
-            )
-            if is_trimmed(theirs) or is_trimmed(description.vocabulary):
-                raise UserError(
-                    f"INITIAL_CHECKPOINT_PATH: {other}, and one of them is trimmed: row by row "
-                    "student and vocabulary are one; set VOCABULARY_FILE to the checkpoint's own "
-                    f"(a trimmed one is the {TRIMMED_FILE} that convert wrote beside it)"
-                )
-            notes.append(f"{other}; its tokens mean something else")
+        vocabulary_file = config.data.vocabulary_file
+        if note := compare_vocabularies(pretrained, description.vocabulary, vocabulary_file):
+            notes.append(note)
     for task in registration.tasks_of(mixture):
         manifest = registration.find_manifest(task)
         if manifest is not None and newest is None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distill_sbs.checkpoint.description import RunDescription
-from distill_sbs.data.sentencepiece_model import VocabularyDescription, is_trimmed
+from distill_sbs.data.sentencepiece_model import TRIMMED_FILE, VocabularyDescription, is_trimmed
 from distill_sbs.errors import UserError
 from distill_sbs.model.config import T5Config, T5GemmaConfig
 from distill_sbs.model.parameters import list_parameters
@@ -170,3 +170,34 @@ def check_vocabulary(source: ParameterSource, vocabulary: VocabularyDescription)
             f"the vocabulary has {vocabulary['size']} pieces, {source.location} embeds "
             f"{source.config.vocab_size}; is it another model's? --vocabulary_file names it"
         )
+
+
+def compare_vocabularies(
+    source: ParameterSource, vocabulary: VocabularyDescription, vocabulary_file: str
+) -> str | None:
+    """What a run should know whose vocabulary may be another than that of what it starts from.
+
+    Args:
+      source: the checkpoint; it may not say which vocabulary it has.
+      vocabulary: the run's.
+      vocabulary_file: where the run has it from, for messages.
+
+    Returns:
+      A line, or None where they are the same, or where nothing is known.
+
+    Raises:
+      UserError: they are not the same, and one of them is trimmed.
+    """
+    theirs = source.vocabulary
+    if theirs is None or theirs.get("sha256") == vocabulary.get("sha256"):
+        return None
+    other = (
+        f"{source.location} comes with another vocabulary than VOCABULARY_FILE={vocabulary_file!r}"
+    )
+    if is_trimmed(theirs) or is_trimmed(vocabulary):
+        raise UserError(
+            f"INITIAL_CHECKPOINT_PATH: {other}, and one of them is trimmed: row by row student and "
+            "vocabulary are one; set VOCABULARY_FILE to the checkpoint's own (a trimmed one is the "
+            f"{TRIMMED_FILE} that convert wrote beside it)"
+        )
+    return f"{other}; its tokens mean something else"
