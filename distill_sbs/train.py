@@ -338,6 +338,11 @@ def _train(
             return {}
         return answer(explained_task, split, explained[split], params, None)
 
+    def count_answers(split: str, limit: int | None) -> dict[str, float]:
+        """Of how many answers the accuracy is; nothing where the loss of texts is measured."""
+        decodes = bool(evaluated_task.metric_fns)
+        return {"examples": len(splits[split].sequences[:limit])} if decodes else {}
+
     # ---------------------------------- loop ------------------------------------
     first_step = int(state.step)
     checkpoint_period = run.checkpoint_period or evaluation.eval_period
@@ -406,9 +411,11 @@ def _train(
             steps.check_step(steps.step_folder(model_dir, best_step))
             state, _ = checkpointer.restore(best_step, abstract)
         on_test = {**evaluate_on("test", state.params), **explain_on("test", state.params)}
+        on_test |= count_answers("test", None)
     on_validation = progress.values_at(best_step)
     if on_validation is not None:  # where there is a test, the parameters are the best step's
         on_validation |= explain_on("validation", state.params) if on_test else {}
+        on_validation |= count_answers("validation", evaluation.eval_examples)
     checkpointer.close()
     results: RunResults = {
         "mixture": config.data.mixture_or_task_name,

@@ -19,8 +19,8 @@ from distill_sbs.json_lines import JsonValue
 METRICS_FILE = "metrics.jsonl"
 
 
-# Of one split by name: `accuracy` of answers, 0 to 1, or the loss of texts; None where there is
-# nothing to evaluate.
+# Of one split by name: `accuracy` of answers, 0 to 1, and of how many `examples`, or the loss of
+# texts; None where there is nothing to evaluate.
 SplitMetrics: TypeAlias = Mapping[str, float | None]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from distill_sbs.training.train_step import Metrics
 
 # How values of evaluations are told; others have three decimals.
-_FORMS = {"accuracy": ".1%", "unparsed": ".1%", "perplexity": ".2f"}
+_FORMS = {"accuracy": ".1%", "unparsed": ".1%", "perplexity": ".2f", "examples": ",d"}
 
 
 def average(window: Sequence[Metrics]) -> dict[str, float]:

@@ -116,7 +116,7 @@ def test_finetuning_starts_from_a_pretrained_student(
         train_steps=1,
         eval_period=1,
     )
-    assert set(results["test"]) == {"accuracy"}
+    assert set(results["test"]) == {"accuracy", "examples"}
     pairs = zip(read_parameters(folder), read_parameters(tmp_path / "finetuned"), strict=True)
     for one, other in pairs:
         np.testing.assert_array_equal(one, other)

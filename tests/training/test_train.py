@@ -129,10 +129,12 @@ def test_limas_recipe_on_a_selection(tiny_run, tmp_path: pathlib.Path) -> None:
         "final_learning_rate": 1e-3,
         "validation_loss": True,
         "first_best_step": 3,
+        "eval_examples": 5,
     }
     results = tiny_run(**recipe)
     assert results["best_step"] == 4  # of 2 and 4, both of which are never right
-    assert set(results["validation"]) == {"accuracy", "loss", "perplexity"}
+    assert set(results["validation"]) == {"accuracy", "examples", "loss", "perplexity"}
+    assert (results["validation"]["examples"], results["test"]["examples"]) == (5, 8)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["validation_loss"] == results["validation"]["loss"]
     assert json.loads(lines[-1])["learning_rate"] == pytest.approx(1e-2 - 9e-3 * 3 / 4)
