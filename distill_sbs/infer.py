@@ -121,7 +121,7 @@ def answer(
             inputs = [student.tokens(text, task) for text in texts]
             answers = student.choose(inputs, labels, batch_size, advance)
         else:
-            decoder = student.decoder(batch_size, beam_size)
+            decoder = student.decoder(batch_size, beam_size, task)
             outputs = student.decode(texts, task, decoder, advance)
             answers = [student.text(tokens) for tokens in outputs]
     if not is_first:
@@ -131,7 +131,7 @@ def answer(
             file.write(json_lines.set_member(line, "prediction", said) + "\n")
     interrupts.change_message(f"{output} is written")
     terminal.say(f"{len(rows)} {task}s of {student.step_folder} written to {output}")
-    limit = student.description.max_decode_tokens
+    limit = student.description.longest_output(task)
     if outputs and (note := explain_outputs(outputs, answers, limit)):
         terminal.say(f"note: {note}", stderr=True)
 

@@ -84,6 +84,14 @@ class RunDescription:
         """Whether the decoder's start tells a student what to do, and no prefix does."""
         return self.decoder_starts != constants.DECODER_STARTS
 
+    def longest_output(self, task: str) -> int:
+        """Tokens, end token included: MAX_DECODE_TOKENS is a label's; a rationale may be as long as
+        the targets that the student was trained on.
+        """
+        if task == "label":
+            return self.max_decode_tokens
+        return max(self.max_decode_tokens, self.task_feature_lengths.get(constants.TARGETS, 0))
+
     @classmethod
     def of_run(
         cls,

@@ -40,8 +40,8 @@ def explain_outputs(
     if unended and unended >= _SHARE_TOLD * count:
         said = f", and {_how_many(empty, count)} empty" if empty else ""
         return (
-            f"{_how_many(unended, count)} cut off: no end within MAX_DECODE_TOKENS = "
-            f"{max_decode_tokens}{said}; train for longer, or raise MAX_DECODE_TOKENS if it "
+            f"{_how_many(unended, count)} cut off: no end within "
+            f"{max_decode_tokens} tokens{said}; train for longer, or raise MAX_DECODE_TOKENS if it "
             "is too small"
         )
     if empty and empty >= _SHARE_TOLD * count:

@@ -77,9 +77,17 @@ class Student:
             config = dataclasses.replace(config, attention="xla")
         return cls(description, Transformer(config), params, loaded, mesh, str(step_folder))
 
-    def decoder(self, batch_size: int = 128, beam_size: int = 1) -> batch_decoder.Decoder:
-        """A decoder for this student; keep it, for it holds what was compiled."""
-        limit = self.description.max_decode_tokens
+    def decoder(
+        self, batch_size: int = 128, beam_size: int = 1, task: str = "label"
+    ) -> batch_decoder.Decoder:
+        """A decoder for this student; keep it, for it holds what was compiled.
+
+        Args:
+          batch_size: inputs at a time.
+          beam_size: 1 is greedy.
+          task: 'label' or 'rationale', which may be longer.
+        """
+        limit = self.description.longest_output(task)
         return batch_decoder.Decoder(self.model, self.mesh, limit, batch_size, beam_size)
 
     def score(
@@ -191,7 +199,7 @@ class Student:
         Args:
           texts: the inputs.
           task: 'label' or 'rationale'.
-          decoder: from `decoder()`; a new one where none is given.
+          decoder: from `decoder()`, for this task; a new one where none is given.
           advance: told how many more are done.
         """
         return [self.text(output) for output in self.decode(texts, task, decoder, advance)]
@@ -206,7 +214,7 @@ class Student:
         """The tokens [L] of every answer, with the end token where it ended; as `answer`."""
         inputs = [self.tokens(text, task) for text in texts]
         start = self.description.decoder_starts[task]
-        return (decoder or self.decoder())(self.params, inputs, advance, start)
+        return (decoder or self.decoder(task=task))(self.params, inputs, advance, start)
 
     def explain(
         self,

@@ -344,6 +344,19 @@ def test_a_hostile_folder_is_shown_as_it_is(
         assert OBEYED.search(out + error) is None
 
 
+@pytest.mark.slow
+def test_a_rationale_is_not_cut_where_a_label_is(model_dir: pathlib.Path) -> None:
+    """MAX_DECODE_TOKENS is the label's length, 8 here; rationales were up to 16 in training."""
+    from distill_sbs.inference.student import Student
+
+    student = Student.load(str(model_dir))
+    lengths = [len(student.decode(["question 1"], task)[0]) for task in ("label", "rationale")]
+    assert lengths == [8, 16]
+    assert student.description.longest_output("rationale") == 16
+    longer = dataclasses.replace(student.description, max_decode_tokens=20)
+    assert longer.longest_output("label") == longer.longest_output("rationale") == 20
+
+
 END, A = 1, 100
 
 
@@ -355,11 +368,11 @@ END, A = 1, 100
         (
             [[A, A, A], [A, A, A]],
             ["aaa", "aaa"],
-            "all 2 outputs are cut off: no end within MAX_DEC",
+            "all 2 outputs are cut off: no end within 3 tokens",
         ),
         ([[A, A, A], [A, END, 0]], ["aaa", "a"], "1 of 2 outputs are cut off"),
         ([[0, 0, 0]], [""], "the only output is cut off"),
-        ([[0, 0, 0]] * 2, ["", ""], "MAX_DECODE_TOKENS = 3, and all 2 outputs are empty; train"),
+        ([[0, 0, 0]] * 2, ["", ""], "3 tokens, and all 2 outputs are empty; train"),
         (
             [[END, 0, 0]] * 3,
             ["", "", ""],

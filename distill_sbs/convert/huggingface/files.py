@@ -316,7 +316,7 @@ def write_huggingface(
         "eos_token_id": values["eos_token_id"],
         "pad_token_id": values["pad_token_id"],
         # transformers' own default, 20 tokens, cuts rationales.
-        "max_new_tokens": said.max_decode_tokens if said else _OUTPUT_TOKENS,
+        "max_new_tokens": said.longest_output("rationale") if said else _OUTPUT_TOKENS,
     }
     if said and said.shares_encoder:
         generation["decoder_start_token_id"] = said.decoder_starts["label"]
