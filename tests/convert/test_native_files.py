@@ -156,10 +156,10 @@ def test_restores_into_other_layouts(tmp_path: pathlib.Path) -> None:
 
 
 PLACED_ON_EIGHT_DEVICES = """
-    import sys
+    import contextlib, sys
     import jax, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from distill_sbs.convert.mesh_reader import read_sharded
+    from distill_sbs.convert import mesh_reader
     from distill_sbs.convert.native import NativeSource
 
     class Counting(NativeSource):
@@ -179,11 +179,20 @@ PLACED_ON_EIGHT_DEVICES = """
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
     abstract = jax.tree.map(placed, shapes)
-    tree = read_sharded(source, abstract)
+    told, values = [], []
+
+    @contextlib.contextmanager
+    def show_values(what, count, silent):
+        told.append(count)
+        yield values.append
+
+    mesh_reader.show_values = show_values
+    tree = mesh_reader.read_sharded(source, abstract)
     stack = tree["encoder"]["layers"]["mlp"]["wo"]["kernel"]
     assert [shard.data.shape for shard in stack.addressable_shards] == [(2, 12, 16)] * 8
     # Two parts, each of them on four devices and read once.
     assert source.reads == 2, source.reads
+    assert [sum(values)] == told == [sum(leaf.size for leaf in jax.tree.leaves(tree))]
     for layer in range(2):
         expected = NativeSource.read(source, f"encoder/layers_{layer}/mlp/wo/kernel")
         np.testing.assert_array_equal(stack[layer], expected)
